@@ -1,0 +1,173 @@
+"""Step 4 of the cycle: label new hard proofs by consensus, and add them to 𝒟v.
+
+    python autolabel.py --run=runs/proofworld                      # after train.py --phase=selfverify
+    torchrun --nproc-per-node=2 autolabel.py --run=runs/proofworld --autolabel.n=16
+    python autolabel.py --run=runs/proofworld --proofs=mine.jsonl --out=labels.jsonl   # one's own proofs
+
+The generator πθ v2 writes proofs of new hard problems; the verifier πφ v2 writes n critiques of each and
+looks m times at each that reports an issue (nanov2/consensus.py has the rule). Clear labels go to
+autolabel/labels.jsonl and, with the earlier 𝒟v, to autolabel/dv.jsonl; the unclear ones to
+autolabel/unclear.jsonl, for a person to score.
+"""
+
+from nanov2.startup import prepare
+
+if __name__ == "__main__":
+    prepare()
+
+import dataclasses  # noqa: E402
+import time  # noqa: E402
+from collections import Counter  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from nanov2 import evaluate as ev  # noqa: E402
+from nanov2.cli import open_run, script  # noqa: E402
+from nanov2.consensus import assess, consensus, majority, mean_label, single  # noqa: E402
+from nanov2.distributed import derive_seed  # noqa: E402
+from nanov2.logs import print_table  # noqa: E402
+from nanov2.prompts import WorldPrompts, claims_issue, proof_parses  # noqa: E402
+from nanov2.records import ProofRecord, TrajectoryRecord, read_jsonl, write_jsonl  # noqa: E402
+from nanov2.reward_model import meta_judge, verifier_judge  # noqa: E402
+from nanov2.run import Run  # noqa: E402
+from nanov2.tasks import SelfVerifyTask, true_score  # noqa: E402
+
+
+def generator_proofs(run: Run, lap: int, problems: list, n: int, path: Path, source: str) -> list[ProofRecord]:
+    """Unscored proofs by the self-verifying generator: n trajectories a problem, every proof in them once."""
+    model, tokenizer = run.load("selfverify", lap)
+    task = SelfVerifyTask(WorldPrompts(tokenizer), None, max_turns=2 * run.config.eval.rounds)
+    items = [p for p in problems for _ in range(n)]
+    seed = derive_seed(run.config.seed, "autolabel", lap, source)
+
+    def write() -> list[TrajectoryRecord]:
+        limit = run.config.selfverify.max_tokens
+        turns = ev.sample_trajectories(model, task, items, run.config, seed, run.ranks, limit)
+        return ev.trajectory_records(items, turns)
+
+    return distinct_proofs(run.once(path, TrajectoryRecord, write), source)
+
+
+def distinct_proofs(trajectories: list[TrajectoryRecord], source: str) -> list[ProofRecord]:
+    """Every proof of the trajectories that has the form of one, once."""
+    proofs = {}
+    for t in trajectories:
+        for i, (task, text) in enumerate(t.turns):
+            if task == "prove" and proof_parses(text):
+                name = f"{source}/{'draft' if i == 0 else 'revision'}"
+                proofs.setdefault((t.problem, text), ProofRecord(t.problem, text, None, t.kind, name))
+    return list(proofs.values())
+
+
+def label_proofs(run: Run, lap: int, proofs: list[ProofRecord]) -> list[list]:
+    """The n assessed critiques of each proof, split over the ranks."""
+    c = run.config.autolabel
+    model, tokenizer = run.load("verifier2", lap)
+    prompts = WorldPrompts(tokenizer)
+    options = {"temperature": c.temperature, "seed": derive_seed(run.config.seed, "labels", lap)}
+    verifier = verifier_judge(model, prompts, samples=c.n, **options)
+    meta = meta_judge(model, prompts, samples=c.m, **options)
+    mine = run.ranks.mine([(r.problem, r.proof) for r in proofs])
+    return run.ranks.gather(assess(mine, verifier, meta, prompts))
+
+
+def autolabel(run: Run, lap: int) -> None:
+    """Label new hard proofs, merge them into 𝒟v, and measure the labels against the exact expert."""
+    if run.is_done("autolabel", lap):
+        return
+    begin, c, folder = time.time(), run.config, run.folder("autolabel", lap)
+    run.need("selfverify", lap)
+    seen = {p.problem for problems in run.problems.values() for p in problems}
+    new = ev.make_problems(c.seed, f"autolabel lap {lap}", c.world.hard, c.autolabel.problems, seen)
+    proofs = generator_proofs(run, lap, new, c.autolabel.proofs, folder / "trajectories.jsonl", f"lap{lap}")
+    held_out = generator_proofs(
+        run, lap, run.problems["held_out_hard"], 2, folder / "held_out_trajectories.jsonl", f"lap{lap}"
+    )
+    critiques = label_proofs(run, lap, proofs)
+    labels = [consensus(cs, c.autolabel.k) for cs in critiques]
+    clear = [
+        dataclasses.replace(r, score=s, label=f"consensus n={c.autolabel.n} m={c.autolabel.m} k={c.autolabel.k}")
+        for r, s in zip(proofs, labels, strict=True)
+        if s is not None
+    ]
+    unclear = [r for r, s in zip(proofs, labels, strict=True) if s is None]
+    earlier = run.records(*(("autolabel", lap - 1) if lap > 1 else ("coldstart", 1)), "dv.jsonl", ProofRecord)
+    run.write("autolabel", lap, "labels.jsonl", clear)
+    run.write("autolabel", lap, "unclear.jsonl", unclear)
+    run.write("autolabel", lap, "dv.jsonl", merge(earlier, clear))
+    graded = [dataclasses.replace(r, score=true_score(r.problem, r.proof), label="exact") for r in held_out]
+    run.write("autolabel", lap, "held_out_proofs.jsonl", graded)
+
+    after = measure_labels(proofs, labels, critiques)
+    samples = [
+        {
+            "problem": r.problem,
+            "proof": r.proof,
+            "truth": true_score(r.problem, r.proof),
+            "critique": next((x.critique for x in cs if x.issue), cs[0].critique),
+            "label": "unclear" if s is None else s,
+            "note": f"scores {[x.score for x in cs]}, valid issues {sum(x.issue and x.valid for x in cs)}",
+        }
+        for r, s, cs in zip(proofs, labels, critiques, strict=True)
+    ]
+    counts = Counter("unclear" if s is None else s for s in labels)
+    table = {
+        "title": "Labels given",
+        "columns": ["label", "proofs"],
+        "rows": [[str(k), counts[k]] for k in (0.0, 0.5, 1.0, "unclear")],
+    }
+    run.write("autolabel", lap, "eval.json", {"before": {}, "after": after, "curve": []})
+    run.write("autolabel", lap, "samples.jsonl", ev.pick(samples, c.eval.shown))
+    note = f"n = {c.autolabel.n} critiques, m = {c.autolabel.m} meta-assessments, k = {c.autolabel.k}"
+    run.finish("autolabel", lap, time.time() - begin, tables=[table], notes=[note])
+    if run.ranks.main:
+        print_table(f"autolabel, lap {lap}", {}, after)
+
+
+def merge(earlier: list[ProofRecord], new: list[ProofRecord]) -> list[ProofRecord]:
+    """Both, each (problem, proof) once; what was there first stays, so an expert's score is never replaced."""
+    merged = {(r.problem, r.proof): r for r in [*new, *earlier]}
+    order = dict.fromkeys((r.problem, r.proof) for r in [*earlier, *new])
+    return [merged[key] for key in order]
+
+
+def measure_labels(proofs: list[ProofRecord], labels: list, critiques: list[list]) -> ev.Metrics:
+    """Coverage, and agreement with the exact expert, beside one critique, the mean and the majority."""
+    truth = [true_score(r.problem, r.proof) for r in proofs]
+    clusters = [r.problem for r in proofs]
+
+    def agreement(given: list) -> list[float]:
+        return [float("nan") if g is None else float(g == t) for g, t in zip(given, truth, strict=True)]
+
+    columns = {
+        "label_coverage": [float(s is not None) for s in labels],
+        "label_agreement": agreement(labels),
+        "single_critique_agreement": agreement([single(cs) for cs in critiques]),
+        "mean_agreement": agreement([mean_label(cs) for cs in critiques]),
+        "majority_agreement": agreement([majority(cs) for cs in critiques]),
+        "true_score": truth,
+    }
+    return {f"hard/{name}": ev.interval(values, clusters) for name, values in columns.items()}
+
+
+def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
+    """Label the proofs of a JSONL file (problem, proof a line)."""
+    proofs = read_jsonl(source, ProofRecord)
+    critiques = label_proofs(run, lap, proofs)
+    labels = [consensus(cs, run.config.autolabel.k) for cs in critiques]
+    if run.ranks.main:
+        labelled = (dataclasses.replace(r, score=s, label="consensus") for r, s in zip(proofs, labels, strict=True))
+        write_jsonl(out, labelled)
+        unclear = labels.count(None)
+        print(f"{out}: {len(labels) - unclear} proofs labelled, {unclear} unclear (score null)")
+
+
+def main() -> None:
+    args, run = open_run(__doc__, {"proofs": "", "out": "labels.jsonl", "lap": 1})
+    if args.proofs:
+        label_file(run, args.lap, Path(args.proofs), Path(args.out))
+    else:
+        autolabel(run, args.lap)
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,76 @@
+"""Weights and training state on disk: safetensors only, written whole or not at all.
+
+A finished model is a folder: model.safetensors, config.json, tokenizer.json. The state of a phase that is
+under way is one file: weights, optimiser, step and cursor. Nothing here can run code when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from nanov2.errors import InputError
+from nanov2.model import Model, ModelConfig
+from nanov2.records import write_atomically
+from nanov2.tokenizer import Tokenizer
+
+
+def save_model(folder: Path, model: Model, tokenizer: Tokenizer) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.json", json.dumps(model.config.to_dict(), indent=1))
+    write_atomically(folder / "tokenizer.json", tokenizer.backend.to_str(pretty=True))
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    write_atomically(folder / "model.safetensors", save(weights))
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Model, Tokenizer]:
+    """Model and tokenizer of a folder that `save_model` wrote; InputError names what is missing or torn."""
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"no model in {folder}: {name} is missing")
+    try:
+        config = ModelConfig(**json.loads((folder / "config.json").read_text()))
+    except (TypeError, ValueError) as e:
+        raise InputError(f"{folder / 'config.json'}: not a model configuration: {e}") from e
+    model = Model(config)
+    weights, _ = _read(folder / "model.safetensors")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as e:
+        raise InputError(f"{folder / 'model.safetensors'} does not fit config.json: {e}") from e
+    return model.to(device), Tokenizer.load(folder / "tokenizer.json")
+
+
+def save_state(path: Path, model: Model, optimizer: torch.optim.Optimizer, extra: dict) -> None:
+    """Everything that a phase needs to go on: `extra` is JSON (step, cursor, …)."""
+    tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).cpu().contiguous()
+    write_atomically(path, save(tensors, {"extra": json.dumps(extra)}))
+
+
+def load_state(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> dict:
+    """Restore what `save_state` wrote, bitwise; returns `extra`."""
+    tensors, metadata = _read(path)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    saved = optimizer.state_dict()
+    saved["state"] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            saved["state"].setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(saved)
+    return json.loads(metadata["extra"])
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as e:
+        raise InputError(f"cannot read {path}: {e}; delete it, and what it holds is made again") from e

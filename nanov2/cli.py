@@ -1,0 +1,58 @@
+"""What the scripts share: arguments, opening a run, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from nanov2.config import Config, load_config
+from nanov2.distributed import Ranks
+from nanov2.errors import InputError
+from nanov2.run import Run
+from nanov2.startup import set_threads
+
+DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "proofworld.toml"
+
+
+def open_run(description: str, flags: dict, positional: dict | None = None) -> tuple[argparse.Namespace, Run]:
+    """Parse the command line and open the run folder.
+
+    `flags` are name → default; `--config` and `--run` are always there. Whatever else is given as
+    --section.field=value overrides the configuration.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", default=None, help="TOML file (default: configs/proofworld.toml)")
+    parser.add_argument("--run", default=None, help="run folder (default: runs/ and the configuration's name)")
+    for name, options in (positional or {}).items():
+        parser.add_argument(name, **options)
+    for name, default in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=type(default), help=str(default))
+    args, overrides = parser.parse_known_args()
+    stray = [o for o in overrides if not o.startswith("--") or "=" not in o]
+    if stray:
+        raise InputError(f"cannot read argument {stray[0]!r}: write --section.field=value, or see --help")
+    path = Path(args.config) if args.config else DEFAULT_CONFIG
+    folder = Path(args.run) if args.run else Path("runs") / path.stem
+    if not args.config and (folder / "config.json").is_file():  # go on with the settings that the run has
+        path = folder / "config.json"
+    config = load_config(path, overrides)
+    set_threads()
+    return args, Run(folder, config, Ranks())
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a script's main; what a user can mend is one line and exit status 1, not a traceback."""
+    try:
+        main()
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+__all__ = ["Config", "InputError", "open_run", "script"]

@@ -1,0 +1,109 @@
+"""Ranks: how the work is split, and the few collectives that the phases need.
+
+Under torchrun every rank takes every `world`th prompt, and gradients are summed. Alone, everything here
+is the identity. Randomness is drawn from (seed, purpose, index), never from a running generator, so the
+split changes nothing but the order of floating-point sums, and a resumed run draws what it would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from anything that prints the same everywhere (numbers, strings, lists of them)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def derive_rng(*parts: object) -> random.Random:
+    return random.Random(derive_seed(*parts))
+
+
+class Ranks:
+    """This process among the ranks. `device` is a GPU where there is one, else the CPU."""
+
+    def __init__(self):
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(self.device)
+        else:
+            self.device = torch.device("cpu")
+        if self.size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def mine(self, items: list) -> list:
+        """This rank's share of a list: every `size`th, from `rank` on."""
+        return items[self.rank :: self.size]
+
+    def gather(self, mine: list) -> list:
+        """All ranks' shares of a list, back in the order that `mine` took them from."""
+        if self.size == 1:
+            return mine
+        shares: list[list] = [[] for _ in range(self.size)]
+        dist.all_gather_object(shares, mine)
+        out = []
+        for i in range(max(map(len, shares))):
+            out += [share[i] for share in shares if i < len(share)]
+        return out
+
+    def sum(self, sums: dict[str, float]) -> dict[str, float]:
+        """Each value summed over ranks; every rank must pass the same names."""
+        if self.size == 1:
+            return sums
+        names = sorted(sums)
+        values = torch.tensor([float(sums[n]) for n in names], dtype=torch.float64, device=self.device)
+        dist.all_reduce(values)
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Sum gradients over ranks, in one message. Losses carry global denominators, so it is no mean."""
+        if self.size == 1:
+            return
+        params = [p for p in model.parameters() if p.requires_grad]
+        for p in params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.flatten() for p in params])
+        dist.all_reduce(flat)
+        for p, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
+            p.grad.copy_(part.view_as(p))
+
+    def from_main(self, value: object) -> object:
+        """The main rank's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def same_weights(model: nn.Module, ranks: Ranks) -> bool:
+    """Whether all ranks hold bitwise the same weights."""
+    if ranks.size == 1:
+        return True
+    flat: Tensor = torch.cat([p.detach().flatten() for p in model.parameters()]).double()
+    low, high = flat.clone(), flat.clone()
+    dist.all_reduce(low, dist.ReduceOp.MIN)
+    dist.all_reduce(high, dist.ReduceOp.MAX)
+    return bool(torch.equal(low, high))

@@ -1,0 +1,284 @@
+"""Held-out figures: every model measured against the truth, each with its number of items and a 95% interval.
+
+Items are split over the ranks; answers depend only on the item and the seed. Where a problem has several
+samples, the interval is over problems (samples of one problem are not independent).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+from nanov2.config import Config, GRPOConfig
+from nanov2.distributed import Ranks, derive_rng, derive_seed
+from nanov2.expert import WorldExpert
+from nanov2.grpo import Task
+from nanov2.model import Model
+from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score, proof_parses
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, TrajectoryRecord
+from nanov2.reward_model import Judge
+from nanov2.sampler import Sampling, sample
+from nanov2.tasks import SelfVerifyTask, judge_proofs
+from nanov2.world import Difficulty, grade_critique, grade_proof, make_problem, parse_problem
+
+Metrics = dict[str, dict]
+
+
+def interval(values: list[float], clusters: list | None = None) -> dict:
+    """Mean with its 95% interval (normal, over clusters) as {"value", "n", "low", "high"}; NaN is left out."""
+    pairs = [(v, c) for v, c in zip(values, clusters or range(len(values)), strict=True) if v == v]
+    if not pairs:
+        return {"value": 0.0, "n": 0, "low": 0.0, "high": 0.0}
+    mean = sum(v for v, _ in pairs) / len(pairs)
+    residual = defaultdict(float)
+    for v, c in pairs:
+        residual[c] += v - mean
+    k = len(residual)
+    # A sample all of one value says little: keep the interval from shrinking to a point.
+    variance = sum(r * r for r in residual.values()) * k / max(k - 1, 1) / len(pairs) ** 2
+    half = max(1.96 * math.sqrt(variance), 1.5 / (len(pairs) + 3))
+    return {
+        "value": round(mean, 4),
+        "n": len(pairs),
+        "low": round(mean - half, 4),
+        "high": round(mean + half, 4),
+    }
+
+
+def make_problems(seed: int, purpose: str, difficulty: Difficulty, n: int, avoid: set[str]) -> list[ProblemRecord]:
+    """n distinct problems drawn by (seed, purpose, i); none of `avoid`, which grows by them."""
+    records, i = [], 0
+    while len(records) < n:
+        problem = make_problem(derive_rng(seed, purpose, i), difficulty)
+        i += 1
+        if problem.text not in avoid:
+            avoid.add(problem.text)
+            records.append(ProblemRecord(problem.text, problem.kind))
+    return records
+
+
+def problem_sets(config: Config) -> dict[str, list[ProblemRecord]]:
+    """All sets of problems, disjoint: held-out and validation first, then what is trained on."""
+    seen: set[str] = set()
+    w = config.world
+    sizes = {
+        "held_out": (w.labelled, w.held_out),
+        "held_out_hard": (w.hard, w.held_out),
+        "validation": (w.labelled, w.validation),
+        "validation_hard": (w.hard, w.validation),
+        "train": (w.labelled, w.problems),
+        "train_hard": (w.hard, w.hard_problems),
+    }
+    return {name: make_problems(config.seed, name, d, n, seen) for name, (d, n) in sizes.items()}
+
+
+def sampling(config: Config, phase: GRPOConfig) -> Sampling:
+    """How held-out answers are sampled: the evaluation's temperature, the phase's limit."""
+    return Sampling(config.eval.temperature, phase.max_tokens)
+
+
+def grade_critiques(records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+    """Held-out critiques with the exact expert's quality."""
+    return WorldExpert().score_critiques(records)
+
+
+def sample_answers(
+    model: Model, prompts: WorldPrompts, questions: list[list[int]], how: Sampling, seed: int, ranks: Ranks
+) -> list[str | None]:
+    """One answer to each prompt, in order, on every rank; None where cut off."""
+    mine = ranks.mine(list(enumerate(questions)))
+    seeds = [derive_seed(seed, i) for i, _ in mine]
+    rollouts = sample(model, prompts.tokenizer, [q for _, q in mine], 1, how, seeds)
+    return ranks.gather([prompts.answer(r) for r in rollouts])
+
+
+def eval_verifier(
+    model: Model, prompts: WorldPrompts, proofs: list[ProofRecord], config: Config, ranks: Ranks, name: str
+) -> tuple[Metrics, list[dict]]:
+    """Critiques of proofs whose truth is known. Returns metrics "<name>/…" and samples for the report."""
+    how = sampling(config, config.verifier)
+    questions = [prompts.verify(r.problem, r.proof) for r in proofs]
+    answers = sample_answers(model, prompts, questions, how, derive_seed("eval verifier", config.seed), ranks)
+    columns, samples = defaultdict(list), []
+    for record, answer in zip(proofs, answers, strict=True):
+        claim = claimed_score(answer)
+        grade = grade_critique(parse_problem(record.problem), record.proof, answer or "")
+        columns["score_accuracy"].append(float(claim == record.score))
+        columns["score_error"].append(math.nan if claim is None else abs(claim - record.score))
+        columns["critique_quality"].append(grade.quality)
+        columns["critique_exact"].append(float(grade.quality == 1))
+        columns["invented_issue_rate"].append(float(grade.invented > 0))
+        columns["missed_issue_rate"].append(float(grade.missed > 0))
+        columns["unparsed_rate"].append(float(claim is None))
+        samples.append(
+            {
+                "problem": record.problem,
+                "kind": record.kind,
+                "proof": record.proof,
+                "truth": record.score,
+                "critique": answer or "(cut off)",
+                "score": claim,
+                "marks": list(grade.marks),
+                "invented": grade.invented,
+                "quality": grade.quality,
+            }
+        )
+    clusters = [r.problem for r in proofs]
+    return {f"{name}/{k}": interval(v, clusters) for k, v in columns.items()}, samples
+
+
+def eval_meta(
+    model: Model, prompts: WorldPrompts, critiques: list[CritiqueRecord], config: Config, ranks: Ranks, name: str
+) -> tuple[Metrics, list[dict]]:
+    """Meta-critiques of critiques whose quality is known."""
+    how = sampling(config, config.meta)
+    questions = [prompts.meta(r.problem, r.proof, r.critique) for r in critiques]
+    answers = sample_answers(model, prompts, questions, how, derive_seed("eval meta", config.seed), ranks)
+    claims = [claimed_quality(a) for a in answers]
+    right = [float(c == r.quality) for c, r in zip(claims, critiques, strict=True)]
+    by_level = {q: [x for x, r in zip(right, critiques, strict=True) if r.quality == q] for q in (0.0, 0.5, 1.0)}
+    recalls = [sum(v) / len(v) for v in by_level.values() if v]
+    clusters = [r.problem for r in critiques]
+    metrics = {
+        f"{name}/meta_accuracy": interval(right, clusters),
+        f"{name}/meta_balanced_accuracy": interval(recalls) | {"n": len(right)},
+        f"{name}/meta_unparsed_rate": interval([float(c is None) for c in claims], clusters),
+    }
+    samples = [
+        {
+            "problem": r.problem,
+            "proof": r.proof,
+            "truth": r.score,
+            "critique": r.critique,
+            "quality": r.quality,
+            "marks": list(grade_critique(parse_problem(r.problem), r.proof, r.critique).marks),
+            "invented": grade_critique(parse_problem(r.problem), r.proof, r.critique).invented,
+            "meta": a or "(cut off)",
+            "meta_quality": c,
+        }
+        for r, a, c in zip(critiques, answers, claims, strict=True)
+    ]
+    return metrics, samples
+
+
+def eval_generator(
+    model: Model,
+    prompts: WorldPrompts,
+    problems: list[ProblemRecord],
+    config: Config,
+    ranks: Ranks,
+    name: str,
+    verifier: Judge | None = None,
+    samples: int | None = None,
+) -> tuple[Metrics, list[dict]]:
+    """Proofs sampled once, without revision: true score, and the verifier's reward beside it."""
+    n = samples or config.eval.samples
+    items = [p for p in problems for _ in range(n)]
+    how = sampling(config, config.generator)
+    seed = derive_seed("eval generator", config.seed)
+    proofs = sample_answers(model, prompts, [prompts.prove(p.problem) for p in items], how, seed, ranks)
+    truth = [grade_proof(parse_problem(i.problem), p or "") for i, p in zip(items, proofs, strict=True)]
+    clusters = [i.problem for i in items]
+    columns = {
+        "true_score": truth,
+        "full_proof_rate": [float(t == 1) for t in truth],
+        "proof_format_rate": [float(proof_parses(p)) for p in proofs],
+    }
+    scores = [None] * len(items)
+    if verifier:
+        mine = ranks.mine(list(zip(items, proofs, strict=True)))
+        scores = ranks.gather(judge_proofs(verifier, prompts, [i for i, _ in mine], [p for _, p in mine]))
+        columns["verifier_reward"] = scores
+        columns["hacking_gap"] = [s - t for s, t in zip(scores, truth, strict=True)]
+    shown = [
+        {"problem": i.problem, "kind": i.kind, "proof": p or "(cut off)", "truth": t, "reward": s}
+        for i, p, t, s in zip(items[::n], proofs[::n], truth[::n], scores[::n], strict=True)
+    ]
+    return {f"{name}/{k}": interval(v, clusters) for k, v in columns.items()}, shown
+
+
+def sample_trajectories(
+    model: Model, task: Task, items: list, config: Config, seed: int, ranks: Ranks, max_tokens: int
+) -> list[list[tuple[str, str]]]:
+    """One trajectory for each item, in order, on every rank, as turns of (task, text)."""
+    mine = ranks.mine(list(enumerate(items)))
+    rollouts = sample(
+        model,
+        task.prompts.tokenizer,
+        [task.prompt(item) for _, item in mine],
+        1,
+        Sampling(config.eval.temperature, max_tokens),
+        [derive_seed(seed, i) for i, _ in mine],
+        task.next_turn,
+        task.max_turns,
+    )
+    names = ("prove", "verify")
+    return ranks.gather(
+        [
+            [(names[t % 2], task.prompts.answer(r, t) or "(cut off)") for t in range(len(r.turns))]
+            for r in rollouts
+        ]
+    )
+
+
+def eval_selfverify(
+    model: Model,
+    prompts: WorldPrompts,
+    problems: list[ProblemRecord],
+    config: Config,
+    ranks: Ranks,
+    name: str,
+    samples: int | None = None,
+) -> tuple[Metrics, list[dict]]:
+    """Draft → critique → revision until no issue is found, at most `eval.rounds` proofs."""
+    n = samples or config.eval.samples
+    items = [p for p in problems for _ in range(n)]
+    task = SelfVerifyTask(prompts, None, max_turns=2 * config.eval.rounds)
+    seed = derive_seed("eval selfverify", config.seed)
+    turns = sample_trajectories(model, task, items, config, seed, ranks, config.selfverify.max_tokens)
+    columns, shown = defaultdict(list), []
+    for j, (item, trajectory) in enumerate(zip(items, turns, strict=True)):
+        problem = parse_problem(item.problem)
+        proofs = [text for task_name, text in trajectory if task_name == "prove"]
+        critiques = [text for task_name, text in trajectory if task_name == "verify"]
+        truths = [grade_proof(problem, p) for p in proofs]
+        claim = claimed_score(critiques[-1]) if len(critiques) == len(proofs) else None
+        columns["draft_true_score"].append(truths[0])
+        columns["final_true_score"].append(truths[-1])
+        columns["revision_gain"].append(truths[-1] - truths[0])
+        columns["final_full_proof_rate"].append(float(truths[-1] == 1))
+        columns["rounds"].append(float(len(proofs)))
+        columns["self_score_error"].append(math.nan if claim is None else abs(claim - truths[-1]))
+        columns["self_score_mean"].append(math.nan if claim is None else claim)
+        if j % n == 0:
+            shown.append(
+                {
+                    "problem": item.problem,
+                    "kind": item.kind,
+                    "turns": trajectory,
+                    "turn_truth": [truths[i // 2] if i % 2 == 0 else None for i in range(len(trajectory))],
+                }
+            )
+    clusters = [i.problem for i in items]
+    return {f"{name}/{k}": interval(v, clusters) for k, v in columns.items()}, shown
+
+
+def trajectory_records(items: list[ProblemRecord], turns: list) -> list[TrajectoryRecord]:
+    return [
+        TrajectoryRecord(i.problem, tuple(t), kind=i.kind) for i, t in zip(items, turns, strict=True)
+    ]
+
+
+def pick(samples: list[dict], n: int) -> list[dict]:
+    """n samples for the report, spread evenly: by truth first, so that right and wrong ones are seen."""
+    by_truth = defaultdict(list)
+    for s in samples:
+        by_truth[str(s.get("truth", (s.get("turn_truth") or [None])[-1]))].append(s)
+    out, queues = [], [by_truth[k] for k in sorted(by_truth)]
+    i = 0
+    while len(out) < min(n, len(samples)):
+        queue = queues[i % len(queues)]
+        if i // len(queues) < len(queue):
+            out.append(queue[i // len(queues)])
+        i += 1
+    return out

@@ -1,0 +1,271 @@
+"""A Llama-style decoder, written to be read.
+
+RMSNorm → grouped-query attention with rotary positions → RMSNorm → SwiGLU, residual around each.
+`forward` returns hidden states, not logits: log-probs come from `kernels.linear_logprob`, which never
+needs the full [tokens, vocabulary] matrix.
+
+Two ways in, one set of weights:
+- `model(layout)` for training: packs in which many completions share one prompt (see `Layout`);
+- `model.step(ids, cache)` for sampling: a few new tokens of each row, keys and values kept in a `Cache`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model; `vocab_size` is set from the tokenizer."""
+
+    vocab_size: int = 0
+    dim: int = 128  # width of the residual stream
+    n_layers: int = 4  # blocks
+    n_heads: int = 4  # query heads
+    n_kv_heads: int = 4  # key-value heads; must divide n_heads
+    ffn_dim: int = 352  # hidden width of SwiGLU
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    norm_eps: float = 1e-5  # epsilon of RMSNorm
+    tie_embeddings: bool = False  # output weights are the input embeddings
+    embed_conv: int = 3  # how many preceding tokens are mixed into each embedding; 0 = plain Llama
+
+    def __post_init__(self):
+        if self.dim % self.n_heads or self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"model: dim {self.dim} must be a multiple of n_heads {self.n_heads}, "
+                f"and n_heads of n_kv_heads {self.n_kv_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass
+class Layout:
+    """Packs of tokens: in each row of the batch a prompt, then completions that all continue it.
+
+    A completion sees its prompt and itself, not its siblings, so a prompt is computed once for its
+    whole group and every gradient equals that of separate rows. `previous` points at each token's
+    predecessor in *its own* sequence (−1: none), which for the first token of every completion is the
+    last of the prompt.
+    """
+
+    ids: Tensor  # [B, L] int64
+    positions: Tensor  # [B, L] int64, position within its own sequence
+    segments: Tensor  # [B, L] int64: 0 prompt, 1… completions, −1 padding
+    previous: Tensor  # [B, L] int64
+
+    def mask(self) -> Tensor:
+        """[B, 1, L, L] bool: which key (last) each query may see. Padding sees itself, so no row is empty."""
+        seg = self.segments
+        own = seg[:, :, None] == seg[:, None, :]
+        shared = (seg == 0)[:, None, :] & (seg >= 0)[:, :, None]
+        causal = torch.ones(seg.shape[1], seg.shape[1], dtype=torch.bool, device=seg.device).tril()
+        return ((own | shared) & causal)[:, None]
+
+    def history(self, n: int) -> Tensor:
+        """[n, B, L] ids of the 1st … nth predecessor of each token; −1 where there is none."""
+        out, pointer = [], self.previous
+        for _ in range(n):
+            before = pointer.clamp(min=0)
+            out.append(torch.where(pointer >= 0, self.ids.gather(1, before), -1))
+            pointer = torch.where(pointer >= 0, self.previous.gather(1, before), -1)
+        return torch.stack(out)
+
+
+class Cache:
+    """Keys and values of rows that grow in step, preallocated: [layers, 2, B, n_kv_heads, capacity, head_dim].
+
+    Rows are aligned at their ends (left-padded): `start[b]` is the first slot of row b, `length` the
+    number of slots in use in every row. `keep` drops finished rows.
+    """
+
+    def __init__(self, config: ModelConfig, start: Tensor, capacity: int, dtype: torch.dtype):
+        shape = (config.n_layers, 2, len(start), config.n_kv_heads, capacity, config.head_dim)
+        self.kv = torch.zeros(shape, dtype=dtype, device=start.device)
+        self.start, self.length = start, 0
+        self.recent = torch.full((len(start), config.embed_conv), -1, device=start.device)
+
+    def repeat(self, n: int, capacity: int) -> Cache:
+        """Each row n times over, with room for `capacity` slots: a prompt's cache for its whole group."""
+        new = object.__new__(Cache)
+        layers, two, rows, heads, _, head_dim = self.kv.shape
+        new.kv = self.kv.new_empty(layers, two, rows * n, heads, capacity, head_dim)
+        used = self.kv[:, :, :, :, : self.length]
+        new.kv[:, :, :, :, : self.length] = used.repeat_interleave(n, dim=2)
+        new.start, new.length = self.start.repeat_interleave(n), self.length
+        new.recent = self.recent.repeat_interleave(n, dim=0)
+        return new
+
+    def keep(self, rows: Tensor) -> None:
+        self.kv = self.kv[:, :, rows]
+        self.start, self.recent = self.start[rows], self.recent[rows]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, L, head_dim] for positions [B, L], in the half-split order of Llama checkpoints."""
+    half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[:, None, :, None].float() * config.rope_theta ** (-half / config.head_dim)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [B, H, L, head_dim] by its positions."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [B, H, L, head_dim]; grouped key-value heads are repeated by the kernel."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        kv_dim = config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, kv: Tensor | None, at: int):
+        B, L, _ = x.shape
+        q, k, v = (
+            proj(x).view(B, L, -1, self.config.head_dim).transpose(1, 2)  # [B, heads, L, head_dim]
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if kv is not None:  # kv [2, B, n_kv_heads, capacity, head_dim]: write the new slots, read all
+            kv[0, :, :, at : at + L], kv[1, :, :, at : at + L] = k, v
+            k, v = kv[:, :, :, : at + L]
+        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).reshape(B, L, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope, mask: Tensor | None, kv: Tensor | None = None, at: int = 0) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, kv, at)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Model(nn.Module):
+    """The decoder. `output_weight` [V, D] is what `kernels.linear_logprob` multiplies hidden states with."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        if config.embed_conv:
+            self.embed_conv = nn.Parameter(torch.empty(config.embed_conv, config.dim))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def init_weights(self, generator: torch.Generator) -> Model:
+        """Normal at 1/√width; projections back into the residual stream scaled down by √(2·layers)."""
+        for name, p in self.named_parameters():
+            if p.ndim == 1:
+                nn.init.ones_(p)
+            elif name == "embed_conv":  # strong from the start: looking a fact up rests on it
+                nn.init.normal_(p, std=0.3, generator=generator)
+            else:
+                std = p.shape[1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    std /= math.sqrt(2 * self.config.n_layers)
+                nn.init.normal_(p, std=std, generator=generator)
+        return self
+
+    def embed(self, ids: Tensor, history: Tensor | None) -> Tensor:
+        """Embeddings [B, L, D]; with `embed_conv`, plus per-channel multiples of those of preceding tokens.
+
+        This short causal convolution lets one token stand for `a < b` as a whole. Without it a small
+        decoder needs thousands of steps to find that out, and learns nothing else until then.
+        """
+        x = self.embed_tokens(ids)
+        for i in range(self.config.embed_conv):
+            before = self.embed_tokens(history[i].clamp(min=0)) * (history[i] >= 0)[..., None]
+            x = x + before * self.embed_conv[i]
+        return x
+
+    def forward(self, layout: Layout) -> Tensor:
+        """Hidden states [B, L, D] of packs; prompts are computed once and shared by their completions."""
+        history = layout.history(self.config.embed_conv) if self.config.embed_conv else None
+        x = self.embed(layout.ids, history)
+        rope, mask = rotary(layout.positions, self.config), layout.mask()
+        for layer in self.layers:
+            x = layer(x, rope, mask)
+        return self.norm(x)
+
+    def step(self, ids: Tensor, cache: Cache) -> Tensor:
+        """Hidden states [B, D] of the last of the new tokens [B, L], which are added to the cache.
+
+        Slots before `cache.start` are padding: they are computed, and never seen.
+        """
+        B, L = ids.shape
+        at, slots = cache.length, torch.arange(cache.length + L, device=ids.device)
+        positions = (slots[at:] - cache.start[:, None]).clamp(min=0)  # [B, L]
+        seen = slots[None, None, :] >= cache.start[:, None, None]  # [B, 1, slots]
+        if L > 1:  # causal among the new; padding sees itself, so that no softmax is empty
+            here = slots[at:, None]
+            seen = (seen & (slots <= here)) | (slots == here)
+        else:
+            seen = seen | (slots == at)
+        history = None
+        if n := self.config.embed_conv:
+            line = torch.cat([cache.recent, ids], dim=1)  # oldest first
+            line[:, n:][slots[at:] < cache.start[:, None]] = -1
+            history = torch.stack([line[:, n - i : n - i + L] for i in range(1, n + 1)])
+            cache.recent = line[:, -n:]
+        x = self.embed(ids, history)
+        rope = rotary(positions, self.config)
+        for layer, kv in zip(self.layers, cache.kv, strict=True):
+            x = layer(x, rope, seen[:, None], kv, at)
+        cache.length += L
+        return self.norm(x[:, -1])
+
+    @property
+    def n_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,67 @@
+"""How records become token ids, and answers become scores: rubrics and formats in one place.
+
+In the embedded world a prompt is the sequence so far and the control token of the task:
+
+    prove    <bos> X <prove>
+    verify   <bos> X <prove> Y <end> <verify>
+    meta     <bos> X <prove> Y <end> <verify> V <end> <meta>
+
+so a proof, its critique and the critique's critique are one growing sequence, and a self-verification
+trajectory is the same sequence with further turns. The rubrics 𝓘v and 𝓘mv (`world.rubric`,
+`world.grade_critique`) are learnt from demonstrations, not read.
+"""
+
+from __future__ import annotations
+
+from nanov2.sampler import Rollout
+from nanov2.tokenizer import Tokenizer
+from nanov2.world import parse_critique, parse_meta, parse_proof
+
+
+class WorldPrompts:
+    """Prompts and parsers of the embedded world."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def prove(self, problem: str) -> list[int]:
+        t = self.tokenizer
+        return [t.bos, *t.encode(problem), t.task["prove"]]
+
+    def verify(self, problem: str, proof: str) -> list[int]:
+        t = self.tokenizer
+        return [*self.prove(problem), *t.encode(proof), t.end, t.task["verify"]]
+
+    def meta(self, problem: str, proof: str, critique: str) -> list[int]:
+        t = self.tokenizer
+        return [*self.verify(problem, proof), *t.encode(critique), t.end, t.task["meta"]]
+
+    def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
+        """A turn's text, or None where it was cut off or holds a control token: no answer at all."""
+        ids = rollout.turns[turn]
+        last = turn in (-1, len(rollout.turns) - 1)
+        if (rollout.cut and last) or not self.tokenizer.control.isdisjoint(ids):
+            return None
+        return self.tokenizer.decode(ids)
+
+
+def proof_parses(text: str | None) -> bool:
+    return text is not None and parse_proof(text) is not None
+
+
+def claimed_score(critique: str | None) -> float | None:
+    """s' of a verifier's answer, or None where it does not have the form."""
+    parsed = parse_critique(critique) if critique is not None else None
+    return None if parsed is None else parsed.score
+
+
+def claimed_quality(meta: str | None) -> float | None:
+    """The quality in a meta-verifier's answer, or None where it does not have the form."""
+    parsed = parse_meta(meta) if meta is not None else None
+    return None if parsed is None else parsed.quality
+
+
+def claims_issue(critique: str) -> bool:
+    """Whether a critique reports an issue: any finding against the proof, or a score below 1."""
+    parsed = parse_critique(critique)
+    return parsed is not None and (parsed.issues > 0 or parsed.score < 1)

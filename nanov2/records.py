@@ -1,0 +1,142 @@
+"""What the data sets hold, as JSON lines that a person can read and edit.
+
+𝒟p problems (X), 𝒟v graded proofs (X, Y, s), 𝒟mv graded critiques (X, Y, V, ms). Files are written whole
+to a temporary name and renamed, so that a kill or a full disk leaves the old file, never half a new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from nanov2.errors import InputError
+
+LEVELS = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class ProblemRecord:
+    """One line of 𝒟p."""
+
+    problem: str  # X
+    kind: str = ""  # the problem's type, for drawing diverse subsets
+
+
+@dataclass(frozen=True)
+class ProofRecord:
+    """One line of 𝒟v; `score` is None while it waits for an expert."""
+
+    problem: str  # X
+    proof: str  # Y
+    score: float | None = None  # s ∈ {0, 0.5, 1}
+    kind: str = ""
+    source: str = ""  # who wrote the proof: "coldstart/draft", "autolabel/lap1", …
+    label: str = ""  # who scored it: "expert", "consensus 8/8", …
+
+
+@dataclass(frozen=True)
+class CritiqueRecord:
+    """One line of 𝒟mv; `quality` is None while it waits for an expert."""
+
+    problem: str  # X
+    proof: str  # Y
+    critique: str  # V
+    quality: float | None = None  # ms ∈ {0, 0.5, 1}
+    score: float | None = None  # s of the proof, where known
+    source: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class TrajectoryRecord:
+    """A proof with its author's own critiques and revisions: draft, critique, revision, …, final."""
+
+    problem: str
+    turns: tuple[tuple[str, str], ...]  # (task, text)
+    reward: float | None = None
+    kind: str = ""
+
+
+Record = TypeVar("Record", ProblemRecord, ProofRecord, CritiqueRecord, TrajectoryRecord)
+
+
+def write_atomically(path: str | Path, data: str | bytes) -> None:
+    """Write a whole file so that it is either the old one or the new one, whatever happens."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data.encode("utf-8") if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path}: {e.strerror}; free space or fix permissions and run again: "
+            "what was finished before is kept"
+        ) from e
+
+
+def write_jsonl(path: str | Path, records: Iterable) -> None:
+    """Write dataclasses or dicts, one JSON object a line."""
+    rows = (dataclasses.asdict(r) if dataclasses.is_dataclass(r) else r for r in records)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | Path, kind: type[Record]) -> list[Record]:
+    """Records of a JSONL file.
+
+    Raises InputError naming file, line and field where a line is not a JSON object, lacks a field, has a
+    field too many, or has one of the wrong type; scores must be 0, 0.5, 1 or null.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"cannot read {path}: {e}") from e
+    return [parse_record(line, kind, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def parse_record(line: str, kind: type[Record], where: str) -> Record:
+    """One record from its line; `where` (file:line) heads the error."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise InputError(f"{where}: not valid JSON ({e}); mend or delete the line") from e
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := row.keys() - fields.keys():
+        raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r}; known: {', '.join(fields)}")
+    required = {f.name for f in fields.values() if f.default is dataclasses.MISSING}
+    if missing := required - row.keys():
+        raise InputError(f"{where}: field {sorted(missing)[0]!r} is missing")
+    for name, value in row.items():
+        _check(name, value, where)
+    if "turns" in row:
+        row["turns"] = tuple((task, text) for task, text in row["turns"])
+    return kind(**row)
+
+
+def _check(name: str, value: object, where: str) -> None:
+    if name in ("score", "quality"):
+        if value is not None and (isinstance(value, bool) or value not in LEVELS):
+            raise InputError(f"{where}: {name} must be 0, 0.5, 1 or null, found {value!r}")
+    elif name == "reward":
+        if value is not None and not isinstance(value, (int, float)):
+            raise InputError(f"{where}: reward must be a number or null, found {value!r}")
+    elif name == "turns":
+        pairs = isinstance(value, list) and all(
+            isinstance(t, list) and len(t) == 2 and all(isinstance(x, str) for x in t) for t in value
+        )
+        if not pairs:
+            raise InputError(f"{where}: turns must be a list of [task, text]")
+    elif not isinstance(value, str):
+        raise InputError(f"{where}: {name} must be text, found {value!r}")

@@ -1,0 +1,78 @@
+"""Frozen judges: a verifier or a meta-verifier that is sampled, parsed and averaged.
+
+A judge's answers are drawn from seeds made of the question's own ids, so they depend neither on the
+batch nor on the rank, and answers to the same question are kept. An answer that does not parse or is cut
+off counts as such; where no sample parses, the judgement's score is NaN, never 0 (C11).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nanov2.distributed import derive_seed
+from nanov2.model import Model
+from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score
+from nanov2.sampler import Sampling, sample
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge said of one item."""
+
+    score: float  # mean of the parsed scores; NaN if none parsed
+    answers: tuple[str | None, ...]  # texts; None: cut off or unreadable
+    scores: tuple[float | None, ...]  # None: the answer has no score of the required form
+
+    @property
+    def unparsed(self) -> int:
+        return self.scores.count(None)
+
+
+class Judge:
+    """A frozen model as a reward model; `read` takes a score from an answer's text."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: WorldPrompts,
+        read: Callable[[str | None], float | None],
+        samples: int = 1,
+        temperature: float = 1.0,
+        max_tokens: int = 64,
+        seed: int = 0,
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.prompts, self.read, self.samples, self.seed = prompts, read, samples, seed
+        self.sampling = Sampling(temperature, max_tokens)
+        self.known: dict[tuple[int, ...], Judgement] = {}
+        self.asked = self.unparsed = 0
+
+    def ask(self, questions: list[list[int]]) -> list[Judgement]:
+        """One judgement for each prompt (ids ending in the task's control token)."""
+        keys = [tuple(q) for q in questions]
+        new = [k for k in dict.fromkeys(keys) if k not in self.known]
+        seeds = [derive_seed(self.seed, list(k)) for k in new]
+        rollouts = sample(
+            self.model, self.prompts.tokenizer, [list(k) for k in new], self.samples, self.sampling, seeds
+        )
+        for i, key in enumerate(new):
+            rows = rollouts[i * self.samples : (i + 1) * self.samples]
+            answers = tuple(self.prompts.answer(r) for r in rows)
+            scores = tuple(self.read(a) for a in answers)
+            good = [s for s in scores if s is not None]
+            self.known[key] = Judgement(sum(good) / len(good) if good else math.nan, answers, scores)
+            self.asked += len(rows)
+            self.unparsed += len(rows) - len(good)
+        return [self.known[k] for k in keys]
+
+
+def verifier_judge(model: Model, prompts: WorldPrompts, **options) -> Judge:
+    """πφ as a judge of proofs: answers are critiques, scores are s'."""
+    return Judge(model, prompts, claimed_score, **options)
+
+
+def meta_judge(model: Model, prompts: WorldPrompts, **options) -> Judge:
+    """πη as a judge of critiques: answers are meta-critiques, scores are R_meta."""
+    return Judge(model, prompts, claimed_quality, **options)

@@ -1,0 +1,161 @@
+"""What each GRPO phase trains on: items, prompts, and the reward of section 2 of the paper.
+
+The expert's truth appears here only as data (s, ms) that the records carry, and, marked `truth`, in
+figures for the curves. No reward of the generator looks at it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from nanov2.grpo import Rewards
+from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score, proof_parses
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
+from nanov2.reward_model import Judge
+from nanov2.rewards import R_format, R_generator, R_score, R_Z
+from nanov2.sampler import Rollout
+from nanov2.world import grade_critique, grade_proof, parse_problem
+
+
+class SingleTurn:
+    """A task whose trajectories are one answer."""
+
+    max_turns = 1
+
+    def __init__(self, prompts: WorldPrompts):
+        self.prompts = prompts
+
+    def next_turn(self, rollout: Rollout) -> str | None:
+        return None
+
+
+class VerifierTask(SingleTurn):
+    """1B, 1C, 1D: on 𝒟v R = R_format · R_score (· R_meta with `meta`), on 𝒟mv R = R_format · R_score.
+
+    Items are ProofRecords (write a critique) and CritiqueRecords (write a meta-critique), in any mixture.
+    """
+
+    def __init__(self, prompts: WorldPrompts, meta: Judge | None = None):
+        super().__init__(prompts)
+        self.meta = meta
+
+    def prompt(self, item: ProofRecord | CritiqueRecord) -> list[int]:
+        if isinstance(item, CritiqueRecord):
+            return self.prompts.meta(item.problem, item.proof, item.critique)
+        return self.prompts.verify(item.problem, item.proof)
+
+    def rewards(self, items: list, rollouts: list[Rollout]) -> Rewards:
+        r_format, r_score, r_meta, quality = [], [], [1.0] * len(items), [math.nan] * len(items)
+        asked, questions = [], []
+        for i, (item, rollout) in enumerate(zip(items, rollouts, strict=True)):
+            answer = self.prompts.answer(rollout)
+            is_proof = isinstance(item, ProofRecord)
+            claim = (claimed_score if is_proof else claimed_quality)(answer)
+            r_format.append(R_format(claim))
+            r_score.append(0.0 if claim is None else R_score(claim, item.score if is_proof else item.quality))
+            if is_proof and claim is not None:
+                quality[i] = grade_critique(parse_problem(item.problem), item.proof, answer).quality
+                if self.meta and r_score[-1] > 0:
+                    asked.append(i)
+                    questions.append(self.prompts.meta(item.problem, item.proof, answer))
+        log = {"format": r_format, "score": r_score, "truth_quality": quality}
+        if self.meta:
+            for i, judgement in zip(asked, self.meta.ask(questions), strict=True):
+                r_meta[i] = judgement.score
+            log["meta"] = [r if i in set(asked) else math.nan for i, r in enumerate(r_meta)]
+        return Rewards(r_score, [r_format, r_meta], log)
+
+
+class GeneratorTask(SingleTurn):
+    """2: the frozen verifier's score of the proof is the whole reward."""
+
+    def __init__(self, prompts: WorldPrompts, verifier: Judge):
+        super().__init__(prompts)
+        self.verifier = verifier
+
+    def prompt(self, item: ProblemRecord) -> list[int]:
+        return self.prompts.prove(item.problem)
+
+    def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
+        proofs = [self.prompts.answer(r) for r in rollouts]
+        scores = judge_proofs(self.verifier, self.prompts, items, proofs)
+        truth = [true_score(item.problem, p) for item, p in zip(items, proofs, strict=True)]
+        return Rewards(scores, log={"truth": truth, "format": [float(proof_parses(p)) for p in proofs]})
+
+
+def judge_proofs(verifier: Judge, prompts: WorldPrompts, items, proofs: list[str | None]) -> list[float]:
+    """The verifier's mean score of each proof; one without the form of a proof is 0 without being asked."""
+    ask = [i for i, p in enumerate(proofs) if proof_parses(p)]
+    scores = [0.0] * len(proofs)
+    questions = [prompts.verify(items[i].problem, proofs[i]) for i in ask]
+    for i, judgement in zip(ask, verifier.ask(questions), strict=True):
+        scores[i] = judgement.score
+    return scores
+
+
+def true_score(problem: str, proof: str | None) -> float:
+    """The exact expert's score: for figures, never for a generator's reward."""
+    return 0.0 if proof is None else grade_proof(parse_problem(problem), proof)
+
+
+class SelfVerifyTask:
+    """3: draft → own critique → revision → …; the reward is on the final proof.
+
+    A trajectory ends after a critique that gives score 1 (no issue found), or after `max_turns` turns.
+    With `alpha_beta` it is the paper's R_format · (α·R_Y + β·R_Z), where Z is the last critique of the
+    final proof, R_Y the verifier's score of it, and R_Z = R_score(s', R_Y) · R_meta(Z).
+    """
+
+    def __init__(
+        self,
+        prompts: WorldPrompts,
+        verifier: Judge,
+        max_turns: int,
+        meta: Judge | None = None,
+        alpha_beta: tuple[float, float] | None = None,
+    ):
+        self.prompts, self.verifier, self.max_turns = prompts, verifier, max_turns
+        self.meta, self.alpha_beta = meta, alpha_beta
+
+    def prompt(self, item: ProblemRecord) -> list[int]:
+        return self.prompts.prove(item.problem)
+
+    def next_turn(self, rollout: Rollout) -> str | None:
+        if len(rollout.turns) % 2:  # a proof just ended
+            return "verify"
+        score = claimed_score(self.prompts.answer(rollout))
+        return "prove" if score is not None and score < 1 else None
+
+    def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
+        n = len(rollouts)
+        drafts = [self.prompts.answer(r, 0) for r in rollouts]
+        last = [(len(r.turns) - 1) // 2 * 2 for r in rollouts]  # turn of the final proof
+        finals = [self.prompts.answer(r, t) for r, t in zip(rollouts, last, strict=True)]
+        r_Y = judge_proofs(self.verifier, self.prompts, items, finals)
+        critiques = [
+            self.prompts.answer(r, t + 1) if len(r.turns) > t + 1 else None
+            for r, t in zip(rollouts, last, strict=True)
+        ]
+        claims = [claimed_score(c) for c in critiques]
+        log = {
+            "truth": [true_score(i.problem, p) for i, p in zip(items, finals, strict=True)],
+            "truth_draft": [true_score(i.problem, p) for i, p in zip(items, drafts, strict=True)],
+            "proofs": [t // 2 + 1.0 for t in last],
+            "self_score_error": [
+                math.nan if c is None or math.isnan(y) else abs(c - y) for c, y in zip(claims, r_Y, strict=True)
+            ],
+        }
+        if not self.alpha_beta:
+            return Rewards(r_Y, log=log)
+        r_meta = [1.0] * n
+        ask = [i for i in range(n) if claims[i] is not None and proof_parses(finals[i])]
+        questions = [self.prompts.meta(items[i].problem, finals[i], critiques[i]) for i in ask]
+        if self.meta:
+            for i, judgement in zip(ask, self.meta.ask(questions), strict=True):
+                r_meta[i] = judgement.score
+        total = []
+        for i in range(n):
+            form = R_format(claims[i]) * float(proof_parses(finals[i]))
+            r_z = R_Z(claims[i], r_Y[i], r_meta[i]) if form else 0.0
+            total.append(R_generator(form, r_Y[i], r_z, *self.alpha_beta))
+        return Rewards(total, log={**log, "R_Y": r_Y})

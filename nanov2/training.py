@@ -1,0 +1,233 @@
+"""The loops of a training phase: supervised, and GRPO. Both continue where a checkpoint left off.
+
+Everything random at step t is drawn from (seed, phase, t), so weights, optimiser, step and cursor are
+all the state there is, and N steps, a stop and N more are bitwise 2N steps on one device (C14).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kernels import linear_logprob
+from nanov2.checkpoint import load_state, save_state
+from nanov2.config import BaseConfig, GRPOConfig
+from nanov2.demos import Demonstration
+from nanov2.distributed import Ranks, derive_rng, derive_seed
+from nanov2.grpo import Clock, Task, make_optimizer, rollout_groups, schedule, train_on_groups
+from nanov2.logs import Log
+from nanov2.model import Model
+from nanov2.packing import Completion, Pack, collate, micro_batches
+from nanov2.tokenizer import Tokenizer
+
+Metrics = dict[str, dict]  # name → {"value", "n", "low", "high"}
+MICRO_TOKENS = 1024  # supervised micro-batches: small ones, of documents of like length, pad little
+
+
+def document(tokenizer: Tokenizer, demonstration: Demonstration) -> Pack:
+    """A demonstration as a pack: the problem, then all turns; control tokens are given, not learnt."""
+    ids, counted = [], []
+    for task, text in demonstration.turns:
+        answer = [*tokenizer.encode(text), tokenizer.end]
+        ids += [tokenizer.task[task], *answer]
+        counted += [False] + [True] * len(answer)
+    return Pack([tokenizer.bos, *tokenizer.encode(demonstration.problem)], [Completion(ids, counted)])
+
+
+def supervised_loss(model: Model, packs: list[Pack], tokenizer: Tokenizer, denominator: float, backward: bool):
+    """Sum of −log p over counted tokens / denominator, micro-batch by micro-batch; accumulates gradients."""
+    total = 0.0
+    for part in micro_batches(packs, MICRO_TOKENS):
+        batch = collate(part, tokenizer.pad).to(model.output_weight.device)
+        hidden = model(batch.layout).flatten(0, 1)[batch.at[batch.counted]]
+        logp = linear_logprob(hidden, model.output_weight, batch.target[batch.counted])
+        loss = -logp.sum() / denominator
+        if backward:
+            loss.backward()
+        total += loss.item()
+    return total
+
+
+def counted_tokens(packs: list[Pack]) -> int:
+    return sum(sum(c.counted) for pack in packs for c in pack.completions)
+
+
+def train_supervised(
+    folder: Path,
+    name: str,
+    model: Model,
+    tokenizer: Tokenizer,
+    draw: Callable[[int, int], Demonstration],
+    config: BaseConfig,
+    ranks: Ranks,
+    measure: Callable[[Model, int], Metrics],
+) -> list[dict]:
+    """Train on `draw(step, i)`, i < batch. Returns the curve of `measure` every `eval_every` steps."""
+    optimizer = make_optimizer(model, config.lr, config.weight_decay)
+    start, curve = _resume(folder, model, optimizer)
+    log = Log(folder, name, ranks, start, config.steps)
+    clock = Clock()
+    for step in range(start, config.steps):
+        _set_lr(optimizer, config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.05))
+        packs = [document(tokenizer, draw(step, i)) for i in ranks.mine(list(range(config.batch)))]
+        tokens = ranks.sum({"tokens": counted_tokens(packs)})["tokens"]
+        clock.lap("data")
+        loss = ranks.sum({"loss": supervised_loss(model, packs, tokenizer, tokens, backward=True)})["loss"]
+        norm = _descend(model, optimizer, config.max_grad_norm, ranks)
+        clock.lap("train")
+        if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
+            curve.append({"step": step + 1, **measure(model, step + 1)})
+            log.metrics(step + 1, curve[-1] | {"step": {"value": step + 1}})
+            clock.lap("eval")
+        log.step(step, {"loss": loss, "grad_norm": norm, "tokens": tokens, "seconds": dict(clock.seconds)})
+        clock.seconds.clear()
+        _save(folder, model, optimizer, ranks, step, config, curve, {})
+    log.close()
+    return curve
+
+
+def train_grpo(
+    folder: Path,
+    name: str,
+    model: Model,
+    tokenizer: Tokenizer,
+    task: Task,
+    items: list,
+    config: GRPOConfig,
+    ranks: Ranks,
+    seed: int,
+    measure: Callable[[Model, int], Metrics],
+    keep_best: str = "",
+    sample_text: Callable[[], str] | None = None,
+) -> tuple[list[dict], list[str]]:
+    """GRPO over `items`. Returns the validation curve and notes on what happened.
+
+    `keep_best` names a validation metric (the expert's, never the judge's): the weights that did best on
+    it are kept beside the newest; they are put back at the end where the newest are more than 0.02 below
+    them, and at once, ending the phase, where `validation/hacking_gap` passes `config.max_gap`.
+    """
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
+    optimizer = make_optimizer(model, config.lr, config.weight_decay)
+    start, curve, extra = _resume(folder, model, optimizer, with_extra=True)
+    cursor, best, notes = extra.get("cursor", 0), extra.get("best", -math.inf), extra.get("notes", [])
+    log = Log(folder, name, ranks, start, config.steps)
+    clock = Clock()
+
+    def next_items(n: int) -> list:
+        nonlocal cursor
+        drawn = [_shuffled(items, seed, i) for i in range(cursor, cursor + n)]
+        cursor += n
+        return drawn
+
+    if not curve:
+        curve.append({"step": 0, **measure(model, 0)})
+    for step in range(start, config.steps):
+        lr = config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.1)
+        _set_lr(optimizer, lr)
+        step_seed = derive_seed(seed, "rollout", step)
+        groups, sums = rollout_groups(model, tokenizer, task, next_items, config, ranks, step_seed, clock)
+        trained = train_on_groups(
+            model, optimizer, groups, config, ranks, tokenizer.pad, step_seed, reference, task.max_turns
+        )
+        clock.lap("train")
+        measured = (step + 1) % config.eval_every == 0 or step + 1 == config.steps
+        if measured:
+            curve.append({"step": step + 1, **measure(model, step + 1)})
+            log.metrics(step + 1, {k: v for k, v in curve[-1].items() if k != "step"})
+            clock.lap("eval")
+        log.step(step, _summary(sums, trained, ranks) | {"lr": lr, "seconds": dict(clock.seconds)})
+        clock.seconds.clear()
+        if measured and keep_best:
+            value = curve[-1][keep_best]["value"]
+            if value >= best:
+                best = value
+                if ranks.main:
+                    save_state(folder / "best.safetensors", model, optimizer, {"step": step + 1})
+            gap = curve[-1].get("validation/hacking_gap", {"value": 0.0})["value"]
+            if gap > config.max_gap or (step + 1 == config.steps and value < best - 0.02):
+                ranks.barrier()
+                at = load_state(folder / "best.safetensors", model, optimizer)["step"]
+                why = f"gap of reward over truth {gap:.3f}" if gap > config.max_gap else f"{keep_best} {value:.3f}"
+                notes.append(f"fell back to step {at} ({keep_best} {best:.3f}) at step {step + 1}: {why}")
+                break
+        _save(folder, model, optimizer, ranks, step, config, curve, {"cursor": cursor, "best": best, "notes": notes})
+    if sample_text:
+        log.text(config.steps, "sample", sample_text())
+    log.close()
+    return curve, notes
+
+
+def _shuffled(items: list, seed: int, position: int):
+    """The item at a position of the endless stream of shuffled passes over `items`: each once a pass."""
+    epoch, i = divmod(position, len(items))
+    key = (seed, epoch, len(items))
+    if _shuffled.key != key:
+        order = list(range(len(items)))
+        derive_rng(seed, "order", epoch).shuffle(order)
+        _shuffled.key, _shuffled.order = key, order
+    return items[_shuffled.order[i]]
+
+
+_shuffled.key = None
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _descend(model: Model, optimizer: torch.optim.Optimizer, max_norm: float, ranks: Ranks) -> float:
+    ranks.sum_gradients(model)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def _resume(folder: Path, model: Model, optimizer: torch.optim.Optimizer, with_extra: bool = False):
+    path = folder / "state.safetensors"
+    extra = load_state(path, model, optimizer) if path.is_file() else {"step": 0, "curve": []}
+    return (extra["step"], extra["curve"], extra) if with_extra else (extra["step"], extra["curve"])
+
+
+def _save(folder, model, optimizer, ranks: Ranks, step: int, config, curve: list[dict], extra: dict) -> None:
+    """A checkpoint after every `save_every` steps, and after the last."""
+    if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+        if ranks.main:
+            state = {"step": step + 1, "curve": curve, **extra}
+            save_state(folder / "state.safetensors", model, optimizer, state)
+        ranks.barrier()
+
+
+def _summary(sums: dict[str, float], trained: dict[str, float], ranks: Ranks) -> dict[str, float]:
+    """A step's figures for the curves, over all ranks."""
+    trained = ranks.sum({k: trained.get(k, 0.0) for k in _TRAINED})
+    answered, rows = max(sums["answered"], 1), max(sums["rows"], 1)
+    mean = sums["reward"] / answered
+    out = {
+        "reward": mean,
+        "reward_std": math.sqrt(max(sums["reward_sq"] / answered - mean**2, 0.0)),
+        "groups_kept": sums["groups_kept"],
+        "groups_sampled": sums["groups_sampled"],
+        "unanswered": (sums["rows"] - sums["answered"]) / rows,
+        "cut": sums["cut"] / rows,
+        # −log p of sampled tokens has the entropy as its mean
+        "entropy": sums["neg_logprob"] / max(sums["sampled_tokens"], 1),
+        "tokens": sums["sampled_tokens"],
+        "loss": trained["loss"],
+        "grad_norm": trained["grad_norm"] / max(trained["optimizer_steps"], 1),
+        "kl": trained["kl_sum"] / max(trained["tokens"], 1),
+        "clip_fraction": (trained["clip_low_count"] + trained["clip_high_count"]) / max(trained["tokens"], 1),
+    }
+    for name in sums:
+        if name.startswith("log."):
+            key = name.removeprefix("log.")
+            out[key] = sums[name] / max(sums["log_n." + key], 1)
+    return out
+
+
+_TRAINED = ("loss", "grad_norm", "optimizer_steps", "kl_sum", "tokens", "clip_low_count", "clip_high_count")

@@ -1,0 +1,407 @@
+"""The DeepSeekMath-V2 cycle, phase by phase.
+
+    python train.py --phase=flywheel                                     # everything, one process
+    torchrun --nproc-per-node=2 train.py --phase=flywheel                # everything, two ranks
+    torchrun --nproc-per-node=2 train.py --phase=verifier --run=runs/a --seed=1 --verifier.steps=80
+
+Phases, in order: base, coldstart, verifier, meta, verifier2, generator, selfverify, then autolabel.py;
+flywheel runs them all, for `laps` laps. Each reads what earlier ones wrote to --run and says which phase
+makes what is missing. A phase that is done is not done again; an interrupted one continues.
+Any other --section.field=value overrides the configuration (see nanov2/config.py).
+"""
+
+from nanov2.startup import prepare
+
+prepare()
+
+import dataclasses  # noqa: E402
+import difflib  # noqa: E402
+import time  # noqa: E402
+from collections import Counter, defaultdict  # noqa: E402
+from itertools import chain, zip_longest  # noqa: E402
+
+import torch  # noqa: E402
+
+from autolabel import autolabel, distinct_proofs  # noqa: E402
+from nanov2 import evaluate as ev  # noqa: E402
+from nanov2.cli import open_run, script  # noqa: E402
+from nanov2.demos import make_demonstration  # noqa: E402
+from nanov2.distributed import derive_rng, derive_seed  # noqa: E402
+from nanov2.errors import InputError  # noqa: E402
+from nanov2.expert import make_expert  # noqa: E402
+from nanov2.logs import print_table  # noqa: E402
+from nanov2.model import Model  # noqa: E402
+from nanov2.prompts import WorldPrompts, claimed_score  # noqa: E402
+from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord  # noqa: E402
+from nanov2.report import build_report  # noqa: E402
+from nanov2.reward_model import meta_judge, verifier_judge  # noqa: E402
+from nanov2.run import PHASES, Run  # noqa: E402
+from nanov2.tasks import GeneratorTask, SelfVerifyTask, VerifierTask, true_score  # noqa: E402
+from nanov2.tokenizer import Tokenizer  # noqa: E402
+from nanov2.training import counted_tokens, document, supervised_loss, train_grpo, train_supervised  # noqa: E402
+from nanov2.world import Difficulty, make_problem  # noqa: E402
+
+
+def base(run: Run, lap: int) -> dict:
+    """Supervised training from scratch, on demonstrations that grow from short chains to long ones."""
+    c, tokenizer = run.config, Tokenizer.for_world()
+    everything = Difficulty(
+        (c.world.labelled_chain[0], c.world.hard_chain[1]), (c.world.labelled_facts[0], c.world.hard_facts[1])
+    )
+    stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))), (1.1, everything))
+    model = Model(dataclasses.replace(c.model, vocab_size=tokenizer.vocab_size))
+    model.init_weights(torch.Generator().manual_seed(c.seed)).to(run.ranks.device)
+    prompts = WorldPrompts(tokenizer)
+
+    def draw(step: int, i: int):
+        difficulty = next(d for share, d in stages if step < share * c.base.steps)
+        rng = derive_rng(c.seed, "demonstration", step, i)
+        return make_demonstration(rng, make_problem(rng, difficulty), c.noise)
+
+    rng = derive_rng(c.seed, "held-out demonstrations")
+    held_out = [
+        document(tokenizer, make_demonstration(rng, make_problem(rng, c.world.labelled), c.noise))
+        for _ in range(c.world.validation)
+    ]
+
+    @torch.no_grad()
+    def measure(model: Model, step: int) -> ev.Metrics:
+        loss = round(supervised_loss(model, held_out, tokenizer, counted_tokens(held_out), backward=False), 4)
+        return {"held-out/loss": {"value": loss, "n": len(held_out), "low": loss, "high": loss}}
+
+    before = measure(model, 0)
+    curve = train_supervised(run.folder("base"), "base", model, tokenizer, draw, c.base, run.ranks, measure)
+    run.save("base", 1, model, tokenizer)
+    after, samples = measure(model, c.base.steps), []
+    for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
+        metrics, shown = ev.eval_generator(model, prompts, run.problems[problems], c, run.ranks, name)
+        after |= metrics
+        samples += ev.pick(shown, c.eval.shown // 2)
+    curve = [{"step": 0, **before}, *curve, {"step": c.base.steps, **measure(model, c.base.steps)}]
+    return {"before": before, "after": after, "curve": curve, "samples": samples, "steps": c.base.steps}
+
+
+def coldstart(run: Run, lap: int) -> dict:
+    """1A: the weak prover (the base) drafts, criticises and revises; the expert scores a diverse subset."""
+    c, folder = run.config, run.folder("coldstart")
+    model, tokenizer = run.load("base")
+    prompts = WorldPrompts(tokenizer)
+    task = SelfVerifyTask(prompts, None, max_turns=2 * c.coldstart.rounds - 1)
+
+    def write(name: str, problems: list) -> list[TrajectoryRecord]:
+        def make():
+            seed = derive_seed(c.seed, "coldstart", name)
+            turns = ev.sample_trajectories(model, task, problems, c, seed, run.ranks, c.verifier.max_tokens)
+            return ev.trajectory_records(problems, turns)
+
+        return run.once(folder / f"{name}_trajectories.jsonl", TrajectoryRecord, make)
+
+    trajectories = write("train", run.problems["train"][: c.coldstart.problems])
+    expert = make_expert(c.expert, folder)
+    unscored = spread(distinct_proofs(trajectories, "coldstart"), c.coldstart.subset)
+    dv = expert.score_proofs(run.ranks.from_main(unscored))
+    run.write("coldstart", 1, "dv.jsonl", dv)
+    for name in ("held_out", "held_out_hard", "validation"):
+        proofs = distinct_proofs(write(name, run.problems[name]), name)[: c.eval.proofs]
+        graded = [dataclasses.replace(r, score=true_score(r.problem, r.proof), label="exact") for r in proofs]
+        run.write("coldstart", 1, f"{name}_proofs.jsonl", graded)
+
+    improved = Counter()
+    for t in trajectories:
+        scores = [true_score(t.problem, text) for name, text in t.turns if name == "prove"]
+        if len(scores) > 1:
+            change = scores[-1] - scores[0]
+            improved["improved" if change > 0 else "worse" if change < 0 else "same"] += 1
+    kinds = sorted({r.kind for r in dv})
+    rows = [[k, *(sum(r.kind == k and r.score == s for r in dv) for s in (0.0, 0.5, 1.0))] for k in kinds]
+    tables = [
+        {"title": "𝒟v: proofs per type and score", "columns": ["type", "0", "0.5", "1"], "rows": rows},
+        {
+            "title": "Refined trajectories",
+            "columns": ["final against draft", "count"],
+            "rows": [[k, improved[k]] for k in ("improved", "same", "worse")],
+        },
+    ]
+    samples = [{"problem": r.problem, "kind": r.kind, "proof": r.proof, "truth": r.score} for r in dv]
+    return {"after": {}, "tables": tables, "samples": samples}
+
+
+def spread(records: list, n: int) -> list:
+    """At most n records, in turn from each problem type, so that rare types are not drowned."""
+    kinds = defaultdict(list)
+    for r in records:
+        kinds[r.kind].append(r)
+    in_turn = chain.from_iterable(zip_longest(*(kinds[k] for k in sorted(kinds))))
+    return [r for r in in_turn if r is not None][:n]
+
+
+def balanced(records: list, field: str, most: int = 3) -> list:
+    """Records of rarer scores repeated (at most `most` times), so that each score is seen about as often."""
+    levels = defaultdict(list)
+    for r in records:
+        levels[getattr(r, field)].append(r)
+    largest = max(map(len, levels.values()))
+    return [r for level in sorted(levels) for r in levels[level] * min(most, max(1, largest // len(levels[level])))]
+
+
+def verifier(run: Run, lap: int) -> dict:
+    """1B: GRPO from the base on 𝒟v with R_format · R_score."""
+    model, tokenizer = run.load("base")
+    task = VerifierTask(WorldPrompts(tokenizer))
+    items = balanced(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "score")
+    return train_verifier(run, "verifier", lap, model, tokenizer, task, items)
+
+
+def train_verifier(run: Run, phase: str, lap: int, model: Model, tokenizer: Tokenizer, task, items: list) -> dict:
+    """What 1B and 1D share: train on `items`, measure on held-out proofs before and after."""
+    c, prompts = run.config, task.prompts
+    validation = run.records("coldstart", 1, "validation_proofs.jsonl", ProofRecord)
+
+    def measure(model: Model, step: int) -> ev.Metrics:
+        return ev.eval_verifier(model, prompts, validation, c, run.ranks, "validation")[0]
+
+    def held_out(model: Model):
+        metrics, samples = {}, []
+        for name, proofs in verifier_test_sets(run, lap).items():
+            m, s = ev.eval_verifier(model, prompts, proofs, c, run.ranks, name)
+            metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
+        return metrics, samples
+
+    return run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
+
+
+def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
+    """Held-out proofs: by the weak prover in lap 1; from lap 2 on the hard ones are the last generator's."""
+    hard = ("coldstart", 1, "held_out_hard_proofs.jsonl") if lap == 1 else ("autolabel", lap - 1, "held_out_proofs.jsonl")
+    sets = {"labelled": ("coldstart", 1, "held_out_proofs.jsonl"), "hard": hard}
+    return {name: run.records(*where, ProofRecord) for name, where in sets.items()}
+
+
+def meta(run: Run, lap: int) -> dict:
+    """1C: v1 writes critiques, the expert grades them (𝒟mv), and GRPO trains πη on the grades."""
+    c, folder = run.config, run.folder("meta")
+    v1, _ = run.load("verifier")
+    model, tokenizer = run.load("base")
+    task = VerifierTask(WorldPrompts(tokenizer))
+    expert = make_expert(c.expert, folder)
+
+    def criticise(proofs: list[ProofRecord], name: str) -> list[CritiqueRecord]:
+        def make():
+            questions = [task.prompts.verify(r.problem, r.proof) for r in proofs]
+            seed, how = derive_seed(c.seed, "meta", name), ev.sampling(c, c.verifier)
+            answers = ev.sample_answers(v1, task.prompts, questions, how, seed, run.ranks)
+            return [
+                CritiqueRecord(r.problem, r.proof, a, None, r.score, source="verifier v1")
+                for r, a in zip(proofs, answers, strict=True)
+                if claimed_score(a) is not None
+            ]
+
+        return run.once(folder / f"{name}_critiques.jsonl", CritiqueRecord, make)
+
+    dmv = expert.score_critiques(criticise(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "train"))
+    run.write("meta", 1, "dmv.jsonl", dmv)
+    sets = {
+        name: ev.grade_critiques(criticise(run.records("coldstart", 1, f"{file}_proofs.jsonl", ProofRecord), file))
+        for name, file in (("labelled", "held_out"), ("validation", "validation"))
+    }
+    run.write("meta", 1, "held_out_dmv.jsonl", sets["labelled"])
+
+    def measure(model: Model, step: int) -> ev.Metrics:
+        return ev.eval_meta(model, task.prompts, sets["validation"], c, run.ranks, "validation")[0]
+
+    def held_out(model: Model):
+        return ev.eval_meta(model, task.prompts, sets["labelled"], c, run.ranks, "labelled")
+
+    items = balanced(dmv, "quality")
+    result = run_grpo(run, "meta", lap, model, tokenizer, task, items, measure, held_out)
+    counts = Counter(r.quality for r in dmv)
+    table = {"title": "𝒟mv: critiques per quality", "columns": ["quality", "critiques"]}
+    return result | {"tables": [table | {"rows": [[q, counts[q]] for q in (0.0, 0.5, 1.0)]}]}
+
+
+def verifier2(run: Run, lap: int) -> dict:
+    """1D: from a fresh base, R_meta of the frozen πη gates the reward on 𝒟v; 𝒟mv is learnt beside it.
+
+    In later laps: from the last verifier, on the 𝒟v that autolabelling enlarged.
+    """
+    config = run.config.phase("verifier2", lap)
+    model, tokenizer = initial_weights(run, "verifier2", lap)
+    prompts = WorldPrompts(tokenizer)
+    gate = judge(run, meta_judge, "meta", 1, config, prompts) if config.meta_gate else None
+    source = ("coldstart", 1) if lap == 1 else ("autolabel", lap - 1)
+    dv = balanced(run.records(*source, "dv.jsonl", ProofRecord), "score")
+    dmv = balanced(run.records("meta", 1, "dmv.jsonl", CritiqueRecord), "quality")
+    derive_rng(run.config.seed, "mixture", lap).shuffle(dmv)
+    result = train_verifier(
+        run, "verifier2", lap, model, tokenizer, VerifierTask(prompts, gate), dv + dmv[: len(dv) // 3]
+    )
+    own = run.records("meta", 1, "held_out_dmv.jsonl", CritiqueRecord)
+    for when, m in (("before", initial_weights(run, "verifier2", lap)[0]), ("after", model)):
+        metrics, shown = ev.eval_meta(m, prompts, own, run.config, run.ranks, "labelled")
+        result[when] |= metrics
+    if lap == 1:  # the paper compares with v1, not with the base
+        v1 = read_eval(run, "verifier", 1)["after"]
+        result["before"] |= {k: v for k, v in v1.items() if k in result["after"]}
+        result["notes"].append("before: verifier v1; for meta_accuracy: the base")
+    result["samples"] += ev.pick(shown, run.config.eval.shown // 2)
+    return result
+
+
+def generator(run: Run, lap: int) -> dict:
+    """2: GRPO on 𝒟p; the frozen verifier's score is the whole reward."""
+    c, config = run.config, run.config.phase("generator", lap)
+    model, tokenizer = initial_weights(run, "generator", lap)
+    prompts = WorldPrompts(tokenizer)
+    task = GeneratorTask(prompts, judge(run, verifier_judge, "verifier2", lap, config, prompts))
+    validation = run.problems["validation" if lap == 1 else "validation_hard"]
+
+    def measure(model: Model, step: int) -> ev.Metrics:
+        return ev.eval_generator(model, prompts, validation, c, run.ranks, "validation", task.verifier, 2)[0]
+
+    def held_out(model: Model):
+        metrics, samples = {}, []
+        for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
+            m, s = ev.eval_generator(model, prompts, run.problems[problems], c, run.ranks, name, task.verifier)
+            metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
+        return metrics, samples
+
+    items = run.problems["train" if lap == 1 else "train_hard"]
+    result = run_grpo(
+        run, "generator", lap, model, tokenizer, task, items, measure, held_out, "validation/true_score"
+    )
+    if lap == 1:  # also beside the base, whatever the weights started from
+        base_model, _ = run.load("base")
+        metrics, _ = held_out(base_model)
+        result["before"] |= metrics
+        result["notes"].append("before: the base")
+    return result
+
+
+def selfverify(run: Run, lap: int) -> dict:
+    """3: trajectories draft → own critique → revision → …; the reward is on the final proof."""
+    c, config = run.config, run.config.phase("selfverify", lap)
+    model, tokenizer = initial_weights(run, "selfverify", lap)
+    prompts = WorldPrompts(tokenizer)
+    verdicts = judge(run, verifier_judge, "verifier2", lap, config, prompts)
+    weights = (config.alpha, config.beta) if config.reward == "alpha_beta" else None
+    gate = judge(run, meta_judge, "verifier2", lap, config, prompts) if weights else None
+    task = SelfVerifyTask(prompts, verdicts, config.max_turns, gate, weights)
+
+    def measure(model: Model, step: int) -> ev.Metrics:
+        problems = run.problems["validation_hard"]
+        return ev.eval_selfverify(model, prompts, problems, c, run.ranks, "validation", 2)[0]
+
+    def held_out(model: Model):
+        metrics, samples = {}, []
+        for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
+            m, s = ev.eval_selfverify(model, prompts, run.problems[problems], c, run.ranks, name)
+            metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
+        return metrics, samples
+
+    items = run.problems["train"] + run.problems["train_hard"] if lap == 1 else run.problems["train_hard"]
+    best = "validation/final_true_score"
+    return run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best)
+
+
+def initial_weights(run: Run, phase: str, lap: int):
+    """Where a phase starts: `init` of its settings."""
+    init = run.config.phase(phase, lap).init
+    sources = {
+        "base": ("base", 1),
+        "verifier": ("verifier2", lap),
+        "generator": ("generator", lap),
+        "previous": ("verifier2" if phase == "verifier2" else "selfverify", lap - 1),
+    }
+    if init not in sources or (init == "previous" and lap == 1):
+        raise InputError(f"{phase}.init must be one of {', '.join(sources)} (previous: from lap 2), found {init!r}")
+    return run.load(*sources[init])
+
+
+def judge(run: Run, kind, phase: str, lap: int, config, prompts: WorldPrompts):
+    """A frozen judge from a finished phase."""
+    model, _ = run.load(phase, lap)
+    seed = derive_seed(run.config.seed, "judge", phase, lap)
+    return kind(model, prompts, samples=config.judge_samples, temperature=config.judge_temperature, seed=seed)
+
+
+def run_grpo(
+    run: Run, phase: str, lap: int, model, tokenizer, task, items: list, measure, held_out, keep_best: str = ""
+) -> dict:
+    """What every GRPO phase does: measure, train, save the weights, measure again."""
+    config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
+    folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
+    before, _ = held_out(model)
+    curve, notes = train_grpo(
+        folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
+    )
+    run.save(phase, lap, model, tokenizer)
+    after, samples = held_out(model)
+    judges = [j for j in (getattr(task, "verifier", None), getattr(task, "meta", None)) if j]
+    notes += [f"frozen judge: {j.unparsed} of {j.asked} answers did not parse (rank 0)" for j in judges]
+    return {
+        "before": before,
+        "after": after,
+        "curve": curve,
+        "samples": samples,
+        "notes": notes,
+        "steps": config.steps,
+    }
+
+
+def read_eval(run: Run, phase: str, lap: int) -> dict:
+    import json
+
+    return json.loads((run.need(phase, lap) / "eval.json").read_text())
+
+
+STEPS = {
+    "base": base,
+    "coldstart": coldstart,
+    "verifier": verifier,
+    "meta": meta,
+    "verifier2": verifier2,
+    "generator": generator,
+    "selfverify": selfverify,
+}
+FIRST_LAP_ONLY = ("base", "coldstart", "verifier", "meta")
+
+
+def do_phase(run: Run, phase: str, lap: int) -> None:
+    """One phase, unless it is done: its figures, samples and, last of all, phase.json."""
+    if phase == "autolabel":
+        autolabel(run, lap)
+    elif not run.is_done(phase, lap):
+        begin = time.time()
+        result = STEPS[phase](run, lap)
+        figures = {k: result.get(k, d) for k, d in (("before", {}), ("after", {}), ("curve", []))}
+        run.write(phase, lap, "eval.json", figures)
+        run.write(phase, lap, "samples.jsonl", ev.pick(result["samples"], run.config.eval.shown))
+        facts = {k: result[k] for k in ("notes", "tables", "steps") if k in result}
+        run.finish(phase, lap, time.time() - begin, **facts)
+        if run.ranks.main:
+            print_table(f"{PHASES[phase]} ({time.time() - begin:.0f} s)", figures["before"], figures["after"])
+    if run.ranks.main:
+        build_report(run.dir)
+
+
+def main() -> None:
+    args, run = open_run(__doc__, {"phase": "flywheel", "lap": 1})
+    phases = [*STEPS, "autolabel"]
+    if args.phase == "flywheel":
+        for lap in range(1, run.config.laps + 1):
+            for phase in phases:
+                if lap == 1 or phase not in FIRST_LAP_ONLY:
+                    do_phase(run, phase, lap)
+    elif args.phase in phases:
+        do_phase(run, args.phase, args.lap)
+    else:
+        near = difflib.get_close_matches(args.phase, [*phases, "flywheel"], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join([*phases, 'flywheel'])}"
+        raise InputError(f"unknown phase {args.phase!r}; {hint}")
+    if run.ranks.main:
+        print(f"\nreport: {run.dir / 'report.html'}")
+    run.ranks.close()
+
+
+if __name__ == "__main__":
+    script(main)
