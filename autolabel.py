@@ -1,8 +1,8 @@
 """Step 4 of the cycle: label new hard proofs by consensus, and add them to 𝒟v.
 
-    python autolabel.py --run=runs/proofworld                      # after train.py --phase=selfverify
-    torchrun --nproc-per-node=2 autolabel.py --run=runs/proofworld --autolabel.n=16
-    python autolabel.py --run=runs/proofworld --proofs=mine.jsonl --out=labels.jsonl   # one's own proofs
+    python autolabel.py --dir=runs/proofworld                      # after train.py --phase=selfverify
+    torchrun --nproc-per-node=2 autolabel.py --dir=runs/proofworld --autolabel.n=16
+    python autolabel.py --dir=runs/proofworld --proofs=mine.jsonl --out=labels.jsonl   # one's own proofs
 
 The generator πθ v2 writes proofs of new hard problems; the verifier πφ v2 writes n critiques of each and
 looks m times at each that reports an issue (nanov2/consensus.py has the rule). Clear labels go to

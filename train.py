@@ -2,10 +2,10 @@
 
     python train.py --phase=flywheel                                     # everything, one process
     torchrun --nproc-per-node=2 train.py --phase=flywheel                # everything, two ranks
-    torchrun --nproc-per-node=2 train.py --phase=verifier --run=runs/a --seed=1 --verifier.steps=80
+    torchrun --nproc-per-node=2 train.py --phase=verifier --dir=runs/a --seed=1 --verifier.steps=80
 
 Phases, in order: base, coldstart, verifier, meta, verifier2, generator, selfverify, then autolabel.py;
-flywheel runs them all, for `laps` laps. Each reads what earlier ones wrote to --run and says which phase
+flywheel runs them all, for `laps` laps. Each reads what earlier ones wrote to --dir and says which phase
 makes what is missing. A phase that is done is not done again; an interrupted one continues.
 Any other --section.field=value overrides the configuration (see nanov2/config.py).
 """

@@ -26,7 +26,7 @@ def open_run(description: str, flags: dict, positional: dict | None = None) -> t
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default=None, help="TOML file (default: configs/proofworld.toml)")
-    parser.add_argument("--run", default=None, help="run folder (default: runs/ and the configuration's name)")
+    parser.add_argument("--dir", default=None, help="run folder (default: runs/ and the configuration's name)")
     for name, options in (positional or {}).items():
         parser.add_argument(name, **options)
     for name, default in flags.items():
@@ -36,7 +36,7 @@ def open_run(description: str, flags: dict, positional: dict | None = None) -> t
     if stray:
         raise InputError(f"cannot read argument {stray[0]!r}: write --section.field=value, or see --help")
     path = Path(args.config) if args.config else DEFAULT_CONFIG
-    folder = Path(args.run) if args.run else Path("runs") / path.stem
+    folder = Path(args.dir) if args.dir else Path("runs") / path.stem
     if not args.config and (folder / "config.json").is_file():  # go on with the settings that the run has
         path = folder / "config.json"
     config = load_config(path, overrides)

@@ -63,7 +63,7 @@ class Run:
             if changed:
                 raise InputError(
                     f"{path} was made with other settings of {', '.join(changed)}: "
-                    "use another --run, or delete the folder"
+                    "use another --dir, or delete the folder"
                 )
         write_atomically(path, json.dumps(settings, indent=1))
         if not (self.dir / "run.json").is_file():
@@ -99,7 +99,7 @@ class Run:
             lap_flag = f" --lap={lap}" if lap > 1 else ""
             raise InputError(
                 f"{self.folder(phase, lap)} is missing or unfinished: run "
-                f"`python train.py --phase={phase}{lap_flag} --run={self.dir}` first"
+                f"`python train.py --phase={phase}{lap_flag} --dir={self.dir}` first"
             )
         return self.folder(phase, lap)
 

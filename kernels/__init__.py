@@ -1,0 +1,11 @@
+"""Log-probs, advantages and the policy loss: the three places where GRPO's arithmetic happens.
+
+Each file starts with a plain PyTorch reference, which is the specification. GRPO uses these functions
+everywhere: nothing else computes a log-prob, an advantage or a loss.
+"""
+
+from kernels.advantage import GroupStats, group_advantage
+from kernels.logprob import linear_logprob
+from kernels.policy_loss import LOSS_TYPES, policy_loss
+
+__all__ = ["LOSS_TYPES", "GroupStats", "group_advantage", "linear_logprob", "policy_loss"]
