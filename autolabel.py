@@ -161,8 +161,15 @@ def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
         print(f"{out}: {len(labels) - unclear} proofs labelled, {unclear} unclear (score null)")
 
 
+FLAGS = {
+    "lap": (1, "whose generator writes and whose verifier labels"),
+    "proofs": ("", "JSONL file of proofs (problem, proof) to label instead of the generator's"),
+    "out": ("labels.jsonl", "where their labels go"),
+}
+
+
 def main() -> None:
-    args, run = open_run(__doc__, {"proofs": "", "out": "labels.jsonl", "lap": 1})
+    args, run = open_run(__doc__, FLAGS)
     if args.proofs:
         label_file(run, args.lap, Path(args.proofs), Path(args.out))
     else:

@@ -384,8 +384,14 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         build_report(run.dir)
 
 
+FLAGS = {
+    "phase": ("flywheel", "which phase to run, or flywheel for all"),
+    "lap": (1, "lap of the phase"),
+}
+
+
 def main() -> None:
-    args, run = open_run(__doc__, {"phase": "flywheel", "lap": 1})
+    args, run = open_run(__doc__, FLAGS)
     phases = [*STEPS, "autolabel"]
     if args.phase == "flywheel":
         for lap in range(1, run.config.laps + 1):

@@ -19,7 +19,7 @@ DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "proofworld.toml"
 def open_run(description: str, flags: dict, positional: dict | None = None) -> tuple[argparse.Namespace, Run]:
     """Parse the command line and open the run folder.
 
-    `flags` are name → default; `--config` and `--run` are always there. Whatever else is given as
+    `flags` are name → (default, help); `--config` and `--run` are always there. Whatever else is given as
     --section.field=value overrides the configuration.
     """
     parser = argparse.ArgumentParser(
@@ -29,8 +29,9 @@ def open_run(description: str, flags: dict, positional: dict | None = None) -> t
     parser.add_argument("--dir", default=None, help="run folder (default: runs/ and the configuration's name)")
     for name, options in (positional or {}).items():
         parser.add_argument(name, **options)
-    for name, default in flags.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=type(default), help=str(default))
+    for name, (default, text) in flags.items():
+        shown = f"{text} (default: {default})" if default not in ("", 0) else text
+        parser.add_argument(f"--{name}", default=default, type=type(default), help=shown)
     args, overrides = parser.parse_known_args()
     stray = [o for o in overrides if not o.startswith("--") or "=" not in o]
     if stray:

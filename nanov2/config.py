@@ -34,6 +34,9 @@ class WorldConfig:
     held_out: int = 400  # held-out problems of each difficulty; never trained on
     validation: int = 96  # further ones, for watching and stopping a phase
 
+    def __post_init__(self):
+        _ = self.labelled, self.hard  # impossible difficulties are refused here
+
     @property
     def labelled(self) -> Difficulty:
         return Difficulty(self.labelled_chain, self.labelled_facts)

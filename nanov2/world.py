@@ -320,6 +320,18 @@ class Difficulty:
     chain: tuple[int, int]  # steps of the shortest proof, from and to
     facts: tuple[int, int]  # facts in all, from and to; never fewer than the chain has
 
+    def __post_init__(self):
+        for name, (low, high) in (("chain", self.chain), ("facts", self.facts)):
+            if not 1 <= low <= high:
+                raise ValueError(f"difficulty: {name} must be [from, to] with 1 <= from <= to, got {low, high}")
+        # Each distractor can bring two terms of its own.
+        length, most = self.chain[0], max(self.chain[1], self.facts[1])
+        if length + 1 + 2 * (most - length) > len(TERMS) or self.chain[1] + 1 > len(TERMS):
+            raise ValueError(
+                f"difficulty: {most} facts around a chain of {length} can need more than the {len(TERMS)} terms "
+                "there are; lower facts or raise chain"
+            )
+
 
 def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
     """A consistent random problem with just one chain (the facts form a forest, `=` aside).

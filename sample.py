@@ -1,0 +1,152 @@
+"""Use any trained model of a run: prove, verify, meta-verify, refine.
+
+    python sample.py prove  --problem="given c < t ; c = f ; f < q ; show c < q" --n=4
+    python sample.py verify --problem="…" --proof="c = f < q qed" --n=4
+    python sample.py meta   --problem="…" --proof="…" --critique="c = f = ok f < q < ok ends strict \\boxed{1}"
+    python sample.py refine --problem="…" --rounds=8          # until no issue is found
+    python sample.py verify --input=proofs.jsonl --output=critiques.jsonl
+
+Models come from --dir (default runs/proofworld): the newest lap's generator for prove, its
+self-verifying generator for refine, its verifier for verify and meta; --phase and --lap choose another.
+Without --problem or --input a new random problem is made. Each answer is shown with the exact expert's
+opinion of it.
+"""
+
+from nanov2.startup import prepare
+
+prepare()
+
+from pathlib import Path  # noqa: E402
+
+from nanov2.cli import open_run, script  # noqa: E402
+from nanov2.distributed import derive_rng, derive_seed  # noqa: E402
+from nanov2.errors import InputError  # noqa: E402
+from nanov2.evaluate import sample_trajectories, sampling, trajectory_records  # noqa: E402
+from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score  # noqa: E402
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl  # noqa: E402
+from nanov2.run import Run  # noqa: E402
+from nanov2.sampler import sample  # noqa: E402
+from nanov2.tasks import SelfVerifyTask  # noqa: E402
+from nanov2.world import grade_critique, grade_proof, make_problem, parse_problem  # noqa: E402
+
+MODEL = {"prove": "generator", "verify": "verifier2", "meta": "verifier2", "refine": "selfverify"}
+KIND = {"prove": ProblemRecord, "verify": ProofRecord, "meta": CritiqueRecord, "refine": ProblemRecord}
+
+
+def read_items(run: Run, args) -> list:
+    """What to work on: the lines of --input, or one item from the flags."""
+    if args.input:
+        items = read_jsonl(args.input, KIND[args.mode])
+    else:
+        problem = args.problem or make_problem(derive_rng(args.draw), run.config.world.hard).text
+        fields = {"problem": problem}
+        for name in ("proof", "critique"):
+            if name in KIND[args.mode].__dataclass_fields__:
+                if not getattr(args, name):
+                    raise InputError(f"{args.mode} needs --{name} (or --input with a field {name!r} a line)")
+                fields[name] = getattr(args, name)
+        items = [KIND[args.mode](**fields)]
+    for i, item in enumerate(items, 1):
+        if parse_problem(item.problem) is None:
+            raise InputError(
+                f"problem {i} is not of the world's form: {item.problem[:80]!r}; "
+                "write `given a < b ; b = c ; show a < c` with single letters"
+            )
+    return items
+
+
+def newest_lap(run: Run, phase: str) -> int:
+    """The last lap in which the phase is done."""
+    laps = [lap for lap in range(1, run.config.laps + 1) if run.is_done(phase, lap)]
+    return max(laps, default=1)
+
+
+def answers(run: Run, mode: str, model, prompts: WorldPrompts, items: list, args) -> list[dict]:
+    """n answers to each item, each with the exact expert's opinion."""
+    question = {
+        "prove": lambda r: prompts.prove(r.problem),
+        "verify": lambda r: prompts.verify(r.problem, r.proof),
+        "meta": lambda r: prompts.meta(r.problem, r.proof, r.critique),
+    }[mode]
+    seeds = [derive_seed(args.draw, "sample", i) for i in range(len(items))]
+    how = sampling(run.config, run.config.verifier)
+    rollouts = sample(model, prompts.tokenizer, [question(r) for r in items], args.n, how, seeds)
+    rows = []
+    for rollout in rollouts:
+        item, text = items[rollout.index], prompts.answer(rollout)
+        row = {"problem": item.problem} | {k: getattr(item, k) for k in ("proof", "critique") if hasattr(item, k)}
+        problem, shown = parse_problem(item.problem), text or "(cut off)"
+        if mode == "prove":
+            row |= {"proof": shown, "true_score": grade_proof(problem, shown)}
+        elif mode == "verify":
+            grade = grade_critique(problem, item.proof, shown)
+            row |= {"critique": shown, "score": claimed_score(text), "true_score": grade_proof(problem, item.proof)}
+            row |= {"true_quality": grade.quality, "invented_issues": grade.invented}
+        else:
+            row |= {"meta": shown, "quality": claimed_quality(text)}
+            row |= {"true_quality": grade_critique(problem, item.proof, item.critique).quality}
+        rows.append(row)
+    return rows
+
+
+def refine(run: Run, model, prompts: WorldPrompts, items: list, args) -> list[dict]:
+    """Draft, critique, revise until no issue is found or --rounds proofs are written."""
+    task = SelfVerifyTask(prompts, None, max_turns=2 * args.rounds)
+    items = [i for i in items for _ in range(args.n)]
+    limit = run.config.selfverify.max_tokens
+    turns = sample_trajectories(model, task, items, run.config, derive_seed(args.draw), run.ranks, limit)
+    rows = []
+    for record in trajectory_records(items, turns):
+        proofs = [text for task_name, text in record.turns if task_name == "prove"]
+        problem = parse_problem(record.problem)
+        rows.append(
+            {
+                "problem": record.problem,
+                "turns": record.turns,
+                "proof": proofs[-1],
+                "true_scores": [grade_proof(problem, p) for p in proofs],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    modes = {"mode": {"choices": list(MODEL), "help": "what to do"}}
+    flags = {
+        "problem": ("", "the problem's text"),
+        "proof": ("", "the proof to verify"),
+        "critique": ("", "the critique to judge"),
+        "input": ("", "JSONL file of items instead"),
+        "output": ("", "JSONL file for the answers instead of the terminal"),
+        "phase": ("", "phase whose model to use instead of the default"),
+        "lap": (0, "lap of that phase (0: the newest)"),
+        "n": (1, "answers per item"),
+        "rounds": (8, "refine: at most so many proofs in a row"),
+        "draw": (0, "seed of the samples, and of the random problem"),
+    }
+    args, run = open_run(__doc__, flags, modes)
+    phase = args.phase or MODEL[args.mode]
+    model, tokenizer = run.load(phase, args.lap or newest_lap(run, phase))
+    prompts, items = WorldPrompts(tokenizer), read_items(run, args)
+    if args.mode == "refine":
+        rows = refine(run, model, prompts, items, args)
+    else:
+        rows = answers(run, args.mode, model, prompts, items, args)
+    if not run.ranks.main:
+        return
+    if args.output:
+        write_jsonl(Path(args.output), rows)
+        print(f"{args.output}: {len(rows)} answers")
+    else:
+        for row in rows:
+            print()
+            for name, value in row.items():
+                if name == "turns":
+                    for task, text in value:
+                        print(f"  {task:>14}  {text}")
+                else:
+                    print(f"{name:>16}  {value}")
+
+
+if __name__ == "__main__":
+    script(main)

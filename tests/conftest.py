@@ -1,0 +1,56 @@
+"""Small models and groups that several tests share."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from nanov2.demos import Noise, weak_proof
+from nanov2.distributed import Ranks, derive_rng
+from nanov2.model import Model, ModelConfig
+from nanov2.prompts import WorldPrompts
+from nanov2.tokenizer import Tokenizer
+from nanov2.world import Difficulty, make_problem, write_proof
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer.for_world()
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer):
+    return WorldPrompts(tokenizer)
+
+
+@pytest.fixture
+def ranks():
+    return Ranks()
+
+
+def small_model(tokenizer, seed=0, **changes):
+    settings = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48) | changes
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, **settings)
+    return Model(config).init_weights(torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def model(tokenizer):
+    return small_model(tokenizer)
+
+
+def some_problems(n, seed=0, chain=(2, 4), facts=(4, 9)):
+    return [make_problem(derive_rng("test", seed, i), Difficulty(chain, facts)) for i in range(n)]
+
+
+def some_proofs(n, seed=0, right=0.4):
+    problems = some_problems(n, seed)
+    rng = derive_rng("test proofs", seed)
+    return [(p, write_proof(weak_proof(rng, p, right))) for p in problems]
+
+
+NOISE = Noise()
