@@ -1,0 +1,44 @@
+"""What the three kernel files share: which form runs where, and in which precision."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import torch
+from torch import Tensor
+
+FORMS = ("reference", "cpu", "triton")
+
+
+def precise(x: Tensor) -> torch.dtype:
+    """The dtype of all arithmetic and sums: float64 for float64 inputs, and float32 for every other (C13)."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def pick(impl: str | None, x: Tensor) -> str:
+    """The form that runs: the caller's choice, or Triton on a GPU and the chunked PyTorch form elsewhere.
+
+    The chunked form is plain PyTorch and runs on any device; it is also the one for float64 on a GPU.
+    """
+    if impl is None:
+        return "triton" if x.is_cuda and x.dtype != torch.float64 else "cpu"
+    if impl not in FORMS:
+        raise ValueError(f"impl must be None or one of {', '.join(FORMS)}, got {impl!r}")
+    if impl == "triton" and not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("impl='triton' needs tensors on a GPU, or TRITON_INTERPRET=1")
+    if impl == "triton" and x.dtype == torch.float64:
+        raise ValueError(
+            "impl='triton' computes in float32: float64 inputs need 'cpu' or 'reference'"
+        )
+    return impl
+
+
+def triton_form(name: str):
+    """The module of Triton kernels `kernels.<name>_triton`, imported at first use: CPUs never load Triton."""
+    try:
+        return importlib.import_module(f"kernels.{name}_triton")
+    except ImportError as error:
+        if error.name and error.name.split(".")[0] == "triton":
+            raise ValueError("Triton is not installed (pip install triton): use impl='cpu'") from error
+        raise
