@@ -15,24 +15,26 @@ from nanov2.startup import prepare
 if __name__ == "__main__":
     prepare()
 
-import dataclasses  # noqa: E402
-import time  # noqa: E402
-from collections import Counter  # noqa: E402
-from pathlib import Path  # noqa: E402
+import dataclasses
+import time
+from collections import Counter
+from pathlib import Path
 
-from nanov2 import evaluate as ev  # noqa: E402
-from nanov2.cli import open_run, script  # noqa: E402
-from nanov2.consensus import assess, consensus, majority, mean_label, single  # noqa: E402
-from nanov2.distributed import derive_seed  # noqa: E402
-from nanov2.logs import print_table  # noqa: E402
-from nanov2.prompts import WorldPrompts, claims_issue, proof_parses  # noqa: E402
-from nanov2.records import ProofRecord, TrajectoryRecord, read_jsonl, write_jsonl  # noqa: E402
-from nanov2.reward_model import meta_judge, verifier_judge  # noqa: E402
-from nanov2.run import Run  # noqa: E402
-from nanov2.tasks import SelfVerifyTask, true_score  # noqa: E402
+from nanov2 import evaluate as ev
+from nanov2.cli import open_run, script
+from nanov2.consensus import assess, consensus, majority, mean_label, single
+from nanov2.distributed import derive_seed
+from nanov2.logs import print_table
+from nanov2.prompts import WorldPrompts, proof_parses
+from nanov2.records import ProofRecord, TrajectoryRecord, read_jsonl, write_jsonl
+from nanov2.reward_model import meta_judge, verifier_judge
+from nanov2.run import Run
+from nanov2.tasks import SelfVerifyTask, true_score
 
 
-def generator_proofs(run: Run, lap: int, problems: list, n: int, path: Path, source: str) -> list[ProofRecord]:
+def generator_proofs(
+    run: Run, lap: int, problems: list, n: int, path: Path, source: str
+) -> list[ProofRecord]:
     """Unscored proofs by the self-verifying generator: n trajectories a problem, every proof in them once."""
     model, tokenizer = run.load("selfverify", lap)
     task = SelfVerifyTask(WorldPrompts(tokenizer), None, max_turns=2 * run.config.eval.rounds)
@@ -85,7 +87,9 @@ def autolabel(run: Run, lap: int) -> None:
     critiques = label_proofs(run, lap, proofs)
     labels = [consensus(cs, c.autolabel.k) for cs in critiques]
     clear = [
-        dataclasses.replace(r, score=s, label=f"consensus n={c.autolabel.n} m={c.autolabel.m} k={c.autolabel.k}")
+        dataclasses.replace(
+            r, score=s, label=f"consensus n={c.autolabel.n} m={c.autolabel.m} k={c.autolabel.k}"
+        )
         for r, s in zip(proofs, labels, strict=True)
         if s is not None
     ]
@@ -124,7 +128,7 @@ def autolabel(run: Run, lap: int) -> None:
 
 
 def merge(earlier: list[ProofRecord], new: list[ProofRecord]) -> list[ProofRecord]:
-    """Both, each (problem, proof) once; what was there first stays, so an expert's score is never replaced."""
+    """Both, each (problem, proof) once; the earlier stays: an expert's score is never replaced."""
     merged = {(r.problem, r.proof): r for r in [*new, *earlier]}
     order = dict.fromkeys((r.problem, r.proof) for r in [*earlier, *new])
     return [merged[key] for key in order]
@@ -155,7 +159,9 @@ def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
     critiques = label_proofs(run, lap, proofs)
     labels = [consensus(cs, run.config.autolabel.k) for cs in critiques]
     if run.ranks.main:
-        labelled = (dataclasses.replace(r, score=s, label="consensus") for r, s in zip(proofs, labels, strict=True))
+        labelled = (
+            dataclasses.replace(r, score=s, label="consensus") for r, s in zip(proofs, labels, strict=True)
+        )
         write_jsonl(out, labelled)
         unclear = labels.count(None)
         print(f"{out}: {len(labels) - unclear} proofs labelled, {unclear} unclear (score null)")

@@ -2,7 +2,7 @@
 
     python sample.py prove  --problem="given c < t ; c = f ; f < q ; show c < q" --n=4
     python sample.py verify --problem="…" --proof="c = f < q qed" --n=4
-    python sample.py meta   --problem="…" --proof="…" --critique="c = f = ok f < q < ok ends strict \\boxed{1}"
+    python sample.py meta   --problem="…" --proof="…" --critique="c = f = ok … strict \\boxed{1}"
     python sample.py refine --problem="…" --rounds=8          # until no issue is found
     python sample.py verify --input=proofs.jsonl --output=critiques.jsonl
 
@@ -16,18 +16,18 @@ from nanov2.startup import prepare
 
 prepare()
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-from nanov2.cli import open_run, script  # noqa: E402
-from nanov2.distributed import derive_rng, derive_seed  # noqa: E402
-from nanov2.errors import InputError  # noqa: E402
-from nanov2.evaluate import sample_trajectories, sampling, trajectory_records  # noqa: E402
-from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score  # noqa: E402
-from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl  # noqa: E402
-from nanov2.run import Run  # noqa: E402
-from nanov2.sampler import sample  # noqa: E402
-from nanov2.tasks import SelfVerifyTask  # noqa: E402
-from nanov2.world import grade_critique, grade_proof, make_problem, parse_problem  # noqa: E402
+from nanov2.cli import open_run, script
+from nanov2.distributed import derive_rng, derive_seed
+from nanov2.errors import InputError
+from nanov2.evaluate import sample_trajectories, sampling, trajectory_records
+from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl
+from nanov2.run import Run
+from nanov2.sampler import sample
+from nanov2.tasks import SelfVerifyTask
+from nanov2.world import grade_critique, grade_proof, make_problem, parse_problem
 
 MODEL = {"prove": "generator", "verify": "verifier2", "meta": "verifier2", "refine": "selfverify"}
 KIND = {"prove": ProblemRecord, "verify": ProofRecord, "meta": CritiqueRecord, "refine": ProblemRecord}
@@ -74,13 +74,19 @@ def answers(run: Run, mode: str, model, prompts: WorldPrompts, items: list, args
     rows = []
     for rollout in rollouts:
         item, text = items[rollout.index], prompts.answer(rollout)
-        row = {"problem": item.problem} | {k: getattr(item, k) for k in ("proof", "critique") if hasattr(item, k)}
+        row = {"problem": item.problem} | {
+            k: getattr(item, k) for k in ("proof", "critique") if hasattr(item, k)
+        }
         problem, shown = parse_problem(item.problem), text or "(cut off)"
         if mode == "prove":
             row |= {"proof": shown, "true_score": grade_proof(problem, shown)}
         elif mode == "verify":
             grade = grade_critique(problem, item.proof, shown)
-            row |= {"critique": shown, "score": claimed_score(text), "true_score": grade_proof(problem, item.proof)}
+            row |= {
+                "critique": shown,
+                "score": claimed_score(text),
+                "true_score": grade_proof(problem, item.proof),
+            }
             row |= {"true_quality": grade.quality, "invented_issues": grade.invented}
         else:
             row |= {"meta": shown, "quality": claimed_quality(text)}

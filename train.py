@@ -14,32 +14,32 @@ from nanov2.startup import prepare
 
 prepare()
 
-import dataclasses  # noqa: E402
-import difflib  # noqa: E402
-import time  # noqa: E402
-from collections import Counter, defaultdict  # noqa: E402
-from itertools import chain, zip_longest  # noqa: E402
+import dataclasses
+import difflib
+import time
+from collections import Counter
 
-import torch  # noqa: E402
+import torch
 
-from autolabel import autolabel, distinct_proofs  # noqa: E402
-from nanov2 import evaluate as ev  # noqa: E402
-from nanov2.cli import open_run, script  # noqa: E402
-from nanov2.demos import make_demonstration  # noqa: E402
-from nanov2.distributed import derive_rng, derive_seed  # noqa: E402
-from nanov2.errors import InputError  # noqa: E402
-from nanov2.expert import make_expert  # noqa: E402
-from nanov2.logs import print_table  # noqa: E402
-from nanov2.model import Model  # noqa: E402
-from nanov2.prompts import WorldPrompts, claimed_score  # noqa: E402
-from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord  # noqa: E402
-from nanov2.report import build_report  # noqa: E402
-from nanov2.reward_model import meta_judge, verifier_judge  # noqa: E402
-from nanov2.run import PHASES, Run  # noqa: E402
-from nanov2.tasks import GeneratorTask, SelfVerifyTask, VerifierTask, true_score  # noqa: E402
-from nanov2.tokenizer import Tokenizer  # noqa: E402
-from nanov2.training import counted_tokens, document, supervised_loss, train_grpo, train_supervised  # noqa: E402
-from nanov2.world import Difficulty, make_problem  # noqa: E402
+from autolabel import autolabel, distinct_proofs
+from nanov2 import evaluate as ev
+from nanov2.cli import open_run, script
+from nanov2.demos import make_demonstration
+from nanov2.distributed import derive_rng, derive_seed
+from nanov2.errors import InputError
+from nanov2.expert import make_expert
+from nanov2.logs import print_table
+from nanov2.model import Model
+from nanov2.phases import balanced, initial_weights, judge, read_eval, run_grpo, spread
+from nanov2.prompts import WorldPrompts, claimed_score
+from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord
+from nanov2.report import build_report
+from nanov2.reward_model import meta_judge, verifier_judge
+from nanov2.run import PHASES, Run
+from nanov2.tasks import GeneratorTask, SelfVerifyTask, VerifierTask, true_score
+from nanov2.tokenizer import Tokenizer
+from nanov2.training import counted_tokens, document, supervised_loss, train_supervised
+from nanov2.world import Difficulty, make_problem
 
 
 def base(run: Run, lap: int) -> dict:
@@ -126,24 +126,6 @@ def coldstart(run: Run, lap: int) -> dict:
     return {"after": {}, "tables": tables, "samples": samples}
 
 
-def spread(records: list, n: int) -> list:
-    """At most n records, in turn from each problem type, so that rare types are not drowned."""
-    kinds = defaultdict(list)
-    for r in records:
-        kinds[r.kind].append(r)
-    in_turn = chain.from_iterable(zip_longest(*(kinds[k] for k in sorted(kinds))))
-    return [r for r in in_turn if r is not None][:n]
-
-
-def balanced(records: list, field: str, most: int = 3) -> list:
-    """Records of rarer scores repeated (at most `most` times), so that each score is seen about as often."""
-    levels = defaultdict(list)
-    for r in records:
-        levels[getattr(r, field)].append(r)
-    largest = max(map(len, levels.values()))
-    return [r for level in sorted(levels) for r in levels[level] * min(most, max(1, largest // len(levels[level])))]
-
-
 def verifier(run: Run, lap: int) -> dict:
     """1B: GRPO from the base on 𝒟v with R_format · R_score."""
     model, tokenizer = run.load("base")
@@ -152,7 +134,9 @@ def verifier(run: Run, lap: int) -> dict:
     return train_verifier(run, "verifier", lap, model, tokenizer, task, items)
 
 
-def train_verifier(run: Run, phase: str, lap: int, model: Model, tokenizer: Tokenizer, task, items: list) -> dict:
+def train_verifier(
+    run: Run, phase: str, lap: int, model: Model, tokenizer: Tokenizer, task, items: list
+) -> dict:
     """What 1B and 1D share: train on `items`, measure on held-out proofs before and after."""
     c, prompts = run.config, task.prompts
     validation = run.records("coldstart", 1, "validation_proofs.jsonl", ProofRecord)
@@ -172,7 +156,11 @@ def train_verifier(run: Run, phase: str, lap: int, model: Model, tokenizer: Toke
 
 def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
     """Held-out proofs: by the weak prover in lap 1; from lap 2 on the hard ones are the last generator's."""
-    hard = ("coldstart", 1, "held_out_hard_proofs.jsonl") if lap == 1 else ("autolabel", lap - 1, "held_out_proofs.jsonl")
+    hard = (
+        ("coldstart", 1, "held_out_hard_proofs.jsonl")
+        if lap == 1
+        else ("autolabel", lap - 1, "held_out_proofs.jsonl")
+    )
     sets = {"labelled": ("coldstart", 1, "held_out_proofs.jsonl"), "hard": hard}
     return {name: run.records(*where, ProofRecord) for name, where in sets.items()}
 
@@ -201,7 +189,9 @@ def meta(run: Run, lap: int) -> dict:
     dmv = expert.score_critiques(criticise(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "train"))
     run.write("meta", 1, "dmv.jsonl", dmv)
     sets = {
-        name: ev.grade_critiques(criticise(run.records("coldstart", 1, f"{file}_proofs.jsonl", ProofRecord), file))
+        name: ev.grade_critiques(
+            criticise(run.records("coldstart", 1, f"{file}_proofs.jsonl", ProofRecord), file)
+        )
         for name, file in (("labelled", "held_out"), ("validation", "validation"))
     }
     run.write("meta", 1, "held_out_dmv.jsonl", sets["labelled"])
@@ -261,7 +251,9 @@ def generator(run: Run, lap: int) -> dict:
     def held_out(model: Model):
         metrics, samples = {}, []
         for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
-            m, s = ev.eval_generator(model, prompts, run.problems[problems], c, run.ranks, name, task.verifier)
+            m, s = ev.eval_generator(
+                model, prompts, run.problems[problems], c, run.ranks, name, task.verifier
+            )
             metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
         return metrics, samples
 
@@ -289,69 +281,18 @@ def selfverify(run: Run, lap: int) -> dict:
 
     def measure(model: Model, step: int) -> ev.Metrics:
         problems = run.problems["validation_hard"]
-        return ev.eval_selfverify(model, prompts, problems, c, run.ranks, "validation", 2)[0]
+        return ev.eval_selfverify(model, prompts, problems, c, run.ranks, "validation", verdicts, 2)[0]
 
     def held_out(model: Model):
         metrics, samples = {}, []
         for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
-            m, s = ev.eval_selfverify(model, prompts, run.problems[problems], c, run.ranks, name)
+            m, s = ev.eval_selfverify(model, prompts, run.problems[problems], c, run.ranks, name, verdicts)
             metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
         return metrics, samples
 
     items = run.problems["train"] + run.problems["train_hard"] if lap == 1 else run.problems["train_hard"]
     best = "validation/final_true_score"
     return run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best)
-
-
-def initial_weights(run: Run, phase: str, lap: int):
-    """Where a phase starts: `init` of its settings."""
-    init = run.config.phase(phase, lap).init
-    sources = {
-        "base": ("base", 1),
-        "verifier": ("verifier2", lap),
-        "generator": ("generator", lap),
-        "previous": ("verifier2" if phase == "verifier2" else "selfverify", lap - 1),
-    }
-    if init not in sources or (init == "previous" and lap == 1):
-        raise InputError(f"{phase}.init must be one of {', '.join(sources)} (previous: from lap 2), found {init!r}")
-    return run.load(*sources[init])
-
-
-def judge(run: Run, kind, phase: str, lap: int, config, prompts: WorldPrompts):
-    """A frozen judge from a finished phase."""
-    model, _ = run.load(phase, lap)
-    seed = derive_seed(run.config.seed, "judge", phase, lap)
-    return kind(model, prompts, samples=config.judge_samples, temperature=config.judge_temperature, seed=seed)
-
-
-def run_grpo(
-    run: Run, phase: str, lap: int, model, tokenizer, task, items: list, measure, held_out, keep_best: str = ""
-) -> dict:
-    """What every GRPO phase does: measure, train, save the weights, measure again."""
-    config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
-    folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
-    before, _ = held_out(model)
-    curve, notes = train_grpo(
-        folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
-    )
-    run.save(phase, lap, model, tokenizer)
-    after, samples = held_out(model)
-    judges = [j for j in (getattr(task, "verifier", None), getattr(task, "meta", None)) if j]
-    notes += [f"frozen judge: {j.unparsed} of {j.asked} answers did not parse (rank 0)" for j in judges]
-    return {
-        "before": before,
-        "after": after,
-        "curve": curve,
-        "samples": samples,
-        "notes": notes,
-        "steps": config.steps,
-    }
-
-
-def read_eval(run: Run, phase: str, lap: int) -> dict:
-    import json
-
-    return json.loads((run.need(phase, lap) / "eval.json").read_text())
 
 
 STEPS = {

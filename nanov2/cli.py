@@ -26,7 +26,9 @@ def open_run(description: str, flags: dict, positional: dict | None = None) -> t
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default=None, help="TOML file (default: configs/proofworld.toml)")
-    parser.add_argument("--dir", default=None, help="run folder (default: runs/ and the configuration's name)")
+    parser.add_argument(
+        "--dir", default=None, help="run folder (default: runs/ and the configuration's name)"
+    )
     for name, options in (positional or {}).items():
         parser.add_argument(name, **options)
     for name, (default, text) in flags.items():

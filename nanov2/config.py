@@ -106,7 +106,7 @@ class GRPOConfig:
     eval_every: int = 20  # steps between measurements on validation problems
     save_every: int = 40  # steps between checkpoints
     pack_tokens: int = 512  # a pack: one prompt and as many of its completions as fit
-    micro_tokens: int = 8192  # tokens of a micro-batch, padding included
+    micro_tokens: int = 4096  # tokens of a micro-batch, padding included
 
 
 @dataclass(frozen=True)

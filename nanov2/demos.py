@@ -9,7 +9,7 @@ learns every form and every skill, and also every bad habit: what GRPO is there 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanov2.world import (
     RELATIONS,
@@ -37,7 +37,8 @@ class Noise:
     revision_right: float = 0.6  # the same after a critique
     lookup: float = 0.08  # findings whose relation is looked up wrongly
     whole: float = 0.04  # wrong `ends`/`astray` and `strict`/`weak`
-    score: float = 0.06  # scores, qualities and marks that do not follow
+    score: float = 0.06  # scores that do not follow from the findings
+    meta: float = 0.5  # how noisy a meta-critique is: all rates of a critique times this
 
 
 def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step, ...]:
@@ -46,7 +47,9 @@ def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step
     if rng.random() < right:
         return tuple(steps)
     for _ in range(1 + (rng.random() < 0.25)):
-        fault = rng.choices(("relation", "skip", "term", "walk", "backwards"), weights=(38, 16, 14, 20, 12))[0]
+        fault = rng.choices(("relation", "skip", "term", "walk", "backwards"), weights=(38, 16, 14, 20, 12))[
+            0
+        ]
         if fault == "relation":
             i = rng.randrange(len(steps))
             other = rng.choice([r for r in RELATIONS if r != steps[i].relation])
@@ -57,11 +60,20 @@ def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step
             steps[i : i + 2] = [Step(a.left, rng.choice((a.relation, b.relation)), b.right)]
         elif fault == "term" and len(steps) > 1:
             i = rng.randrange(len(steps) - 1)
-            term = rng.choice([t for fact in problem.facts for t in (fact.left, fact.right)])
+            used = {steps[0].left, *(s.right for s in steps)}
+            others = [t for fact in problem.facts for t in (fact.left, fact.right) if t not in used]
+            if not others:
+                continue
+            term = rng.choice(others)
             steps[i], steps[i + 1] = steps[i]._replace(right=term), steps[i + 1]._replace(left=term)
         elif fault == "backwards":
             i = rng.randrange(len(steps))
-            into = [f for f in problem.facts if f.right == steps[i].left and f.relation != "="]
+            used = {steps[0].left, *(s.right for s in steps)}
+            into = [
+                f
+                for f in problem.facts
+                if f.right == steps[i].left and f.left not in used and f.relation != "="
+            ]
             if into:
                 term = rng.choice(into)
                 last = Step(term.left, rng.choice(RELATIONS), problem.goal.right)
@@ -117,11 +129,15 @@ def weak_meta(
 ) -> MetaCritique:
     """A meta-critique whose own look-ups and marks are wrong at the stated rates."""
 
+    noise = replace(noise, **{f: getattr(noise, f) * noise.meta for f in ("lookup", "whole", "score")})
+
     def mark(agree: bool) -> bool:
-        return not agree if rng.random() < noise.score / 2 else agree
+        return not agree if rng.random() < noise.whole else agree
 
     own = weak_critique(rng, problem, steps, noise)
-    looks = tuple((c.step, o.relation, mark(c == o)) for c, o in zip(critique.findings, own.findings, strict=True))
+    looks = tuple(
+        (c.step, o.relation, mark(c == o)) for c, o in zip(critique.findings, own.findings, strict=True)
+    )
     ends = (critique.ends, mark(critique.ends == own.ends))
     strict = (critique.strict, mark(critique.strict == own.strict))
     score = (own.score, own.score == critique.score)
@@ -141,7 +157,7 @@ class Demonstration:
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
-    """proof, critique, then either a meta-critique, or (where an issue was found) a revision and its critique."""
+    """Proof, critique, then a meta-critique or (where an issue was found) a revision with its critique."""
     steps = weak_proof(rng, problem, noise.proof_right)
     critique = weak_critique(rng, problem, steps, noise)
     turns = [("prove", write_proof(steps)), ("verify", write_critique(critique))]

@@ -25,7 +25,7 @@ Metrics = dict[str, dict]
 
 
 def interval(values: list[float], clusters: list | None = None) -> dict:
-    """Mean with its 95% interval (normal, over clusters) as {"value", "n", "low", "high"}; NaN is left out."""
+    """Mean and 95% interval (normal, over clusters) as {"value", "n", "low", "high"}; NaN is left out."""
     pairs = [(v, c) for v, c in zip(values, clusters or range(len(values)), strict=True) if v == v]
     if not pairs:
         return {"value": 0.0, "n": 0, "low": 0.0, "high": 0.0}
@@ -45,7 +45,9 @@ def interval(values: list[float], clusters: list | None = None) -> dict:
     }
 
 
-def make_problems(seed: int, purpose: str, difficulty: Difficulty, n: int, avoid: set[str]) -> list[ProblemRecord]:
+def make_problems(
+    seed: int, purpose: str, difficulty: Difficulty, n: int, avoid: set[str]
+) -> list[ProblemRecord]:
     """n distinct problems drawn by (seed, purpose, i); none of `avoid`, which grows by them."""
     records, i = [], 0
     while len(records) < n:
@@ -128,7 +130,12 @@ def eval_verifier(
 
 
 def eval_meta(
-    model: Model, prompts: WorldPrompts, critiques: list[CritiqueRecord], config: Config, ranks: Ranks, name: str
+    model: Model,
+    prompts: WorldPrompts,
+    critiques: list[CritiqueRecord],
+    config: Config,
+    ranks: Ranks,
+    name: str,
 ) -> tuple[Metrics, list[dict]]:
     """Meta-critiques of critiques whose quality is known."""
     how = sampling(config, config.meta)
@@ -136,7 +143,9 @@ def eval_meta(
     answers = sample_answers(model, prompts, questions, how, derive_seed("eval meta", config.seed), ranks)
     claims = [claimed_quality(a) for a in answers]
     right = [float(c == r.quality) for c, r in zip(claims, critiques, strict=True)]
-    by_level = {q: [x for x, r in zip(right, critiques, strict=True) if r.quality == q] for q in (0.0, 0.5, 1.0)}
+    by_level = {
+        q: [x for x, r in zip(right, critiques, strict=True) if r.quality == q] for q in (0.0, 0.5, 1.0)
+    }
     recalls = [sum(v) / len(v) for v in by_level.values() if v]
     clusters = [r.problem for r in critiques]
     metrics = {
@@ -186,15 +195,21 @@ def eval_generator(
     }
     scores = [None] * len(items)
     if verifier:
-        mine = ranks.mine(list(zip(items, proofs, strict=True)))
-        scores = ranks.gather(judge_proofs(verifier, prompts, [i for i, _ in mine], [p for _, p in mine]))
-        columns["verifier_reward"] = scores
-        columns["hacking_gap"] = [s - t for s, t in zip(scores, truth, strict=True)]
+        scores = reward_beside_truth(columns, verifier, prompts, items, proofs, truth, ranks)
     shown = [
         {"problem": i.problem, "kind": i.kind, "proof": p or "(cut off)", "truth": t, "reward": s}
         for i, p, t, s in zip(items[::n], proofs[::n], truth[::n], scores[::n], strict=True)
     ]
     return {f"{name}/{k}": interval(v, clusters) for k, v in columns.items()}, shown
+
+
+def reward_beside_truth(columns, verifier: Judge, prompts, items, proofs, truth, ranks: Ranks) -> list[float]:
+    """The verifier's score of each proof, and its excess over the truth: the reward-hacking gap."""
+    mine = ranks.mine(list(zip(items, proofs, strict=True)))
+    scores = ranks.gather(judge_proofs(verifier, prompts, [i for i, _ in mine], [p for _, p in mine]))
+    columns["verifier_reward"] = scores
+    columns["hacking_gap"] = [s - t for s, t in zip(scores, truth, strict=True)]
+    return scores
 
 
 def sample_trajectories(
@@ -228,6 +243,7 @@ def eval_selfverify(
     config: Config,
     ranks: Ranks,
     name: str,
+    verifier: Judge | None = None,
     samples: int | None = None,
 ) -> tuple[Metrics, list[dict]]:
     """Draft → critique → revision until no issue is found, at most `eval.rounds` proofs."""
@@ -236,13 +252,14 @@ def eval_selfverify(
     task = SelfVerifyTask(prompts, None, max_turns=2 * config.eval.rounds)
     seed = derive_seed("eval selfverify", config.seed)
     turns = sample_trajectories(model, task, items, config, seed, ranks, config.selfverify.max_tokens)
-    columns, shown = defaultdict(list), []
+    columns, shown, finals = defaultdict(list), [], []
     for j, (item, trajectory) in enumerate(zip(items, turns, strict=True)):
         problem = parse_problem(item.problem)
         proofs = [text for task_name, text in trajectory if task_name == "prove"]
         critiques = [text for task_name, text in trajectory if task_name == "verify"]
         truths = [grade_proof(problem, p) for p in proofs]
         claim = claimed_score(critiques[-1]) if len(critiques) == len(proofs) else None
+        finals.append(proofs[-1])
         columns["draft_true_score"].append(truths[0])
         columns["final_true_score"].append(truths[-1])
         columns["revision_gain"].append(truths[-1] - truths[0])
@@ -259,14 +276,15 @@ def eval_selfverify(
                     "turn_truth": [truths[i // 2] if i % 2 == 0 else None for i in range(len(trajectory))],
                 }
             )
+    if verifier:
+        truth = columns["final_true_score"]
+        reward_beside_truth(columns, verifier, prompts, items, finals, truth, ranks)
     clusters = [i.problem for i in items]
     return {f"{name}/{k}": interval(v, clusters) for k, v in columns.items()}, shown
 
 
 def trajectory_records(items: list[ProblemRecord], turns: list) -> list[TrajectoryRecord]:
-    return [
-        TrajectoryRecord(i.problem, tuple(t), kind=i.kind) for i, t in zip(items, turns, strict=True)
-    ]
+    return [TrajectoryRecord(i.problem, tuple(t), kind=i.kind) for i, t in zip(items, turns, strict=True)]
 
 
 def pick(samples: list[dict], n: int) -> list[dict]:

@@ -38,7 +38,9 @@ class WorldExpert:
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
         return [
             dataclasses.replace(
-                r, quality=grade_critique(parse_problem(r.problem), r.proof, r.critique).quality, label="expert"
+                r,
+                quality=grade_critique(parse_problem(r.problem), r.proof, r.critique).quality,
+                label="expert",
             )
             for r in records
         ]
@@ -97,8 +99,8 @@ class PersonExpert:
             if any(key(r) not in known for r in records):  # never overwrite what a person has written
                 write_jsonl(path, filled)
             raise InputError(
-                f"{open_items} of {len(records)} items wait for an expert: set every {name!r} to 0, 0.5 or 1 in "
-                f"{path}, then run the same command again"
+                f"{open_items} of {len(records)} items wait for an expert: set every {name!r} to 0, 0.5 or 1 "
+                f"in {path}, then run the same command again"
             )
         return filled
 

@@ -111,7 +111,11 @@ def rollout_groups(
         rewards = task.rewards([items[r.index] for r in rollouts], rollouts)
         clock.lap("judge")
         groups, sums = _make_groups(prompts, rollouts, rewards, config)
-        kept += groups
+        # The first `prompts` groups with variance, in the order drawn, whatever the number of ranks.
+        varied = ranks.gather([group is not None for group in groups])
+        room = config.prompts - int(totals["groups_kept"])
+        chosen = ranks.mine([v and sum(varied[:i]) < room for i, v in enumerate(varied)])
+        kept += [group for group, use in zip(groups, chosen, strict=True) if use]
         sums = ranks.sum(sums)
         for name, value in sums.items():
             totals[name] += value
@@ -122,7 +126,7 @@ def rollout_groups(
 
 
 def _make_groups(prompts, rollouts: list[Rollout], rewards: Rewards, config: GRPOConfig):
-    """Groups with variance, and this rank's sums for logging."""
+    """A group for each prompt, None where it has no variance; and this rank's sums for logging."""
     groups, total, n = [], rewards.total, config.samples
     sums = defaultdict(float, groups_kept=0, groups_sampled=len(prompts), reward=0, reward_sq=0)
     for name in rewards.log:
@@ -133,11 +137,11 @@ def _make_groups(prompts, rollouts: list[Rollout], rewards: Rewards, config: GRP
         advantages, stats = group_advantage(total, ids, scale=config.scale)
         has_variance = dict(zip(stats.group_id.tolist(), stats.has_variance.tolist(), strict=True))
         for g, prompt in enumerate(prompts):
-            if has_variance[g]:
-                rows = slice(g * n, (g + 1) * n)
-                groups.append(Group(prompt, rollouts[rows], advantages[rows].tolist()))
+            rows = slice(g * n, (g + 1) * n)
+            group = Group(prompt, rollouts[rows], advantages[rows].tolist())
+            groups.append(group if has_variance[g] else None)
     answered = total[~total.isnan()]
-    sums["groups_kept"] = len(groups)
+    sums["groups_kept"] = sum(group is not None for group in groups)
     sums["rows"] = len(rollouts)
     sums["answered"] = len(answered)
     sums["reward"] = answered.sum().item()

@@ -74,4 +74,6 @@ def print_table(title: str, before: dict, after: dict) -> None:
     for name in after:
         old = f"{before[name]['value']:8.3f} →" if name in before else " " * 10
         a = after[name]
-        print(f"  {name:36} {old} {a['value']:.3f}  [{a['low']:.3f}, {a['high']:.3f}]  n={a['n']}", flush=True)
+        print(
+            f"  {name:36} {old} {a['value']:.3f}  [{a['low']:.3f}, {a['high']:.3f}]  n={a['n']}", flush=True
+        )

@@ -83,7 +83,7 @@ class Layout:
 
 
 class Cache:
-    """Keys and values of rows that grow in step, preallocated: [layers, 2, B, n_kv_heads, capacity, head_dim].
+    """Keys and values of rows that grow in step, in blocks: [layers, 2, B, n_kv_heads, capacity, head_dim].
 
     Rows are aligned at their ends (left-padded): `start[b]` is the first slot of row b, `length` the
     number of slots in use in every row. `keep` drops finished rows.
@@ -105,6 +105,16 @@ class Cache:
         new.start, new.length = self.start.repeat_interleave(n), self.length
         new.recent = self.recent.repeat_interleave(n, dim=0)
         return new
+
+    def reserve(self, slots: int) -> None:
+        """Room for so many slots in all; grows by half, so that copies are rare."""
+        capacity = self.kv.shape[4]
+        if slots > capacity:
+            grown = self.kv.new_empty(
+                *self.kv.shape[:4], max(slots, capacity + capacity // 2), self.kv.shape[5]
+            )
+            grown[:, :, :, :, : self.length] = self.kv[:, :, :, :, : self.length]
+            self.kv = grown
 
     def keep(self, rows: Tensor) -> None:
         self.kv = self.kv[:, :, rows]
@@ -149,7 +159,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, kv: Tensor | None, at: int):
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, kv: Tensor | None, at: int
+    ):
         B, L, _ = x.shape
         q, k, v = (
             proj(x).view(B, L, -1, self.config.head_dim).transpose(1, 2)  # [B, heads, L, head_dim]
@@ -245,6 +257,7 @@ class Model(nn.Module):
         Slots before `cache.start` are padding: they are computed, and never seen.
         """
         B, L = ids.shape
+        cache.reserve(cache.length + L)
         at, slots = cache.length, torch.arange(cache.length + L, device=ids.device)
         positions = (slots[at:] - cache.start[:, None]).clamp(min=0)  # [B, L]
         seen = slots[None, None, :] >= cache.start[:, None, None]  # [B, 1, slots]

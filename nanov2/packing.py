@@ -70,7 +70,7 @@ class PackedBatch:
 
 
 def collate(packs: list[Pack], pad: int) -> PackedBatch:
-    """One batch of packs; prompts must not be empty (the first token of a completion is predicted by them)."""
+    """One batch of packs; no prompt may be empty: it predicts the first token of its completions."""
     length = max(map(len, packs))
     shape = (len(packs), length)
     ids = torch.full(shape, pad)

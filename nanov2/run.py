@@ -1,10 +1,10 @@
 """The run folder: what every phase reads and writes, and what makes it again if it is missing.
 
-    runs/NAME/run.json, config.json      settings, seed, commit, versions
-    runs/NAME/base/ coldstart/ …         a folder per phase of lap 1
-    runs/NAME/lap2/verifier2/ …          later laps
-    …/phase.json                         written last: the phase is done
-    …/metrics.jsonl, eval.json, samples.jsonl, state.safetensors, model.safetensors, records
+runs/NAME/run.json, config.json      settings, seed, commit, versions
+runs/NAME/base/ coldstart/ …         a folder per phase of lap 1
+runs/NAME/lap2/verifier2/ …          later laps
+…/phase.json                         written last: the phase is done
+…/metrics.jsonl, eval.json, samples.jsonl, state.safetensors, model.safetensors, records
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Sampling:
 
     temperature: float = 1.0  # logits are divided by it; 0 = greedy
     max_tokens: int = 64  # per turn, <end> included
-    batch_rows: int = 1024  # rows that are decoded together
+    batch_rows: int = 512  # rows that are decoded together
 
 
 @torch.no_grad()
@@ -82,7 +82,9 @@ def sample(
                 for i in group
             ]
         ).view(len(rows), turn_limit)
-        _decode(model, tokenizer, [prompts[i] for i in group], n, rows, uniforms, sampling, next_turn, max_turns)
+        _decode(
+            model, tokenizer, [prompts[i] for i in group], n, rows, uniforms, sampling, next_turn, max_turns
+        )
     model.train(was_training)
     return rollouts
 
@@ -95,7 +97,7 @@ def _decode(model, tokenizer, prompts, n, rows, uniforms, sampling, next_turn, m
     ids = torch.tensor([[tokenizer.pad] * (width - len(p)) + p for p in prompts], device=device)
     cache = Cache(model.config, start, width, model.output_weight.dtype)
     hidden = model.step(ids, cache).repeat_interleave(n, dim=0)
-    cache = cache.repeat(n, width + uniforms.shape[1])
+    cache = cache.repeat(n, width + 32)
 
     alive = list(range(len(rows)))  # row of `rows` that each row of the batch is
     started = [0] * len(rows)  # where the row's present turn began
@@ -150,6 +152,6 @@ def _draw(hidden: Tensor, weight: Tensor, uniform: Tensor, temperature: float) -
         tokens = logits.argmax(dim=-1)
     else:
         cumulative = logprobs.exp().cumsum(dim=-1)
-        # Scaled by the total, which rounding leaves a hair off 1: the last token must not be drawn by accident.
+        # Scaled by the total, which rounding leaves a hair off 1: else the last token could come by accident
         tokens = (cumulative < uniform[:, None] * cumulative[:, -1:]).sum(dim=-1)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]

@@ -12,7 +12,7 @@ from nanov2.grpo import Rewards
 from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score, proof_parses
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 from nanov2.reward_model import Judge
-from nanov2.rewards import R_format, R_generator, R_score, R_Z
+from nanov2.rewards import R_Z, R_format, R_generator, R_score
 from nanov2.sampler import Rollout
 from nanov2.world import grade_critique, grade_proof, parse_problem
 
@@ -142,7 +142,8 @@ class SelfVerifyTask:
             "truth_draft": [true_score(i.problem, p) for i, p in zip(items, drafts, strict=True)],
             "proofs": [t // 2 + 1.0 for t in last],
             "self_score_error": [
-                math.nan if c is None or math.isnan(y) else abs(c - y) for c, y in zip(claims, r_Y, strict=True)
+                math.nan if c is None or math.isnan(y) else abs(c - y)
+                for c, y in zip(claims, r_Y, strict=True)
             ],
         }
         if not self.alpha_beta:

@@ -38,7 +38,9 @@ def document(tokenizer: Tokenizer, demonstration: Demonstration) -> Pack:
     return Pack([tokenizer.bos, *tokenizer.encode(demonstration.problem)], [Completion(ids, counted)])
 
 
-def supervised_loss(model: Model, packs: list[Pack], tokenizer: Tokenizer, denominator: float, backward: bool):
+def supervised_loss(
+    model: Model, packs: list[Pack], tokenizer: Tokenizer, denominator: float, backward: bool
+):
     """Sum of −log p over counted tokens / denominator, micro-batch by micro-batch; accumulates gradients."""
     total = 0.0
     for part in micro_batches(packs, MICRO_TOKENS):
@@ -113,15 +115,10 @@ def train_grpo(
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
     optimizer = make_optimizer(model, config.lr, config.weight_decay)
     start, curve, extra = _resume(folder, model, optimizer, with_extra=True)
-    cursor, best, notes = extra.get("cursor", 0), extra.get("best", -math.inf), extra.get("notes", [])
+    stream = Stream(items, seed, extra.get("cursor", 0))
+    best, notes = extra.get("best", -math.inf), extra.get("notes", [])
     log = Log(folder, name, ranks, start, config.steps)
     clock = Clock()
-
-    def next_items(n: int) -> list:
-        nonlocal cursor
-        drawn = [_shuffled(items, seed, i) for i in range(cursor, cursor + n)]
-        cursor += n
-        return drawn
 
     if not curve:
         curve.append({"step": 0, **measure(model, 0)})
@@ -129,7 +126,7 @@ def train_grpo(
         lr = config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.1)
         _set_lr(optimizer, lr)
         step_seed = derive_seed(seed, "rollout", step)
-        groups, sums = rollout_groups(model, tokenizer, task, next_items, config, ranks, step_seed, clock)
+        groups, sums = rollout_groups(model, tokenizer, task, stream.take, config, ranks, step_seed, clock)
         trained = train_on_groups(
             model, optimizer, groups, config, ranks, tokenizer.pad, step_seed, reference, task.max_turns
         )
@@ -151,28 +148,46 @@ def train_grpo(
             if gap > config.max_gap or (step + 1 == config.steps and value < best - 0.02):
                 ranks.barrier()
                 at = load_state(folder / "best.safetensors", model, optimizer)["step"]
-                why = f"gap of reward over truth {gap:.3f}" if gap > config.max_gap else f"{keep_best} {value:.3f}"
+                why = (
+                    f"gap of reward over truth {gap:.3f}"
+                    if gap > config.max_gap
+                    else f"{keep_best} {value:.3f}"
+                )
                 notes.append(f"fell back to step {at} ({keep_best} {best:.3f}) at step {step + 1}: {why}")
                 break
-        _save(folder, model, optimizer, ranks, step, config, curve, {"cursor": cursor, "best": best, "notes": notes})
+        _save(
+            folder,
+            model,
+            optimizer,
+            ranks,
+            step,
+            config,
+            curve,
+            {"cursor": stream.cursor, "best": best, "notes": notes},
+        )
     if sample_text:
         log.text(config.steps, "sample", sample_text())
     log.close()
     return curve, notes
 
 
-def _shuffled(items: list, seed: int, position: int):
-    """The item at a position of the endless stream of shuffled passes over `items`: each once a pass."""
-    epoch, i = divmod(position, len(items))
-    key = (seed, epoch, len(items))
-    if _shuffled.key != key:
-        order = list(range(len(items)))
-        derive_rng(seed, "order", epoch).shuffle(order)
-        _shuffled.key, _shuffled.order = key, order
-    return items[_shuffled.order[i]]
+class Stream:
+    """Endless shuffled passes over a list, each item once a pass; all state is the `cursor`."""
 
+    def __init__(self, items: list, seed: int, cursor: int):
+        self.items, self.seed, self.cursor = items, seed, cursor
+        self._epoch, self._order = -1, []
 
-_shuffled.key = None
+    def take(self, n: int) -> list:
+        taken = []
+        for position in range(self.cursor, self.cursor + n):
+            epoch, i = divmod(position, len(self.items))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, list(range(len(self.items)))
+                derive_rng(self.seed, "order", epoch).shuffle(self._order)
+            taken.append(self.items[self._order[i]])
+        self.cursor += n
+        return taken
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

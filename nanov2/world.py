@@ -6,7 +6,7 @@ A *critique* goes step by step (the step, what the facts say of that pair, the v
 whole, and ends with the score:                  c = f = ok f < q < ok ends strict \\boxed{1}
 A *meta-critique* looks every finding of a critique up again, says `agree` or `wrong`, gives the score
 that the proof deserves, and ends with the quality of the critique:
-                                                 c = f = agree f < q < agree ends agree strict agree 1 agree \\boxed{1}
+    c = f = agree f < q < agree ends agree strict agree 1 agree \\boxed{1}
 
 Everything here is exact: it parses, grades proofs (the rubric below), grades critiques, and makes
 problems of a given difficulty. Nothing here is learnt and nothing is noisy; see demos.py for that.
@@ -323,13 +323,15 @@ class Difficulty:
     def __post_init__(self):
         for name, (low, high) in (("chain", self.chain), ("facts", self.facts)):
             if not 1 <= low <= high:
-                raise ValueError(f"difficulty: {name} must be [from, to] with 1 <= from <= to, got {low, high}")
+                raise ValueError(
+                    f"difficulty: {name} must be [from, to] with 1 <= from <= to, got {low, high}"
+                )
         # Each distractor can bring two terms of its own.
         length, most = self.chain[0], max(self.chain[1], self.facts[1])
         if length + 1 + 2 * (most - length) > len(TERMS) or self.chain[1] + 1 > len(TERMS):
             raise ValueError(
-                f"difficulty: {most} facts around a chain of {length} can need more than the {len(TERMS)} terms "
-                "there are; lower facts or raise chain"
+                f"difficulty: {most} facts around a chain of {length} can need more than {len(TERMS)} terms; "
+                " lower facts or raise chain"
             )
 
 
@@ -364,8 +366,6 @@ def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
             fact = Step(next(names), draw_relation(), next(names))
         facts.append(fact)
     # An equation may be given the other way round; it holds both ways.
-    facts = [
-        Step(f.right, "=", f.left) if f.relation == "=" and rng.random() < 0.5 else f for f in facts
-    ]
+    facts = [Step(f.right, "=", f.left) if f.relation == "=" and rng.random() < 0.3 else f for f in facts]
     rng.shuffle(facts)
     return Problem(tuple(facts), goal)

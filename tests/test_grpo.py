@@ -42,8 +42,11 @@ def some_groups(model, tokenizer, prompts, n=4, samples=4, temperature=1.0):
     rewards = torch.tensor([len(set(r.ids)) + 0.1 * i for i, r in enumerate(rollouts)])
     advantages, _ = group_advantage(rewards, torch.tensor([r.index for r in rollouts]))
     return [
-        Group(questions[g], rollouts[g * samples : (g + 1) * samples],
-              advantages[g * samples : (g + 1) * samples].tolist())
+        Group(
+            questions[g],
+            rollouts[g * samples : (g + 1) * samples],
+            advantages[g * samples : (g + 1) * samples].tolist(),
+        )
         for g in range(n)
     ]
 
@@ -72,8 +75,17 @@ def test_C1_gradients_do_not_depend_on_micro_batches(tokenizer, prompts, model, 
     groups = some_groups(model, tokenizer, prompts)
     reference = small_model(tokenizer, seed=1)
     whole, single, packed = (
-        gradient(model, tokenizer, groups, ranks, reference, loss_type=loss_type, kl_coef=kl_coef,
-                 micro_tokens=m, pack_tokens=p)
+        gradient(
+            model,
+            tokenizer,
+            groups,
+            ranks,
+            reference,
+            loss_type=loss_type,
+            kl_coef=kl_coef,
+            micro_tokens=m,
+            pack_tokens=p,
+        )
         for m, p in ((100_000, 512), (1, 1), (200, 100))
     )
     scale = whole.abs().max()
@@ -92,7 +104,15 @@ def test_C2_C3_masked_tokens_change_nothing_whatever_they_hold():
         bad = torch.where(mask, old, poison)
         logp_bad = torch.where(mask, logp.detach(), poison).requires_grad_()
         loss, stats = policy_loss(
-            logp_bad, bad, advantage, offsets, mask=mask, ref_logp=bad, kl_coef=0.0, sampler_logp=bad, is_cap=9.0
+            logp_bad,
+            bad,
+            advantage,
+            offsets,
+            mask=mask,
+            ref_logp=bad,
+            kl_coef=0.0,
+            sampler_logp=bad,
+            is_cap=9.0,
         )
         (grad,) = torch.autograd.grad(loss, logp_bad)
         assert torch.equal(loss, clean) and torch.equal(grad, clean_gradient)
@@ -264,7 +284,9 @@ def _two_rank_gradient(rank, port, path, loss_type):
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "gspo"])
-def test_C1_C17_two_ranks_have_the_gradient_and_norm_of_one(tokenizer, prompts, model, ranks, tmp_path, loss_type):
+def test_C1_C17_two_ranks_have_the_gradient_and_norm_of_one(
+    tokenizer, prompts, model, ranks, tmp_path, loss_type
+):
     groups = some_groups(model, tokenizer, prompts, n=5)
     keep = KeepGradients(model)
     config = dataclasses.replace(CONFIG, loss_type=loss_type)

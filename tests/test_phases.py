@@ -1,4 +1,4 @@
-"""The whole cycle on the smoke configuration, as a user runs it: one process, two ranks, killed and continued."""
+"""The whole cycle on the smoke configuration as a user runs it: one process, two ranks, killed."""
 
 import json
 import os
@@ -15,7 +15,13 @@ ROOT = Path(__file__).parent.parent
 LAP1 = ["base", "coldstart", "verifier", "meta", "verifier2", "generator", "selfverify", "autolabel"]
 ALL = LAP1 + [f"lap2/{p}" for p in ("verifier2", "generator", "selfverify", "autolabel")]
 # Smaller still than the smoke configuration: what is tested here is that phases work, not that they learn.
-TINY = ["--base.steps=30", "--world.held_out=10", "--world.validation=6", "--grpo.steps=2", "--autolabel.problems=8"]
+TINY = [
+    "--base.steps=30",
+    "--world.held_out=10",
+    "--world.validation=6",
+    "--grpo.steps=2",
+    "--autolabel.problems=8",
+]
 
 
 def run(script, *args, ranks=1, wait=True):
@@ -25,7 +31,13 @@ def run(script, *args, ranks=1, wait=True):
     command = [*launch, script, *map(str, args)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     if not wait:
         return process
@@ -104,9 +116,13 @@ def test_two_ranks_do_what_one_does_up_to_rounding(finished, tmp_path):
     assert json.loads((folder / "run.json").read_text())["ranks"] == 2
     one, two = figures(finished), figures(folder)
     assert one.keys() == two.keys()
-    assert two["base"]["held-out/loss"]["value"] == pytest.approx(one["base"]["held-out/loss"]["value"], abs=0.02)
+    assert two["base"]["held-out/loss"]["value"] == pytest.approx(
+        one["base"]["held-out/loss"]["value"], abs=0.02
+    )
     # up to rounding, the same samples: the first rollout of the verifier comes from nearly the same base
-    first = [json.loads((f / "verifier" / "metrics.jsonl").read_text().splitlines()[0]) for f in (finished, folder)]
+    first = [
+        json.loads((f / "verifier" / "metrics.jsonl").read_text().splitlines()[0]) for f in (finished, folder)
+    ]
     assert first[1]["reward"] == pytest.approx(first[0]["reward"], abs=0.15)
     assert first[1]["groups_sampled"] == first[0]["groups_sampled"]
 
@@ -117,10 +133,14 @@ def test_the_scripts_use_a_trained_model(finished, tmp_path):
     for args in (["prove", problem, "--n=2"], ["verify", problem, proof], ["meta", problem, proof, critique]):
         code, out, err = run("sample.py", *args, f"--dir={finished}")
         assert code == 0 and "given c < t" in out, err
-    code, out, err = run("sample.py", "refine", f"--dir={finished}", "--rounds=2", f"--output={tmp_path / 'r.jsonl'}")
+    code, out, err = run(
+        "sample.py", "refine", f"--dir={finished}", "--rounds=2", f"--output={tmp_path / 'r.jsonl'}"
+    )
     assert code == 0 and json.loads((tmp_path / "r.jsonl").read_text())["turns"], err
     proofs = tmp_path / "proofs.jsonl"
-    proofs.write_text(json.dumps({"problem": problem.removeprefix("--problem="), "proof": "c = f < q qed"}) + "\n")
+    proofs.write_text(
+        json.dumps({"problem": problem.removeprefix("--problem="), "proof": "c = f < q qed"}) + "\n"
+    )
     out_file = tmp_path / "labels.jsonl"
     code, out, err = run("autolabel.py", f"--dir={finished}", f"--proofs={proofs}", f"--out={out_file}")
     assert code == 0 and "label" in json.loads(out_file.read_text()), err

@@ -13,7 +13,7 @@ from nanov2.errors import InputError
 from nanov2.evaluate import interval, problem_sets
 from nanov2.expert import FileExpert, PersonExpert, WorldExpert
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_atomically, write_jsonl
-from nanov2.rewards import NAN, R_format, R_gated, R_generator, R_score, R_verifier, R_Z
+from nanov2.rewards import NAN, R_Z, R_format, R_gated, R_generator, R_score, R_verifier
 
 CONFIGS = ("configs/proofworld.toml", "configs/smoke.toml")
 
@@ -21,7 +21,9 @@ CONFIGS = ("configs/proofworld.toml", "configs/smoke.toml")
 # --- rewards: every formula ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("predicted, s, reward", [(1, 1, 1), (0.5, 1, 0.5), (0, 1, 0), (0, 0, 1), (1, 0.5, 0.5)])
+@pytest.mark.parametrize(
+    "predicted, s, reward", [(1, 1, 1), (0.5, 1, 0.5), (0, 1, 0), (0, 0, 1), (1, 0.5, 0.5)]
+)
 def test_R_score_is_one_minus_the_distance(predicted, s, reward):
     assert R_score(predicted, s) == reward
     assert R_verifier("parsed", predicted, s) == reward
@@ -179,9 +181,15 @@ def test_shipped_configurations_load(path):
 
 
 def test_sections_inherit_and_overrides_win():
-    config = load_config(CONFIGS[0], ["--grpo.samples=5", "--meta.samples=7", "seed=3", "--verifier.loss-type=gspo"])
+    config = load_config(
+        CONFIGS[0], ["--grpo.samples=5", "--meta.samples=7", "seed=3", "--verifier.loss-type=gspo"]
+    )
     assert (config.verifier.samples, config.meta.samples, config.lap_generator.samples) == (5, 7, 5)
-    assert (config.seed, config.verifier.loss_type, config.lap_verifier2.steps) == (3, "gspo", config.lap_verifier2.steps)
+    assert (config.seed, config.verifier.loss_type, config.lap_verifier2.steps) == (
+        3,
+        "gspo",
+        config.lap_verifier2.steps,
+    )
 
 
 @pytest.mark.parametrize(

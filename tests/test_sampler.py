@@ -50,14 +50,19 @@ def test_C7_a_shared_prompt_gives_the_gradients_of_separate_rows(tokenizer, prom
         for part in micro_batches(packs, micro):
             batch = collate(part, tokenizer.pad)
             logp = batch_logprobs(model, batch, 1.0)
-            weights = torch.cat([torch.full((int(n),), 1.0 + r) for r, n in zip(batch.rows, batch.offsets.diff())])
+            weights = torch.cat(
+                [torch.full((int(n),), 1.0 + r) for r, n in zip(batch.rows, batch.offsets.diff())]
+            )
             (logp * weights * batch.counted).sum().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     shared = gradients(packs_of(questions, rollouts), 4096)
     separate = gradients(
-        [p for q, r in ((questions[r.index], r) for r in rollouts) for p in make_packs(
-            q, [Completion(r.ids, r.chosen, rollouts.index(r))], 1)],
+        [
+            p
+            for q, r in ((questions[r.index], r) for r in rollouts)
+            for p in make_packs(q, [Completion(r.ids, r.chosen, rollouts.index(r))], 1)
+        ],
         1,
     )
     assert torch.allclose(shared, separate, rtol=1e-3, atol=1e-4 * shared.abs().max())
@@ -76,7 +81,8 @@ def test_C15_turns_are_joined_as_ids_with_one_bos(tokenizer, prompts, model):
     assert any(len(r.turns) == 3 for r in rollouts)
     for r in rollouts:
         assert (questions[r.index] + r.ids).count(tokenizer.bos) == 1 + sum(
-            t.count(tokenizer.bos) for t in r.turns  # an untrained model may sample one itself
+            t.count(tokenizer.bos)
+            for t in r.turns  # an untrained model may sample one itself
         )
         given = [i for i, chosen in zip(r.ids, r.chosen) if not chosen]
         assert given == [tokenizer.task["verify"], tokenizer.task["prove"]][: len(given)]

@@ -155,7 +155,9 @@ def test_demonstrations_are_imperfect_but_not_hopeless():
     demos = [make_demonstration(rng, p, NOISE) for p in some_problems(400, seed=5)]
     scores = [grade_proof(parse_problem(d.problem), d.turns[0][1]) for d in demos]
     assert 0.3 < sum(s == 1 for s in scores) / len(scores) < 0.65
-    qualities = [grade_critique(parse_problem(d.problem), d.turns[0][1], d.turns[1][1]).quality for d in demos]
+    qualities = [
+        grade_critique(parse_problem(d.problem), d.turns[0][1], d.turns[1][1]).quality for d in demos
+    ]
     assert 0.4 < sum(q == 1 for q in qualities) / len(qualities) < 0.85
 
 
@@ -165,7 +167,11 @@ words = st.lists(st.sampled_from([*WORDS, "<end>", "", "\n", "\\boxed{2}", "💥
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(words, st.text(max_size=200)))
 def test_parsers_never_crash_and_accept_only_what_they_can_write_again(text):
-    for parse, write in ((parse_proof, write_proof), (parse_critique, write_critique), (parse_meta, write_meta)):
+    for parse, write in (
+        (parse_proof, write_proof),
+        (parse_critique, write_critique),
+        (parse_meta, write_meta),
+    ):
         parsed = parse(text)
         if parsed is not None:
             assert write(parsed).split() == text.split()
