@@ -1,8 +1,14 @@
-"""Group-relative advantages: (R − mean) / (std + eps) within each group of the same prompt.
+"""Group-relative advantages: (R − mean) / (std + eps) among the completions of the same prompt.
 
-The standard deviation is the population's (ddof = 0) and eps = 1e-6 is added to it, by default: peers use
-ddof 0 or 1 and eps 1e-4, 1e-6 or 1e-8 (C21). A group without variance is told by max == min (C9), never
-by a small deviation: sixty-four rewards of 0.945 have a rounding-sized one.
+The standard deviation is the population's (ddof = 0) and eps = 1e-6 is added to it, unless told otherwise:
+peers use ddof 0 or 1 and eps 1e-4, 1e-6 or 1e-8, so both are named here and tested (C21). A group without
+variance is told by max == min (C9), never by a small deviation: sixty-four rewards of 0.945 have one of
+rounding's size. A NaN reward, of a judge that failed to answer, is no score: it is counted, left out of its
+group's statistics, and gets advantage 0 (C11).
+
+Sums are taken in float64: rewards are few, and a deviation of nearly equal numbers needs the digits. The
+reference is a loop over groups; the CPU form does all groups at once, and the Triton kernel (one program a
+group, in `advantage_triton.py`) in one launch.
 """
 
 from __future__ import annotations
@@ -12,47 +18,122 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.common import pick, triton_form
+
 SCALES = ("std", "none", "loo")
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class GroupStats(NamedTuple):
-    """Per group [G], in the order of sorted group ids; NaN rewards are counted and otherwise left out."""
+    """One entry per group [G], in the order of sorted ids (or of `offsets`)."""
 
-    group_id: Tensor
-    reward_mean: Tensor
-    reward_std: Tensor
-    count: Tensor
-    has_variance: Tensor
-    nan_count: Tensor
+    group_id: Tensor  # int64: the caller's id, or the group's number where offsets were given
+    reward_mean: Tensor  # float32, after the gates; 0 for a group without a score
+    reward_std: Tensor  # float32, with the call's ddof, without eps
+    count: Tensor  # int64: rewards that are scores
+    has_variance: Tensor  # bool: max > min; all other groups have advantage 0
+    nan_count: Tensor  # int64: rewards that are not scores
+
+
+# ── Reference ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gated(rewards: Tensor, gates: tuple[Tensor, ...]) -> Tensor:
+    """Rewards [N] times gates [N] each; a factor of 0 gives 0 whatever the others are, NaN included."""
+    for gate in gates:
+        rewards = torch.where((gate == 0) | (rewards == 0), 0.0, rewards * gate)
+    return rewards
 
 
 def group_advantage_reference(
-    rewards: Tensor, groups: Tensor, n_groups: int, scale: str, eps: float, ddof: int
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The specification, on dense group numbers [N] in 0 … n_groups−1; sums in float64."""
-    valid = ~rewards.isnan()
-    x = torch.where(valid, rewards, 0.0).double()
+    rewards: Tensor, gates: tuple[Tensor, ...], members: list[Tensor], scale: str, eps: float, ddof: int
+) -> tuple[Tensor, ...]:
+    """The specification: advantages [N], then GroupStats without ids; members[g] are group g's rows."""
+    rewards = gated(rewards.double(), gates)
+    advantage = torch.zeros_like(rewards)
+    rows = []
+    for member in members:
+        of_group = rewards[member]
+        scores = of_group[~of_group.isnan()]
+        n = len(scores)
+        mean = scores.sum() / max(n, 1)
+        std = ((scores - mean).square().sum() / max(n - ddof, 1)).sqrt()
+        varied = n > 0 and bool(scores.max() > scores.min())
+        factor = {"std": 1 / (std + eps), "none": 1.0, "loo": n / max(n - 1, 1)}[scale]
+        if varied:  # "loo" compares with the mean of the others: (R − mean) · n / (n − 1)
+            advantage[member] = torch.where(of_group.isnan(), 0.0, (of_group - mean) * factor)
+        rows.append((float(mean), float(std), n, varied, len(of_group) - n))
+    kinds = (torch.float32, torch.float32, torch.int64, torch.bool, torch.int64)
+    columns = zip(*rows, strict=True) if rows else [[]] * 5
+    stats = (torch.tensor(x, dtype=k, device=rewards.device) for x, k in zip(columns, kinds, strict=True))
+    return advantage.float(), *stats
+
+
+# ── CPU form: all groups at once ──────────────────────────────────────────────────────────────────────
+
+
+def segmented(
+    rewards: Tensor, gates: list[Tensor], order: Tensor, offsets: Tensor, scale: str, eps: float, ddof: int
+) -> Statistics:
+    """Group g's rows are order[offsets[g] : offsets[g + 1]]; a sum is one pass over sorted rewards."""
+    x = gated(rewards.double(), gates)[order]
+    scored = ~x.isnan()
+    x = torch.where(scored, x, 0.0)
+    sizes = offsets.diff()
+    group = torch.arange(len(sizes), device=x.device).repeat_interleave(sizes)
 
     def total(values: Tensor) -> Tensor:
-        return torch.zeros(n_groups, dtype=torch.float64, device=x.device).index_add_(0, groups, values)
+        return x.new_zeros(len(sizes)).index_add_(0, group, values)
 
-    count = total(valid.double())
+    count = total(scored.double())
     mean = total(x) / count.clamp(min=1)
-    centred = torch.where(valid, x - mean[groups], 0.0)
-    std = (total(centred**2) / (count - ddof).clamp(min=1)).sqrt()
-    largest = torch.full_like(mean, -torch.inf).scatter_reduce_(
-        0, groups, torch.where(valid, x, -torch.inf), "amax"
-    )
-    smallest = torch.full_like(mean, torch.inf).scatter_reduce_(0, groups, torch.where(valid, x, torch.inf), "amin")
-    varied = largest > smallest
+    centred = torch.where(scored, x - mean[group], 0.0)
+    std = (total(centred.square()) / (count - ddof).clamp(min=1)).sqrt()
+    high, low = torch.where(scored, x, -torch.inf), torch.where(scored, x, torch.inf)
+    high = torch.full_like(mean, -torch.inf).scatter_reduce_(0, group, high, "amax")
+    low = torch.full_like(mean, torch.inf).scatter_reduce_(0, group, low, "amin")
+    varied = high > low
     if scale == "std":
-        advantage = centred / (std + eps)[groups]
-    elif scale == "loo":  # against the mean of the others: (R − mean) · n / (n − 1)
-        advantage = centred * (count / (count - 1).clamp(min=1))[groups]
+        factor = 1 / (std + eps)
     else:
-        advantage = centred
-    advantage = torch.where(valid & varied[groups], advantage, 0.0)
-    return advantage.float(), (mean.float(), std.float(), count.long(), varied, total((~valid).double()).long())
+        factor = count / (count - 1).clamp(min=1) if scale == "loo" else torch.ones_like(mean)
+    advantage = torch.empty_like(x)
+    advantage[order] = centred * torch.where(varied, factor, 0.0)[group]
+    return advantage.float(), mean.float(), std.float(), count.long(), varied, sizes - count.long()
+
+
+# ── Custom operator ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _run(rewards, gates, order, offsets, scale, eps, ddof, form) -> Statistics:
+    run = segmented if form == "cpu" else triton_form("advantage").forward
+    return run(rewards, gates, order, offsets, scale, eps, ddof)
+
+
+@torch.library.custom_op("nanov2::group_advantage", mutates_args=())
+def group_advantage_op(
+    rewards: Tensor,
+    gates: list[Tensor],
+    order: Tensor,
+    offsets: Tensor,
+    scale: str,
+    eps: float,
+    ddof: int,
+    form: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Advantages [N], and mean, std, count, has_variance, nan_count [G]. Rewards have no gradient."""
+    return _run(rewards, gates, order, offsets, scale, eps, ddof, form)
+
+
+@group_advantage_op.register_fake
+def _(rewards, gates, order, offsets, scale, eps, ddof, form):
+    n_groups = offsets.shape[0] - 1
+    kinds = (torch.float32, torch.float32, torch.int64, torch.bool, torch.int64)
+    stats = (rewards.new_empty(n_groups, dtype=kind) for kind in kinds)
+    return torch.empty_like(rewards, dtype=torch.float32), *stats
+
+
+# ── The public function ───────────────────────────────────────────────────────────────────────────────
 
 
 def group_advantage(
@@ -66,29 +147,56 @@ def group_advantage(
     ddof: int = 0,
     impl: str | None = None,
 ) -> tuple[Tensor, GroupStats]:
-    """Advantages of rewards within their groups.
+    """Advantages of rewards within their groups, which may be of any and of different sizes.
 
     Args:
-        rewards: [N] floats; NaN = the judge failed to answer: advantage 0, left out of the statistics.
-        group_ids: [N] int64, any values in any order (C10); or `offsets` [G+1] of contiguous groups.
-        gates: [N] tensors that the rewards are multiplied by (R_format, R_meta); a gate of 0 gives 0.
-        scale: "std", "none" (Dr. GRPO) or "loo" (leave-one-out).
+        rewards: [N] floats; NaN = the judge failed to answer: advantage 0, left out of the statistics (C11).
+        group_ids: [N] int64, any values in any order (C10); or
+        offsets: [G+1] int64 from 0 to N: group g is rows offsets[g] … offsets[g+1]−1, and may be empty.
+        gates: tensors [N] that the reward is multiplied by (R_format, R_meta); a gate of 0 gives 0.
+        scale: "std" (GRPO: over std + eps), "none" (Dr. GRPO: R − mean) or "loo" (leave-one-out, RLOO).
+        eps: added to the standard deviation; ddof: 0 divides its sum by n, 1 by n − 1 (C21).
+        impl: None picks by device; "reference", "cpu" or "triton".
 
     Returns:
-        advantages [N] float32, and GroupStats.
+        advantages [N] float32, exactly 0 in groups without variance (C9); and GroupStats.
+
+    Raises:
+        ValueError: an unsupported option or shape, or offsets (on a CPU) that do not run from 0 to N.
     """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-    if impl not in (None, "reference"):
-        raise ValueError(f"impl must be None or 'reference', got {impl!r}")
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof must be 0 or 1, got {ddof}")
     if (group_ids is None) == (offsets is None):
         raise ValueError("give either group_ids or offsets")
-    for gate in gates:
-        rewards = torch.where((gate == 0) | (rewards == 0), 0.0, rewards * gate)
+    n, gates = len(rewards), [gate.detach() for gate in gates]
+    if any(x.shape != (n,) for x in (rewards, *gates, *([group_ids] if offsets is None else []))):
+        raise ValueError(f"rewards, group_ids and gates must all be [N], N = {n}")
+    form, rewards = pick(impl, rewards), rewards.detach()
     if offsets is not None:
+        _check_offsets(offsets, n)
         ids = torch.arange(len(offsets) - 1, device=rewards.device)
-        groups = ids.repeat_interleave(offsets.diff())
+        order = torch.arange(n, device=rewards.device)
     else:
-        ids, groups = torch.unique(group_ids, return_inverse=True)
-    advantage, stats = group_advantage_reference(rewards, groups, len(ids), scale, eps, ddof)
+        by_id, order = torch.sort(group_ids, stable=True)
+        ids, sizes = torch.unique_consecutive(by_id, return_counts=True)
+        offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    if form == "reference":
+        members = list(order.split(offsets.diff().tolist()))
+        return _named(ids, group_advantage_reference(rewards, tuple(gates), members, scale, eps, ddof))
+    run = group_advantage_op if torch.compiler.is_compiling() else _run
+    return _named(ids, run(rewards, gates, order, offsets, scale, float(eps), ddof, form))
+
+
+def _named(ids: Tensor, outputs: Statistics) -> tuple[Tensor, GroupStats]:
+    advantage, *stats = outputs
     return advantage, GroupStats(ids, *stats)
+
+
+def _check_offsets(offsets: Tensor, n: int) -> None:
+    if offsets.dim() != 1 or len(offsets) == 0:
+        raise ValueError(f"offsets must be [G+1], got shape {tuple(offsets.shape)}")
+    if not (offsets.is_cuda or torch.compiler.is_compiling()):
+        if offsets[0] != 0 or offsets[-1] != n or bool((offsets.diff() < 0).any()):
+            raise ValueError(f"offsets must rise from 0 to N = {n}")

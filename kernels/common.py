@@ -28,9 +28,7 @@ def pick(impl: str | None, x: Tensor) -> str:
     if impl == "triton" and not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("impl='triton' needs tensors on a GPU, or TRITON_INTERPRET=1")
     if impl == "triton" and x.dtype == torch.float64:
-        raise ValueError(
-            "impl='triton' computes in float32: float64 inputs need 'cpu' or 'reference'"
-        )
+        raise ValueError("impl='triton' computes in float32: float64 inputs need 'cpu' or 'reference'")
     return impl
 
 

@@ -165,6 +165,16 @@ def chunked_backward(d_total, d_chosen, d_moment, hidden, weight, bias, target, 
 # ── Custom operators ──────────────────────────────────────────────────────────────────────────────────
 
 
+def _forward(*inputs):
+    run = chunked_forward if inputs[-1] == "cpu" else triton_form("logprob").forward
+    return run(*inputs[:-1])
+
+
+def _run_backward(*inputs):
+    run = chunked_backward if inputs[-1] == "cpu" else triton_form("logprob").backward
+    return run(*inputs[:-1])
+
+
 @torch.library.custom_op("nanov2::linear_sums", mutates_args=())
 def linear_sums(
     hidden: Tensor,
@@ -177,8 +187,7 @@ def linear_sums(
     form: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """m, total, chosen and moment [N] of the whole vocabulary: see the top of the file."""
-    forward = chunked_forward if form == "cpu" else triton_form("logprob").forward
-    return forward(hidden, weight, bias, target, temperature, softcap, with_moment)
+    return _forward(hidden, weight, bias, target, temperature, softcap, with_moment, form)
 
 
 @linear_sums.register_fake
@@ -203,9 +212,10 @@ def linear_sums_backward(
     form: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden [N, D], weight [V, D] and bias [V]; of no meaning where `needs` says no."""
-    backward = chunked_backward if form == "cpu" else triton_form("logprob").backward
     sums = d_total, d_chosen, d_moment
-    return backward(*sums, hidden, weight, bias, target, m, temperature, softcap, with_moment, needs)
+    return _run_backward(
+        *sums, hidden, weight, bias, target, m, temperature, softcap, with_moment, needs, form
+    )
 
 
 @linear_sums_backward.register_fake
@@ -218,15 +228,25 @@ def _setup(ctx, inputs, output):
     ctx.save_for_backward(hidden, weight, bias, target, output[0])
 
 
-def _backward(ctx, _d_m, *d_sums):
+def _gradients(ctx, run, d_sums) -> tuple:
     bias, m, needs = ctx.saved_tensors[2], ctx.saved_tensors[4], list(ctx.needs_input_grad[:3])
     d_sums = (torch.zeros_like(m) if d is None else d.contiguous() for d in d_sums)
-    dh, dw, db = linear_sums_backward(*d_sums, *ctx.saved_tensors, *ctx.options, needs, ctx.form)
+    dh, dw, db = run(*d_sums, *ctx.saved_tensors, *ctx.options, needs, ctx.form)
     db = db.to(bias.dtype) if needs[2] else None
     return dh if needs[0] else None, dw if needs[1] else None, db, *[None] * 5
 
 
-linear_sums.register_autograd(_backward, setup_context=_setup)
+linear_sums.register_autograd(
+    lambda ctx, _d_m, *d_sums: _gradients(ctx, linear_sums_backward, d_sums), setup_context=_setup
+)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without the dispatcher, which would hold on to dW until autograd has copied it."""
+
+    forward = staticmethod(lambda *inputs: _forward(*inputs))
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(lambda ctx, _d_m, *d_sums: _gradients(ctx, _run_backward, d_sums))
 
 
 # ── A vocabulary split over ranks ─────────────────────────────────────────────────────────────────────
@@ -327,7 +347,8 @@ def linear_logprob(
         hidden, local = torch.where(ignored[:, None], 0.0, hidden), torch.where(ignored, -1, local)
     if process_group is not None:
         hidden = _SumGradient.apply(hidden, process_group)
-    sums = linear_sums(hidden, weight, bias, local, float(temperature), softcap, return_entropy, form)
+    run = linear_sums if torch.compiler.is_compiling() else _Eager.apply
+    sums = run(hidden, weight, bias, local, float(temperature), softcap, return_entropy, form)
     if process_group is not None:
         sums = merge(*_GatherRanks.apply(torch.stack(sums), process_group).unbind(1))
     _, total, chosen, moment = sums
