@@ -135,7 +135,7 @@ def verifier(run: Run, lap: int) -> dict:
 
 
 def train_verifier(
-    run: Run, phase: str, lap: int, model: Model, tokenizer: Tokenizer, task, items: list
+    run: Run, phase: str, lap: int, model: Model, tokenizer: Tokenizer, task, items: list, before=None
 ) -> dict:
     """What 1B and 1D share: train on `items`, measure on held-out proofs before and after."""
     c, prompts = run.config, task.prompts
@@ -151,7 +151,7 @@ def train_verifier(
             metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
         return metrics, samples
 
-    return run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
+    return run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out, before=before)
 
 
 def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
@@ -222,18 +222,22 @@ def verifier2(run: Run, lap: int) -> dict:
     dv = balanced(run.records(*source, "dv.jsonl", ProofRecord), "score")
     dmv = balanced(run.records("meta", 1, "dmv.jsonl", CritiqueRecord), "quality")
     derive_rng(run.config.seed, "mixture", lap).shuffle(dmv)
-    result = train_verifier(
-        run, "verifier2", lap, model, tokenizer, VerifierTask(prompts, gate), dv + dmv[: len(dv) // 3]
-    )
     own = run.records("meta", 1, "held_out_dmv.jsonl", CritiqueRecord)
-    for when, m in (("before", initial_weights(run, "verifier2", lap)[0]), ("after", model)):
-        metrics, shown = ev.eval_meta(m, prompts, own, run.config, run.ranks, "labelled")
-        result[when] |= metrics
-    if lap == 1:  # the paper compares with v1, not with the base
-        v1 = read_eval(run, "verifier", 1)["after"]
-        result["before"] |= {k: v for k, v in v1.items() if k in result["after"]}
-        result["notes"].append("before: verifier v1; for meta_accuracy: the base")
+
+    def as_meta_verifier(model: Model):
+        return ev.eval_meta(model, prompts, own, run.config, run.ranks, "labelled")
+
+    first, _ = as_meta_verifier(model)
+    # The paper compares with v1, not with the base that training starts from.
+    v1 = read_eval(run, "verifier", 1)["after"] if lap == 1 else None
+    task = VerifierTask(prompts, gate)
+    items = dv + dmv[: len(dv) // 3]
+    result = train_verifier(run, "verifier2", lap, model, tokenizer, task, items, v1)
+    last, shown = as_meta_verifier(model)
+    result["before"], result["after"] = result["before"] | first, result["after"] | last
     result["samples"] += ev.pick(shown, run.config.eval.shown // 2)
+    if lap == 1:
+        result["notes"].append("before: verifier v1; for meta_accuracy: the base")
     return result
 
 
@@ -258,13 +262,11 @@ def generator(run: Run, lap: int) -> dict:
         return metrics, samples
 
     items = run.problems["train" if lap == 1 else "train_hard"]
-    result = run_grpo(
-        run, "generator", lap, model, tokenizer, task, items, measure, held_out, "validation/true_score"
-    )
-    if lap == 1:  # also beside the base, whatever the weights started from
-        base_model, _ = run.load("base")
-        metrics, _ = held_out(base_model)
-        result["before"] |= metrics
+    # In lap 1 beside the base, whatever the weights start from.
+    before = held_out(run.load("base")[0])[0] if lap == 1 else None
+    best = "validation/true_score"
+    result = run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best, before)
+    if lap == 1:
         result["notes"].append("before: the base")
     return result
 

@@ -28,7 +28,7 @@ class WorldConfig:
     labelled_chain: tuple[int, int] = (2, 4)  # steps of the shortest proof, labelled difficulty
     labelled_facts: tuple[int, int] = (4, 9)  # facts in all
     hard_chain: tuple[int, int] = (4, 6)  # the harder problems: longer chains, more distractors
-    hard_facts: tuple[int, int] = (8, 13)
+    hard_facts: tuple[int, int] = (8, 12)
     problems: int = 4000  # size of 𝒟p, labelled difficulty
     hard_problems: int = 3000  # size of the harder 𝒟p, for autolabel and later laps
     held_out: int = 400  # held-out problems of each difficulty; never trained on
@@ -127,7 +127,7 @@ class EvalConfig:
 
     temperature: float = 1.0
     proofs: int = 800  # held-out proofs that a verifier is measured on
-    samples: int = 4  # samples per held-out problem for a generator
+    samples: int = 2  # samples per held-out problem for a generator
     rounds: int = 4  # refinement rounds at inference: at most so many proofs in a row
     shown: int = 12  # samples kept for the report, per phase
 

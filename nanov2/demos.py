@@ -33,7 +33,7 @@ from nanov2.world import (
 class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
-    proof_right: float = 0.4  # share of first proofs that come from the right chain
+    proof_right: float = 0.3  # share of first proofs that come from the right chain
     revision_right: float = 0.6  # the same after a critique
     lookup: float = 0.08  # findings whose relation is looked up wrongly
     whole: float = 0.04  # wrong `ends`/`astray` and `strict`/`weak`
@@ -94,6 +94,8 @@ def _walk(rng: random.Random, problem: Problem, length: int) -> list[Step]:
         steps.append(Step(here, relation, there))
         here = there
         seen.add(here)
+        if here == problem.goal.right:
+            break
     if not steps or (here != problem.goal.right and rng.random() < 0.6):
         steps.append(Step(here, rng.choice(RELATIONS), problem.goal.right))
     return steps

@@ -69,11 +69,13 @@ def run_grpo(
     measure,
     held_out,
     keep_best: str = "",
+    before: dict | None = None,
 ) -> dict:
-    """What every GRPO phase does: measure, train, save the weights, measure again."""
+    """What every GRPO phase does: measure (unless `before` is given), train, save, measure again."""
     config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
-    before, _ = held_out(model)
+    if before is None:
+        before, _ = held_out(model)
     curve, notes = train_grpo(
         folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
     )

@@ -130,9 +130,12 @@ def write_proof(steps: list[Step] | tuple[Step, ...]) -> str:
 
 
 def parse_proof(text: str) -> tuple[Step, ...] | None:
-    """The steps of `a < b = c qed`, or None where the text is not of that form."""
+    """The steps of `a < b = c qed`, or None where the text is not of that form or names a term twice."""
     words = text.split()
     if len(words) < 4 or len(words) % 2 or words[-1] != "qed":
+        return None
+    terms = words[:-1:2]
+    if len(set(terms)) < len(terms):  # a chain that comes back to a term does not say which step is meant
         return None
     steps = tuple(Step(words[i], words[i + 1], words[i + 2]) for i in range(0, len(words) - 3, 2))
     return steps if all(_is_step(step) for step in steps) else None
@@ -318,7 +321,7 @@ class Difficulty:
     """The knobs of a problem: how long the chain is, and how many facts there are in all."""
 
     chain: tuple[int, int]  # steps of the shortest proof, from and to
-    facts: tuple[int, int]  # facts in all, from and to; never fewer than the chain has
+    facts: tuple[int, int]  # facts in all, from and to (an equation, given both ways, counts once)
 
     def __post_init__(self):
         for name, (low, high) in (("chain", self.chain), ("facts", self.facts)):
@@ -347,7 +350,7 @@ def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
     chain = [next(names) for _ in range(length + 1)]
 
     def draw_relation() -> str:
-        return rng.choices(RELATIONS, weights=(9, 5, 6))[0]
+        return rng.choices(RELATIONS, weights=(9, 6, 5))[0]
 
     steps = [Step(a, draw_relation(), b) for a, b in zip(chain, chain[1:], strict=False)]
     goal = Step(chain[0], weakest([s.relation for s in steps]), chain[-1])
@@ -365,7 +368,7 @@ def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
         else:  # a pair apart
             fact = Step(next(names), draw_relation(), next(names))
         facts.append(fact)
-    # An equation may be given the other way round; it holds both ways.
-    facts = [Step(f.right, "=", f.left) if f.relation == "=" and rng.random() < 0.3 else f for f in facts]
+    # An equation holds both ways, and is given both ways: looking it up is then like any other look-up.
+    facts += [Step(f.right, "=", f.left) for f in facts if f.relation == "="]
     rng.shuffle(facts)
     return Problem(tuple(facts), goal)

@@ -42,7 +42,7 @@ def brute_force_score(problem_text: str, proof_text: str) -> float:
     terms, relations = chain[0::2], chain[1::2]
     if any(t not in "abcdefghijklmnopqrstuvwxyz" or len(t) != 1 for t in terms):
         return 0.0
-    if any(r not in ("<", "<=", "=") for r in relations):
+    if any(r not in ("<", "<=", "=") for r in relations) or len(set(terms)) != len(terms):
         return 0.0
     slips = 0
     for left, relation, right in zip(terms, relations, terms[1:], strict=False):
