@@ -38,6 +38,7 @@ class Noise:
     lookup: float = 0.08  # findings whose relation is looked up wrongly
     whole: float = 0.04  # wrong `ends`/`astray` and `strict`/`weak`
     score: float = 0.06  # scores that do not follow from the findings
+    pile_on: float = 0.2  # issues invented in what follows a gap: the score is 0 anyway
     meta: float = 0.5  # how noisy a meta-critique is: all rates of a critique times this
 
 
@@ -109,16 +110,22 @@ def _misread(rng: random.Random, given: str, rate: float) -> str:
 
 
 def weak_critique(rng: random.Random, problem: Problem, steps: tuple[Step, ...], noise: Noise) -> Critique:
-    """A critique whose findings are wrong at the stated rates; its score follows from them, mostly."""
+    """A critique whose findings are wrong at the stated rates; its score follows from them, mostly.
+
+    After a gap it piles on: it invents further issues, which the score does not show. That is the loophole
+    of a reward for the score alone (section 2.1.2 of the paper), and what R_meta is there to close.
+    """
     truth = examine(problem, steps)
-    findings = []
-    for finding in truth.findings:
-        given = _misread(rng, finding.relation, noise.lookup)
-        findings.append(Finding(finding.step, given, verdict(finding.step.relation, given)))
+    findings, fatal = [], False
+    for step, relation, _ in truth.findings:
+        rate = max(noise.lookup, noise.pile_on) if fatal and relation == step.relation else noise.lookup
+        given = _misread(rng, relation, rate)
+        findings.append(Finding(step, given, verdict(step.relation, given)))
+        fatal = fatal or given == "none"
     ends, strict = truth.ends, truth.strict
-    if rng.random() < noise.whole:
+    if rng.random() < (noise.pile_on if fatal and ends == "ends" else noise.whole):
         ends = {"ends": "astray", "astray": "ends"}[ends]
-    if rng.random() < noise.whole:
+    if rng.random() < (noise.pile_on if fatal and strict == "strict" else noise.whole):
         strict = {"strict": "weak", "weak": "strict"}[strict]
     score = rubric(tuple(findings), ends, strict)
     if rng.random() < noise.score:
@@ -131,7 +138,8 @@ def weak_meta(
 ) -> MetaCritique:
     """A meta-critique whose own look-ups and marks are wrong at the stated rates."""
 
-    noise = replace(noise, **{f: getattr(noise, f) * noise.meta for f in ("lookup", "whole", "score")})
+    rates = {f: getattr(noise, f) * noise.meta for f in ("lookup", "whole", "score")}
+    noise = replace(noise, pile_on=0.0, **rates)
 
     def mark(agree: bool) -> bool:
         return not agree if rng.random() < noise.whole else agree

@@ -2,8 +2,9 @@
 
     python -m nanov2.report runs/proofworld
 
-One self-contained page that opens from disk: a first screen with the headline figures, then a section per
-phase with curves, tables and real samples. Everything shown is escaped. An unfinished run shows what is there.
+One self-contained page that opens from disk: a first screen with the headline figures, then a section
+per phase with curves, tables and real samples. Everything shown is escaped. An unfinished run shows what
+is there.
 """
 
 from __future__ import annotations
@@ -95,36 +96,56 @@ def headline(phases: list[dict]) -> list[dict]:
     def pair(phase: str, lap: int, metric: str) -> tuple:
         return value(phase, lap, metric, "before"), value(phase, lap, metric)
 
+    def two(phase: str, first: str, last: str) -> tuple:
+        return value(phase, 1, first), value(phase, 1, last)
+
     accuracy, quality = "labelled/score_accuracy", "labelled/critique_quality"
+    better = "better than in the lap before"
     row(
-        "1B verifier v1", "score accuracy", *pair("verifier", 1, accuracy), "+0.20", lambda b, a: a - b >= 0.2
-    )
-    row("1C meta-verifier", "quality accuracy", *pair("meta", 1, "labelled/meta_accuracy"), "≥ 0.90",
-        lambda b, a: a >= 0.9)  # fmt: skip
-    row("1D verifier v2", "critique quality", *pair("verifier2", 1, quality),
-        "≥ 0.95 and +0.08 over v1 (paper: 0.85 → 0.96)", lambda b, a: a >= 0.95 and a - b >= 0.08)  # fmt: skip
-    row("1D verifier v2", "score accuracy", *pair("verifier2", 1, accuracy), "not lower than v1's (0.01)",
-        lambda b, a: a - b >= -0.01)  # fmt: skip
-    row("2 generator", "true score", *pair("generator", 1, "labelled/true_score"), "≥ 0.80 from < 0.45",
-        lambda b, a: a >= 0.8 and b < 0.45)  # fmt: skip
-    row("2 generator", "reward − truth", *pair("generator", 1, "labelled/hacking_gap"), "< 0.05",
-        lambda b, a: a < 0.05)  # fmt: skip
-    row("3 self-verification (draft → final)", "true score, harder problems",
-        value("selfverify", 1, "hard/draft_true_score"), value("selfverify", 1, "hard/final_true_score"), "+0.05",
-        lambda b, a: a - b >= 0.05)  # fmt: skip
-    row("4 labels (one critique → consensus)", "agreement with the expert",
-        value("autolabel", 1, "hard/single_critique_agreement"), value("autolabel", 1, "hard/label_agreement"),
+        "1B verifier v1", "score accuracy", *pair("verifier", 1, accuracy),
+        "+0.20 over the base", lambda b, a: a - b >= 0.2,
+    )  # fmt: skip
+    row(
+        "1C meta-verifier", "quality accuracy", *pair("meta", 1, "labelled/meta_accuracy"),
+        "≥ 0.90", lambda b, a: a >= 0.9,
+    )  # fmt: skip
+    row(
+        "1D verifier v1 → v2", "critique quality", *pair("verifier2", 1, quality),
+        "≥ 0.95 and +0.08 (the paper: 0.85 → 0.96)", lambda b, a: a >= 0.95 and a - b >= 0.08,
+    )  # fmt: skip
+    row(
+        "1D verifier v1 → v2", "score accuracy", *pair("verifier2", 1, accuracy),
+        "not lower (0.01)", lambda b, a: a - b >= -0.01,
+    )  # fmt: skip
+    row(
+        "2 base → generator", "true score", *pair("generator", 1, "labelled/true_score"),
+        "≥ 0.80 from < 0.45", lambda b, a: a >= 0.8 and b < 0.45,
+    )  # fmt: skip
+    row(
+        "2 base → generator", "reward − truth", *pair("generator", 1, "labelled/hacking_gap"),
+        "< 0.05", lambda b, a: a < 0.05,
+    )  # fmt: skip
+    row(
+        "3 draft → final proof", "true score, harder problems",
+        *two("selfverify", "hard/draft_true_score", "hard/final_true_score"),
+        "+0.05", lambda b, a: a - b >= 0.05,
+    )  # fmt: skip
+    row(
+        "4 one critique → consensus", "agreement with the expert",
+        *two("autolabel", "hard/single_critique_agreement", "hard/label_agreement"),
         "≥ 0.97 at coverage ≥ 0.80",
-        lambda b, a: a >= 0.97 and a > b and (value("autolabel", 1, "hard/label_coverage") or 0) >= 0.8)  # fmt: skip
+        lambda b, a: a >= 0.97 and a > b and (value("autolabel", 1, "hard/label_coverage") or 0) >= 0.8,
+    )  # fmt: skip
     for lap in sorted({p["lap"] for p in phases if p["lap"] > 1}):
-        row(f"lap {lap} verifier", "score accuracy, harder proofs", *pair("verifier2", lap, "hard/score_accuracy"),
-            "better", lambda b, a: a > b)  # fmt: skip
-        row(f"lap {lap} generator", "true score, harder problems",
-            value("generator", lap - 1, "hard/true_score"), value("generator", lap, "hard/true_score"), "better",
-            lambda b, a: a > b)  # fmt: skip
-        row(f"lap {lap} self-verification", "final true score, harder problems",
-            value("selfverify", lap - 1, "hard/final_true_score"), value("selfverify", lap, "hard/final_true_score"),
-            "better", lambda b, a: a > b)  # fmt: skip
+        row(
+            f"lap {lap} verifier", "score accuracy, harder proofs",
+            *pair("verifier2", lap, "hard/score_accuracy"), better, lambda b, a: a > b,
+        )  # fmt: skip
+        for phase, metric in (("generator", "hard/true_score"), ("selfverify", "hard/final_true_score")):
+            row(
+                f"lap {lap} {phase}", "true score, harder problems",
+                value(phase, lap - 1, metric), value(phase, lap, metric), better, lambda b, a: a > b,
+            )  # fmt: skip
     return rows
 
 
@@ -159,7 +180,7 @@ def chart(
         dash = ("", "5 3", "2 2")[i % 3]
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" '
-            f'stroke-dasharray="{dash}"><title>{escape(name)}: {line[-1][1]:.3f} at the end</title></polyline>'
+            f'stroke-dasharray="{dash}"><title>{escape(name)}: ends at {line[-1][1]:.3f}</title></polyline>'
         )
         parts.append(f'<text x="{left + 110 * i}" y="{height - 6}" fill="{colour}">{escape(name)}</text>')
     return "".join(parts) + "</svg>"
@@ -200,6 +221,16 @@ def figures_table(phase: dict) -> str:
     return table(["held-out figure", "before", "after", "95% interval", "items"], rows) if rows else ""
 
 
+def marked(critique: str, marks: list[bool]) -> str:
+    """A critique as HTML, every wrong finding marked (✗ and a colour); as it is where marks do not fit."""
+    words = critique.split()
+    parts = [" ".join(words[i : i + 5]) for i in range(0, len(words) - 3, 5)] + words[-3:-1]
+    if len(parts) != len(marks):
+        return escape(critique)
+    shown = (escape(p) if ok else f"<mark>✗ {escape(p)}</mark>" for p, ok in zip(parts, marks, strict=True))
+    return "  ".join(shown) + "  " + escape(words[-1])
+
+
 def sample_card(sample: dict) -> str:
     """One sample: problem, proof, critique and meta-critique side by side, invented issues marked."""
     cells = []
@@ -221,9 +252,13 @@ def sample_card(sample: dict) -> str:
     for key in ("reward", "label", "note"):
         if sample.get(key) is not None:
             cells.append((key, str(sample[key]), ""))
+
+    def show(name: str, text: str) -> str:
+        return marked(text, sample["marks"]) if name == "critique" and sample.get("marks") else escape(text)
+
     body = "".join(
         f'<div class="cell{" bad" if "⚠" in note else ""}"><b>{escape(name)}</b> '
-        f"<i>{escape(note)}</i><pre>{escape(str(text))}</pre></div>"
+        f"<i>{escape(note)}</i><pre>{show(name, str(text))}</pre></div>"
         for name, text, note in cells
     )
     return f'<div class="sample"><pre class="x">{escape(sample.get("problem", ""))}</pre>{body}</div>'
@@ -244,15 +279,24 @@ def time_split(phase: dict) -> str:
 
 
 STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1b2433;--soft:#f3f5f9;--line:#ccd3df;--bad:#b3261e;--good:#00705a}
-@media(prefers-color-scheme:dark){:root{--bg:#141a23;--fg:#e6ecf5;--soft:#1e2733;--line:#3a4657;--bad:#ff8a80;--good:#5fd3b3}}
-body{background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:0 auto;padding:16px}
-table{border-collapse:collapse;font-size:14px}td,th{border:1px solid var(--line);padding:3px 9px;text-align:left}
-.scroll{overflow-x:auto;margin:8px 0}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:10px}
-svg{background:var(--soft);border-radius:6px;width:100%}svg text{font-size:11px;fill:var(--fg)}.ct{font-weight:600}
-.grid{stroke:var(--line);stroke-width:.6}.sample{background:var(--soft);border-radius:6px;padding:8px;margin:8px 0}
-pre{white-space:pre-wrap;margin:2px 0;font-size:13px}.x{font-weight:600}.cell{border-left:3px solid var(--line);padding-left:8px;margin:5px 0}
-.bad{border-color:var(--bad)}.no{color:var(--bad);font-weight:600}.yes{color:var(--good);font-weight:600}
+:root{color-scheme:light dark;--bg:#fff;--fg:#1b2433;--soft:#f3f5f9;--line:#ccd3df}
+:root{--bad:#b3261e;--good:#00705a;--mark:#ffe3e0}
+@media(prefers-color-scheme:dark){:root{--bg:#141a23;--fg:#e6ecf5;--soft:#1e2733;--line:#3a4657}
+:root{--bad:#ff8a80;--good:#5fd3b3;--mark:#5a2320}}
+body{background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
+body{max-width:1100px;margin:0 auto;padding:16px}
+table{border-collapse:collapse;font-size:14px}
+td,th{border:1px solid var(--line);padding:3px 9px;text-align:left}
+.scroll{overflow-x:auto;margin:8px 0}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:10px}
+svg{background:var(--soft);border-radius:6px;width:100%}
+svg text{font-size:11px;fill:var(--fg)}
+.ct{font-weight:600}.grid{stroke:var(--line);stroke-width:.6}
+.sample{background:var(--soft);border-radius:6px;padding:8px;margin:8px 0}
+pre{white-space:pre-wrap;margin:2px 0;font-size:13px}.x{font-weight:600}
+.cell{border-left:3px solid var(--line);padding-left:8px;margin:5px 0}
+.bad{border-color:var(--bad)}mark{background:var(--mark);color:inherit;border-radius:3px}
+.no{color:var(--bad);font-weight:600}.yes{color:var(--good);font-weight:600}
 nav a{margin-right:10px}
 """
 
@@ -307,7 +351,7 @@ def build_report(run: str | Path) -> tuple[Path, Path]:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><title>nanov2: {escape(run.name)}</title>'
         f"<style>{STYLE}</style><h1>What the cycle gained</h1><p>{escape(intro)}</p>"
-        f'<div class="scroll"><table><tr><th>step</th><th>figure on held-out items</th><th>before</th><th>after</th>'
+        f'<div class="scroll"><table><tr><th>step</th><th>on held-out items</th><th>before</th><th>after</th>'
         f"<th>wanted</th><th></th></tr>{top}</table></div><nav>{''.join(links)}</nav>{''.join(sections)}"
         f"<details><summary>Settings</summary><pre>{settings}</pre></details></html>",
     )

@@ -104,7 +104,6 @@ def train_grpo(
     seed: int,
     measure: Callable[[Model, int], Metrics],
     keep_best: str = "",
-    sample_text: Callable[[], str] | None = None,
 ) -> tuple[list[dict], list[str]]:
     """GRPO over `items`. Returns the validation curve and notes on what happened.
 
@@ -135,6 +134,10 @@ def train_grpo(
         if measured:
             curve.append({"step": step + 1, **measure(model, step + 1)})
             log.metrics(step + 1, {k: v for k, v in curve[-1].items() if k != "step"})
+            for group in groups[:1]:
+                pairs = zip(group.rollouts, group.advantages, strict=True)
+                shown = (f"{a:+.2f}  {tokenizer.decode(r.ids)}" for r, a in pairs)
+                log.text(step + 1, "group", "\n".join([tokenizer.decode(group.prompt), *shown]))
             clock.lap("eval")
         log.step(step, _summary(sums, trained, ranks) | {"lr": lr, "seconds": dict(clock.seconds)})
         clock.seconds.clear()
@@ -165,8 +168,6 @@ def train_grpo(
             curve,
             {"cursor": stream.cursor, "best": best, "notes": notes},
         )
-    if sample_text:
-        log.text(config.steps, "sample", sample_text())
     log.close()
     return curve, notes
 
