@@ -85,4 +85,10 @@ def forward(rewards, gates, order, offsets, scale, eps, ddof):
             rewards.contiguous(), stacked, order, offsets.contiguous(), advantage, floats, ints, n, groups,
             eps, ddof, scale, len(gates), BLOCK, enable_fp_fusion=True,
         )  # fmt: skip
-    return advantage, *floats.clone().unbind(), ints[0].clone(), ints[1] > 0, ints[2].clone()
+    mean, std, count, nans = (
+        floats[0].clone(),
+        floats[1].clone(),
+        ints[0].clone(),
+        ints[2].clone(),
+    )  # no views
+    return advantage, mean, std, count, ints[1] > 0, nans

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nanov2.world import (
     RELATIONS,
@@ -38,8 +39,10 @@ class Noise:
     lookup: float = 0.08  # findings whose relation is looked up wrongly
     whole: float = 0.04  # wrong `ends`/`astray` and `strict`/`weak`
     score: float = 0.06  # scores that do not follow from the findings
-    pile_on: float = 0.2  # issues invented in what follows a gap: the score is 0 anyway
+    pile_on: float = 0.3  # issues invented in what follows a gap: the score is 0 anyway
     meta: float = 0.5  # how noisy a meta-critique is: all rates of a critique times this
+    share_meta: float = 0.45  # share of the demonstrations that show a meta-critique
+    sloppy: float = 0.25  # wrong look-ups of the critiques that meta-critiques are shown on
 
 
 def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step, ...]:
@@ -158,23 +161,40 @@ def weak_meta(
     return MetaCritique(looks, ends, strict, score, quality)
 
 
+class Turn(NamedTuple):
+    """One turn of a demonstration."""
+
+    task: str  # "prove", "verify" or "meta"
+    text: str
+    learnt: bool = True  # False: it is only there to be judged
+
+
 @dataclass(frozen=True)
 class Demonstration:
-    """One document for the base: a problem and the turns that follow, each with the task it shows."""
+    """One document for the base: a problem and the turns that follow."""
 
     problem: str
-    turns: tuple[tuple[str, str], ...]  # (task, text): task is "prove", "verify" or "meta"
+    turns: tuple[Turn, ...]
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
-    """Proof, critique, then a meta-critique or (where an issue was found) a revision with its critique."""
+    """A proof, then a critique and, where it finds an issue, a revision with its own; or a meta-critique.
+
+    What a meta-critique judges is a sloppy critique, and not learnt from: were it nearly always right, the
+    base would learn to copy its findings instead of looking them up again.
+    """
     steps = weak_proof(rng, problem, noise.proof_right)
+    turns = [Turn("prove", write_proof(steps))]
+    if rng.random() < noise.share_meta:
+        sloppy = replace(noise, lookup=noise.sloppy, whole=noise.sloppy / 2)
+        critique = weak_critique(rng, problem, steps, sloppy)
+        turns.append(Turn("verify", write_critique(critique), learnt=False))
+        turns.append(Turn("meta", write_meta(weak_meta(rng, problem, steps, critique, noise))))
+        return Demonstration(problem.text, tuple(turns))
     critique = weak_critique(rng, problem, steps, noise)
-    turns = [("prove", write_proof(steps)), ("verify", write_critique(critique))]
-    if critique.score < 1 and rng.random() < 0.4:
+    turns.append(Turn("verify", write_critique(critique)))
+    if critique.score < 1:
         revised = weak_proof(rng, problem, noise.revision_right)
-        turns.append(("prove", write_proof(revised)))
-        turns.append(("verify", write_critique(weak_critique(rng, problem, revised, noise))))
-    else:
-        turns.append(("meta", write_meta(weak_meta(rng, problem, steps, critique, noise))))
+        turns.append(Turn("prove", write_proof(revised)))
+        turns.append(Turn("verify", write_critique(weak_critique(rng, problem, revised, noise))))
     return Demonstration(problem.text, tuple(turns))

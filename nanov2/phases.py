@@ -22,7 +22,7 @@ def spread(records: list, n: int) -> list:
     return [r for r in in_turn if r is not None][:n]
 
 
-def balanced(records: list, field: str, most: int = 3) -> list:
+def balanced(records: list, field: str, most: int = 2) -> list:
     """Records of rarer scores repeated (at most `most` times), so that each score is seen about as often."""
     levels = defaultdict(list)
     for r in records:

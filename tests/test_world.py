@@ -154,7 +154,7 @@ def test_demonstrations_are_imperfect_but_not_hopeless():
     rng = random.Random(5)
     demos = [make_demonstration(rng, p, NOISE) for p in some_problems(400, seed=5)]
     scores = [grade_proof(parse_problem(d.problem), d.turns[0][1]) for d in demos]
-    assert 0.3 < sum(s == 1 for s in scores) / len(scores) < 0.65
+    assert 0.3 < sum(s == 1 for s in scores) / len(scores) < 0.55
     qualities = [
         grade_critique(parse_problem(d.problem), d.turns[0][1], d.turns[1][1]).quality for d in demos
     ]
