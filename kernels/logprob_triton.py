@@ -33,7 +33,7 @@ def configurations(backend: str) -> list[triton.Config]:
     BYTES of the hidden dimension at a time, so that a shape asks for the same shared memory at any dtype.
     """
     shapes = {  # BN, BV, BYTES, warps, stages
-        "cuda": [(128, 128, 128, 8, 3), (64, 256, 64, 8, 3), (64, 128, 128, 4, 3)],
+        "cuda": [(128, 128, 128, 8, 3), (64, 256, 64, 8, 3)],
         "hip": [(128, 128, 64, 8, 2), (64, 64, 128, 4, 2)],
         "interpreter": [(64, 256, 256, 1, 1)],  # few, large blocks: its time goes by their number
     }[backend]
