@@ -26,9 +26,9 @@ class WorldConfig:
     """How hard the problems of the embedded world are, and how many are held out."""
 
     labelled_chain: tuple[int, int] = (2, 4)  # steps of the shortest proof, labelled difficulty
-    labelled_facts: tuple[int, int] = (4, 9)  # facts in all
-    hard_chain: tuple[int, int] = (4, 6)  # the harder problems: longer chains, more distractors
-    hard_facts: tuple[int, int] = (8, 12)
+    labelled_facts: tuple[int, int] = (4, 8)  # facts in all
+    hard_chain: tuple[int, int] = (4, 5)  # the harder problems: longer chains, more distractors
+    hard_facts: tuple[int, int] = (7, 10)
     problems: int = 4000  # size of 𝒟p, labelled difficulty
     hard_problems: int = 3000  # size of the harder 𝒟p, for autolabel and later laps
     held_out: int = 400  # held-out problems of each difficulty; never trained on

@@ -34,14 +34,14 @@ from nanov2.world import (
 class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
-    proof_right: float = 0.3  # share of first proofs that come from the right chain
+    proof_right: float = 0.25  # share of first proofs that come from the right chain
     revision_right: float = 0.6  # the same after a critique
-    lookup: float = 0.08  # findings whose relation is looked up wrongly
+    lookup: float = 0.06  # findings whose relation is looked up wrongly
     whole: float = 0.04  # wrong `ends`/`astray` and `strict`/`weak`
-    score: float = 0.06  # scores that do not follow from the findings
-    pile_on: float = 0.3  # issues invented in what follows a gap: the score is 0 anyway
+    score: float = 0.2  # scores that do not follow from the findings
+    pile_on: float = 0.25  # issues invented in what follows a gap: the score is 0 anyway
     meta: float = 0.5  # how noisy a meta-critique is: all rates of a critique times this
-    share_meta: float = 0.45  # share of the demonstrations that show a meta-critique
+    share_meta: float = 0.4  # share of the demonstrations that show a meta-critique
     sloppy: float = 0.25  # wrong look-ups of the critiques that meta-critiques are shown on
 
 

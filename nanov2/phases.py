@@ -24,6 +24,11 @@ def spread(records: list, n: int) -> list:
 
 def balanced(records: list, field: str, most: int = 2) -> list:
     """Records of rarer scores repeated (at most `most` times), so that each score is seen about as often."""
+    if not records:
+        raise InputError(
+            "there is nothing to train on: no answer of the model that was to write the records has the "
+            "required form; train the base longer (base.steps) in a new --dir"
+        )
     levels = defaultdict(list)
     for r in records:
         levels[getattr(r, field)].append(r)

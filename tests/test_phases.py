@@ -16,7 +16,7 @@ LAP1 = ["base", "coldstart", "verifier", "meta", "verifier2", "generator", "self
 ALL = LAP1 + [f"lap2/{p}" for p in ("verifier2", "generator", "selfverify", "autolabel")]
 # Smaller still than the smoke configuration: what is tested here is that phases work, not that they learn.
 TINY = [
-    "--base.steps=30",
+    "--base.steps=240",
     "--world.held_out=10",
     "--world.validation=6",
     "--grpo.steps=2",
@@ -41,7 +41,7 @@ def run(script, *args, ranks=1, wait=True):
     )
     if not wait:
         return process
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
@@ -73,7 +73,7 @@ def test_every_phase_is_run_and_leaves_its_results(finished):
     assert (finished / "lap2" / "autolabel" / "dv.jsonl").read_text()
     facts = json.loads((finished / "run.json").read_text())
     assert facts["seed"] == 0 and facts["commit"] and facts["versions"]["torch"]
-    assert facts["config"]["base"]["steps"] == 30
+    assert facts["config"]["base"]["steps"] == 240
 
 
 def test_the_report_and_tensorboard_logs_are_there(finished):
