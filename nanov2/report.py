@@ -1,6 +1,6 @@
 """report.html and report.json of a run folder: what each step gained, measured against the truth.
 
-    python -m nanov2.report runs/proofworld
+    python -m nanov2.report runs/proofworld [picture.svg]
 
 One self-contained page that opens from disk: a first screen with the headline figures, then a section
 per phase with curves, tables and real samples. Everything shown is escaped. An unfinished run shows what
@@ -14,17 +14,10 @@ import sys
 from html import escape
 from pathlib import Path
 
+from nanov2.charts import chart, dumbbells
 from nanov2.records import write_atomically
 
 PHASES = ("base", "coldstart", "verifier", "meta", "verifier2", "generator", "selfverify", "autolabel")
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # Okabe and Ito: colour-blind safe
 CURVES = {  # what is drawn of metrics.jsonl, if it is there
     "reward and truth": ("reward", "truth", "truth_quality", "truth_draft", "meta"),
     "entropy": ("entropy",),
@@ -147,43 +140,6 @@ def headline(phases: list[dict]) -> list[dict]:
                 value(phase, lap - 1, metric), value(phase, lap, metric), better, lambda b, a: a > b,
             )  # fmt: skip
     return rows
-
-
-def chart(
-    title: str, series: dict[str, list[tuple[float, float]]], width: int = 460, height: int = 220
-) -> str:
-    """Lines as SVG; points are thinned to 150 a line."""
-    series = {k: v[:: max(1, len(v) // 150)] for k, v in series.items() if v}
-    points = [p for line in series.values() for p in line]
-    if not points:
-        return ""
-    x0, x1 = min(x for x, _ in points), max(max(x for x, _ in points), 1e-9)
-    y0, y1 = min(0.0, *(y for _, y in points)), max(*(y for _, y in points), 1e-9)
-    left, top, w, h = 44, 26, width - 60, height - 60
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + w * (x - x0) / ((x1 - x0) or 1), top + h * (1 - (y - y0) / ((y1 - y0) or 1))
-
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
-    parts.append(f'<text x="{left}" y="16" class="ct">{escape(title)}</text>')
-    for i in range(5):
-        y = y0 + (y1 - y0) * i / 4
-        _, py = place(x0, y)
-        parts.append(f'<path d="M{left} {py:.1f}h{w}" class="grid"/>')
-        parts.append(f'<text x="{left - 5}" y="{py + 4:.1f}" text-anchor="end">{y:.3g}</text>')
-    for x in (x0, (x0 + x1) / 2, x1):
-        px, _ = place(x, y0)
-        parts.append(f'<text x="{px:.1f}" y="{top + h + 15}" text-anchor="middle">{x:.0f}</text>')
-    for i, (name, line) in enumerate(series.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in line))
-        dash = ("", "5 3", "2 2")[i % 3]
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" '
-            f'stroke-dasharray="{dash}"><title>{escape(name)}: ends at {line[-1][1]:.3f}</title></polyline>'
-        )
-        parts.append(f'<text x="{left + 110 * i}" y="{height - 6}" fill="{colour}">{escape(name)}</text>')
-    return "".join(parts) + "</svg>"
 
 
 def charts(phase: dict) -> str:
@@ -352,11 +308,15 @@ def build_report(run: str | Path) -> tuple[Path, Path]:
         f'content="width=device-width,initial-scale=1"><title>nanov2: {escape(run.name)}</title>'
         f"<style>{STYLE}</style><h1>What the cycle gained</h1><p>{escape(intro)}</p>"
         f'<div class="scroll"><table><tr><th>step</th><th>on held-out items</th><th>before</th><th>after</th>'
-        f"<th>wanted</th><th></th></tr>{top}</table></div><nav>{''.join(links)}</nav>{''.join(sections)}"
+        f"<th>wanted</th><th></th></tr>{top}</table></div>{dumbbells(rows)}<nav>{''.join(links)}</nav>{''.join(sections)}"
         f"<details><summary>Settings</summary><pre>{settings}</pre></details></html>",
     )
     return page, data
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     print(*build_report(sys.argv[1]), sep="\n")
+    if len(sys.argv) > 2:  # the headline as a picture
+        write_atomically(sys.argv[2], dumbbells(headline(collect(Path(sys.argv[1])))))
