@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from nanov2.world import (
     RELATIONS,
@@ -35,14 +34,18 @@ class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
     proof_right: float = 0.25  # share of first proofs that come from the right chain
-    revision_right: float = 0.6  # the same after a critique
-    lookup: float = 0.06  # findings whose relation is looked up wrongly
+    revision_right: float = 0.7  # the same after a critique
+    lookup: float = 0.1  # findings whose relation is looked up wrongly
     whole: float = 0.04  # wrong `ends`/`astray` and `strict`/`weak`
-    score: float = 0.2  # scores that do not follow from the findings
-    pile_on: float = 0.25  # issues invented in what follows a gap: the score is 0 anyway
+    score: float = 0.16  # scores that do not follow from the findings
+    pile_on: float = 0.15  # issues invented in what follows a gap: the score is 0 anyway
     meta: float = 0.5  # how noisy a meta-critique is: all rates of a critique times this
-    share_meta: float = 0.4  # share of the demonstrations that show a meta-critique
-    sloppy: float = 0.25  # wrong look-ups of the critiques that meta-critiques are shown on
+    share_revision: float = 0.4  # share of the proofs found wanting that are shown being revised
+
+
+# How often the weak prover goes wrong in which way. All but the first leave gaps: that something is *not*
+# among the facts is what a verifier learns last, and the error that a generator finds.
+FAULTS = {"relation": 26, "skip": 20, "term": 20, "walk": 20, "backwards": 14}
 
 
 def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step, ...]:
@@ -51,9 +54,7 @@ def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step
     if rng.random() < right:
         return tuple(steps)
     for _ in range(1 + (rng.random() < 0.25)):
-        fault = rng.choices(("relation", "skip", "term", "walk", "backwards"), weights=(38, 16, 14, 20, 12))[
-            0
-        ]
+        (fault,) = rng.choices(list(FAULTS), weights=FAULTS.values())
         if fault == "relation":
             i = rng.randrange(len(steps))
             other = rng.choice([r for r in RELATIONS if r != steps[i].relation])
@@ -161,40 +162,23 @@ def weak_meta(
     return MetaCritique(looks, ends, strict, score, quality)
 
 
-class Turn(NamedTuple):
-    """One turn of a demonstration."""
-
-    task: str  # "prove", "verify" or "meta"
-    text: str
-    learnt: bool = True  # False: it is only there to be judged
-
-
 @dataclass(frozen=True)
 class Demonstration:
-    """One document for the base: a problem and the turns that follow."""
+    """One document for the base: a problem and the turns that follow, each with the task it shows."""
 
     problem: str
-    turns: tuple[Turn, ...]
+    turns: tuple[tuple[str, str], ...]  # (task, text): task is "prove", "verify" or "meta"
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
-    """A proof, then a critique and, where it finds an issue, a revision with its own; or a meta-critique.
-
-    What a meta-critique judges is a sloppy critique, and not learnt from: were it nearly always right, the
-    base would learn to copy its findings instead of looking them up again.
-    """
+    """A proof and its critique; then a meta-critique, or, where it found issues, a revision and its own."""
     steps = weak_proof(rng, problem, noise.proof_right)
-    turns = [Turn("prove", write_proof(steps))]
-    if rng.random() < noise.share_meta:
-        sloppy = replace(noise, lookup=noise.sloppy, whole=noise.sloppy / 2)
-        critique = weak_critique(rng, problem, steps, sloppy)
-        turns.append(Turn("verify", write_critique(critique), learnt=False))
-        turns.append(Turn("meta", write_meta(weak_meta(rng, problem, steps, critique, noise))))
-        return Demonstration(problem.text, tuple(turns))
     critique = weak_critique(rng, problem, steps, noise)
-    turns.append(Turn("verify", write_critique(critique)))
-    if critique.score < 1:
+    turns = [("prove", write_proof(steps)), ("verify", write_critique(critique))]
+    if critique.score < 1 and rng.random() < noise.share_revision:
         revised = weak_proof(rng, problem, noise.revision_right)
-        turns.append(Turn("prove", write_proof(revised)))
-        turns.append(Turn("verify", write_critique(weak_critique(rng, problem, revised, noise))))
+        turns.append(("prove", write_proof(revised)))
+        turns.append(("verify", write_critique(weak_critique(rng, problem, revised, noise))))
+    else:
+        turns.append(("meta", write_meta(weak_meta(rng, problem, steps, critique, noise))))
     return Demonstration(problem.text, tuple(turns))

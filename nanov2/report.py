@@ -245,7 +245,7 @@ table{border-collapse:collapse;font-size:14px}
 td,th{border:1px solid var(--line);padding:3px 9px;text-align:left}
 .scroll{overflow-x:auto;margin:8px 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:10px}
-svg{background:var(--soft);border-radius:6px;width:100%}
+svg{background:var(--soft);border-radius:6px;width:100%}.charts svg{max-width:520px}
 svg text{font-size:11px;fill:var(--fg)}
 .ct{font-weight:600}.grid{stroke:var(--line);stroke-width:.6}
 .sample{background:var(--soft);border-radius:6px;padding:8px;margin:8px 0}

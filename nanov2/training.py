@@ -31,10 +31,10 @@ MICRO_TOKENS = 1024  # supervised micro-batches: small ones, of documents of lik
 def document(tokenizer: Tokenizer, demonstration: Demonstration) -> Pack:
     """A demonstration as a pack: the problem, then all turns; control tokens are given, not learnt."""
     ids, counted = [], []
-    for task, text, learnt in demonstration.turns:
+    for task, text in demonstration.turns:
         answer = [*tokenizer.encode(text), tokenizer.end]
         ids += [tokenizer.task[task], *answer]
-        counted += [False] + [learnt] * len(answer)
+        counted += [False] + [True] * len(answer)
     return Pack([tokenizer.bos, *tokenizer.encode(demonstration.problem)], [Completion(ids, counted)])
 
 
