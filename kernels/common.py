@@ -6,6 +6,7 @@ import importlib
 import os
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 FORMS = ("reference", "cpu", "triton")
@@ -40,3 +41,33 @@ def triton_form(name: str):
         if error.name and error.name.split(".")[0] == "triton":
             raise ValueError("Triton is not installed (pip install triton): use impl='cpu'") from error
         raise
+
+
+class GatherRanks(torch.autograd.Function):
+    """[…] of each rank → [ranks, …] on all. Every rank goes on to the same loss, so each keeps its slice."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group) -> Tensor:
+        ctx.rank = dist.get_rank(group)
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad[ctx.rank], None
+
+
+class SumGradient(torch.autograd.Function):
+    """The identity; its gradient is summed over ranks, each of which saw a part of the vocabulary."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad = grad.clone()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None

@@ -10,22 +10,22 @@ and `merge` joins the sums of tiles, of splits of a GPU and of ranks alike. With
     log-prob = chosen − log total ≤ 0 (C20)        entropy = log total − moment / total
     ∂/∂z_j   = exp(z_j − m) · (∂total + ∂moment · (1 + z_j − m)) + ∂chosen · [j = target]
 
-Read on in this order: the reference (the specification), the chunked form that CPUs run, the custom
-operators, a vocabulary split over ranks, and `linear_logprob`. The Triton kernels are in
-`logprob_triton.py`, which is imported at first use: machines without Triton never need it.
+Read on in this order: the reference here (the specification); `logprob_cpu.py`, the chunked form that CPUs
+run; `logprob_triton.py`, imported at first use, so that machines without Triton never need it; then the
+custom operators and `linear_logprob`, below.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels.common import pick, precise, triton_form
-
-TILE = 1 << 20  # logits in one tile of the chunked form: 4 MB, so that passes over it stay in the caches
-ROWS = 2048  # tokens in one tile of the chunked form, at most, where the problem takes several tiles
-
+from kernels import logprob_cpu
+from kernels.common import GatherRanks, SumGradient, pick, precise, triton_form
+from kernels.logprob_cpu import merge
 
 # ── Reference ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -67,112 +67,17 @@ def ignored_rows(hidden: Tensor, target: Tensor, ignore_index: int) -> Tensor | 
     return None if known and not ignored.any() else ignored
 
 
-# ── Chunked CPU form ──────────────────────────────────────────────────────────────────────────────────
-
-
-def merge(m: Tensor, total: Tensor, chosen: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four sums [S, N] of S vocabulary parts → those [N] of the whole; differentiable but for m."""
-    largest = m.detach().amax(0)
-    shift = m.detach() - largest
-    scale = shift.exp()
-    return (
-        largest,
-        (scale * total).sum(0),
-        (chosen + shift).amax(0),  # −inf wherever the target is not among the part's entries
-        (scale * (moment + shift * total)).sum(0),
-    )
-
-
-def tile_shape(n: int, v: int) -> tuple[int, int]:
-    """Tokens and vocabulary entries in one tile."""
-    rows = max(min(n, ROWS), 1)
-    return rows, min(v, max(TILE // rows, 1))
-
-
-def tile_logits(
-    h: Tensor, w: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
-) -> Tensor:
-    """Logits z of one tile, in the precision of h [n, D], from w [v, D] and bias [v]."""
-    w = w.to(h.dtype)
-    z = torch.mm(h, w.T) if bias is None else torch.addmm(bias.to(h.dtype), h, w.T)
-    if softcap is not None:
-        z.div_(softcap).tanh_().mul_(softcap)
-    return z if temperature == 1.0 else z.div_(temperature)
-
-
-def locate(target: Tensor, v0: int, v1: int) -> tuple[Tensor, Tensor]:
-    """Columns [n, 1] of the targets in the vocabulary's part v0 … v1, and whether they are there."""
-    at = target[:, None] - v0
-    return at.clamp(0, v1 - v0 - 1), (at >= 0) & (at < v1 - v0)
-
-
-def chunked_forward(hidden, weight, bias, target, temperature, softcap, with_moment):
-    """m, total, chosen and moment [N] each."""
-    (n, v), h = (len(hidden), len(weight)), hidden.to(precise(hidden))
-    rows, width = tile_shape(n, v)
-    parts = h.new_zeros(4, -(-v // width), n)
-    for v0 in range(0, v, width):
-        v1 = min(v0 + width, v)
-        b = None if bias is None else bias[v0:v1]
-        for n0 in range(0, n, rows):
-            m, total, chosen, moment = parts[:, v0 // width, n0 : n0 + rows]
-            z = tile_logits(h[n0 : n0 + rows], weight[v0:v1], b, temperature, softcap)
-            torch.amax(z, 1, out=m)
-            at, here = locate(target[n0 : n0 + rows], v0, v1)
-            z.sub_(m[:, None])
-            chosen.copy_(torch.where(here, z.gather(1, at), -torch.inf)[:, 0])
-            e = z.exp() if with_moment else z.exp_()
-            torch.sum(e, 1, out=total)
-            if with_moment:
-                torch.sum(z.mul_(e), 1, out=moment)
-    return merge(*parts)
-
-
-def chunked_backward(d_total, d_chosen, d_moment, hidden, weight, bias, target, m, *options):
-    """Gradients of hidden, weight and bias, a tile at a time; of no meaning where `needs` says no."""
-    (n, v), h = (len(hidden), len(weight)), hidden.to(precise(hidden))
-    temperature, softcap, with_moment, needs = options
-    rows, width = tile_shape(n, v)
-    dh, db = torch.empty_like(h), h.new_zeros(v)
-    dw = torch.empty_like(weight) if n else torch.zeros_like(weight)
-    d_total, d_chosen, d_moment = (d[:, None] / temperature for d in (d_total, d_chosen, d_moment))
-    for v0 in range(0, v, width):
-        part = slice(v0, min(v0 + width, v))
-        b, w = None if bias is None else bias[part], weight[part].to(h.dtype)
-        dw_part = dw[part] if dw.dtype == h.dtype else torch.zeros_like(w)
-        for n0 in range(0, n, rows):
-            some = slice(n0, n0 + rows)
-            dz = tile_logits(h[some], w, b, temperature, softcap)
-            slope = None if softcap is None else 1 - (dz * (temperature / softcap)).square_()
-            dz.sub_(m[some, None])
-            scale = d_total[some] if not with_moment else (dz + 1).mul_(d_moment[some]).add_(d_total[some])
-            dz.exp_().mul_(scale)
-            at, here = locate(target[some], part.start, part.stop)
-            dz.scatter_add_(1, at, torch.where(here, d_chosen[some], 0.0))
-            if softcap is not None:
-                dz.mul_(slope)
-            if needs[0]:
-                dh[some].addmm_(dz, w, beta=float(v0 > 0))  # β = 0: written, not added to
-            if needs[1]:
-                dw_part.addmm_(dz.T, h[some], beta=float(n0 > 0))
-            if needs[2]:
-                db[part].add_(dz.sum(0))
-        if dw_part.dtype != dw.dtype:
-            dw[part] = dw_part
-    return dh.to(hidden.dtype), dw, db
-
-
 # ── Custom operators ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _forward(*inputs):
-    run = chunked_forward if inputs[-1] == "cpu" else triton_form("logprob").forward
-    return run(*inputs[:-1])
+def _forward(*inputs, **store):
+    run = logprob_cpu.forward if inputs[-1] == "cpu" else triton_form("logprob").forward
+    return run(*inputs[:-1], **store)
 
 
-def _run_backward(*inputs):
-    run = chunked_backward if inputs[-1] == "cpu" else triton_form("logprob").backward
-    return run(*inputs[:-1])
+def _run_backward(*inputs, **store):
+    run = logprob_cpu.backward if inputs[-1] == "cpu" else triton_form("logprob").backward
+    return run(*inputs[:-1], **store)
 
 
 @torch.library.custom_op("nanov2::linear_sums", mutates_args=())
@@ -242,44 +147,23 @@ linear_sums.register_autograd(
 
 
 class _Eager(torch.autograd.Function):
-    """The same without the dispatcher, which would hold on to dW until autograd has copied it."""
-
-    forward = staticmethod(lambda *inputs: _forward(*inputs))
-    setup_context = staticmethod(_setup)
-    backward = staticmethod(lambda ctx, _d_m, *d_sums: _gradients(ctx, _run_backward, d_sums))
-
-
-# ── A vocabulary split over ranks ─────────────────────────────────────────────────────────────────────
-
-
-class _GatherRanks(torch.autograd.Function):
-    """[…] of each rank → [ranks, …] on all. Every rank goes on to the same loss, so each keeps its slice."""
+    """The same without the dispatcher, which would hold on to ∂weight until autograd has copied it, and with
+    what only an eager call can have: logits that wait in the memory of ∂weight (see `logprob_cpu.kept`)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, group) -> Tensor:
-        ctx.rank = dist.get_rank(group)
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, x.contiguous(), group=group)
-        return torch.stack(parts)
+    def forward(ctx, *inputs):
+        *inputs, differentiable = inputs
+        hidden, weight, form = inputs[0], inputs[1], inputs[-1]
+        wanted = differentiable and weight.requires_grad and form == "cpu" and weight.is_contiguous()
+        ctx.store = {"store": torch.empty_like(weight)} if wanted and weight.dtype == precise(hidden) else {}
+        output = _forward(*inputs, **ctx.store)
+        _setup(ctx, inputs, output)
+        return output
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        return grad[ctx.rank], None
-
-
-class _SumGradient(torch.autograd.Function):
-    """The identity; its gradient is summed over ranks, each of which saw a part of the vocabulary."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        grad = grad.clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
+    def backward(ctx, _d_m, *d_sums):
+        store, ctx.store = ctx.store, {}  # used once: a second backward pass makes all logits again
+        return *_gradients(ctx, partial(_run_backward, **store), d_sums), None
 
 
 # ── The public function ───────────────────────────────────────────────────────────────────────────────
@@ -324,13 +208,13 @@ def linear_logprob(
     form = _check(hidden, weight, target, bias, temperature, softcap, process_group, impl)
     start, end = 0, len(weight)
     if process_group is not None:
-        sizes = _GatherRanks.apply(torch.tensor(len(weight), device=target.device), process_group)
+        sizes = GatherRanks.apply(torch.tensor(len(weight), device=target.device), process_group)
         start, end = sizes[: dist.get_rank(process_group)].sum(), sizes.sum()
     if not (hidden.is_cuda or torch.compiler.is_compiling()):
         outside = ((target < 0) | (target >= end)) & (target != ignore_index)
         if outside.any():
             raise IndexError(f"{int(outside.sum())} targets are outside the vocabulary 0 … {int(end) - 1}")
-    single = form == "cpu" and process_group is None and len(hidden) * len(weight) <= TILE
+    single = form == "cpu" and process_group is None and len(hidden) * len(weight) <= logprob_cpu.TILE
     if form == "reference" or single:  # one tile is the whole problem: nothing to cut
         return linear_logprob_reference(
             hidden,
@@ -346,11 +230,14 @@ def linear_logprob(
     if ignored is not None:
         hidden, local = torch.where(ignored[:, None], 0.0, hidden), torch.where(ignored, -1, local)
     if process_group is not None:
-        hidden = _SumGradient.apply(hidden, process_group)
-    run = linear_sums if torch.compiler.is_compiling() else _Eager.apply
-    sums = run(hidden, weight, bias, local, float(temperature), softcap, return_entropy, form)
+        hidden = SumGradient.apply(hidden, process_group)
+    inputs = hidden, weight, bias, local, float(temperature), softcap, return_entropy, form
+    if torch.compiler.is_compiling():
+        sums = linear_sums(*inputs)
+    else:
+        sums = _Eager.apply(*inputs, torch.is_grad_enabled())
     if process_group is not None:
-        sums = merge(*_GatherRanks.apply(torch.stack(sums), process_group).unbind(1))
+        sums = merge(*GatherRanks.apply(torch.stack(sums), process_group).unbind(1))
     _, total, chosen, moment = sums
     log_total = total.log()
     logp, entropy = chosen - log_total, log_total - moment / total

@@ -2,8 +2,8 @@
 
     forward   grid: blocks of BN tokens × splits of the vocabulary. A program walks over its split, BV
               entries at a time, and keeps the four sums of each token, moved to the new maximum as it rises
-              (the online softmax of flash attention). `logprob.merge` joins the splits, which exist only so
-              that a few thousand tokens fill a whole GPU.
+              (the online softmax of flash attention). `logprob_cpu.merge` joins the splits, which are there
+              only so that a few thousand tokens fill a whole GPU.
     backward  for one stretch of C vocabulary entries after the other: a kernel makes the logits again and
               writes ∂loss/∂logits [N, C] in the dtype of the weights, and two matrix products of the
               library turn them into ∂hidden (added up in float32) and this stretch of ∂weight (whole at
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.logprob import merge
+from kernels.logprob_cpu import merge
 
 STRETCH = 1 << 25  # entries of ∂loss/∂logits in memory at once: 64 MB in bfloat16
 LOWEST = tl.constexpr(-3.0e38)  # in place of −inf: finite, so that 0 · LOWEST is 0 and not NaN
@@ -157,7 +157,7 @@ def _splits(n: int, v: int, device: torch.device) -> tuple[int, int]:
 
 
 def forward(hidden, weight, bias, target, temperature, softcap, with_moment):
-    """See `logprob.chunked_forward`, whose signature this has."""
+    """See `logprob_cpu.forward`, whose signature this has."""
     hidden, weight = _rows_contiguous(hidden), _rows_contiguous(weight)
     (n, d), v = hidden.shape, len(weight)
     splits, width = _splits(n, v, hidden.device)
@@ -174,7 +174,7 @@ def forward(hidden, weight, bias, target, temperature, softcap, with_moment):
 def backward(
     d_total, d_chosen, d_moment, hidden, weight, bias, target, m, temperature, softcap, with_moment, needs
 ):
-    """See `logprob.chunked_backward`, whose signature this has."""
+    """See `logprob_cpu.backward`, whose signature this has."""
     hidden, weight = _rows_contiguous(hidden), _rows_contiguous(weight)
     (n, d), v = hidden.shape, len(weight)
     dh = torch.zeros(n, d, dtype=torch.float32, device=hidden.device)

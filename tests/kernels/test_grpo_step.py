@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_helpers import DEVICE, FAST_FORMS, generator, relative_error
 
-import kernels.logprob
+import kernels.logprob_cpu
 from kernels import LOSS_TYPES, group_advantage, linear_logprob, policy_loss
 
 LENGTHS, GROUPS = (5, 3, 1, 6, 4, 2), (0, 1, 0, 1, 1, 0)
@@ -69,7 +69,7 @@ def step(x, impl, dtype, loss_type, clips, kl):
 @pytest.mark.parametrize("masks", ["none", "tokens", "whole row"])
 def test_fused_step_has_the_gradients_of_the_reference(impl, loss_type, masks, monkeypatch):
     """C12, for the whole step: loss type × clipping × KL × mask, against autograd in float64."""
-    monkeypatch.setattr(kernels.logprob, "TILE", 64)
+    monkeypatch.setattr(kernels.logprob_cpu, "TILE", 64)
     x = inputs(masks)
     for clips, kl in itertools.product(((0.2, 0.28), (0.05, 0.05)), (0.0, 0.1)):
         found = step(x, impl, torch.float32, loss_type, clips, kl)

@@ -6,7 +6,7 @@ from kernel_helpers import DEVICE, FAST_FORMS, FORMS, generator, relative_error
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import kernels.logprob
+import kernels.logprob_cpu
 from kernels import linear_logprob
 from kernels.logprob import linear_sums
 
@@ -22,8 +22,8 @@ OPTIONS = {
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Cuts small problems of the chunked form into many tiles, with ragged last ones."""
-    monkeypatch.setattr(kernels.logprob, "TILE", 20)
-    monkeypatch.setattr(kernels.logprob, "ROWS", 4)
+    monkeypatch.setattr(kernels.logprob_cpu, "TILE", 20)
+    monkeypatch.setattr(kernels.logprob_cpu, "ROWS", 4)
 
 
 def problem(n, v, d, dtype=torch.float32, seed=0, scale=1.0):
@@ -191,6 +191,22 @@ def test_two_calls_give_the_same_bits(impl, small_tiles):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("d", [2, 3, 8, 30])
+@pytest.mark.parametrize("name", ["plain", "all"])
+def test_logits_that_wait_in_the_gradients_memory_are_used_once(d, name, small_tiles):
+    """Every part's, every third's …; a second backward pass over the same graph makes all of them again."""
+    hidden, weight, target, bias = (x.cpu() for x in problem(7, 43, d))
+    options = {k: v for k, v in OPTIONS[name].items() if k != "use_bias"}
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    logp = linear_logprob(*leaves[:2], target, bias=bias, impl="cpu", **options)
+    first = torch.autograd.grad(logp.sum(), leaves, retain_graph=True)
+    second = torch.autograd.grad(logp.sum(), leaves)
+    wanted = linear_logprob(*leaves[:2], target, bias=bias, impl="reference", **options)
+    for a, b, c in zip(first, second, torch.autograd.grad(wanted.sum(), leaves), strict=True):
+        assert torch.equal(a, b)
+        assert relative_error(a, c) < 1e-5
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("entropy", [True, False])
 def test_gradients_of_the_chunked_form_are_those_of_finite_differences(name, entropy, small_tiles):
@@ -243,7 +259,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_tensor_of_tokens_times_vocabulary_is_made(monkeypatch):
     """C13: 3,000 × 5,000 logits, of which a tile holds 2,048 × 16."""
-    monkeypatch.setattr(kernels.logprob, "TILE", 1 << 15)
+    monkeypatch.setattr(kernels.logprob_cpu, "TILE", 1 << 15)
     hidden, weight, target, _ = (x.cpu() for x in problem(3000, 5000, 4))
     with Largest() as largest:
         linear_logprob(hidden.requires_grad_(), weight.requires_grad_(), target, impl="cpu").sum().backward()
