@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nanov2.config import Config, load_config
+from nanov2.config import Config, describe, load_config
 from nanov2.distributed import Ranks
 from nanov2.errors import InputError
 from nanov2.run import Run
@@ -23,7 +23,10 @@ def open_run(description: str, flags: dict, positional: dict | None = None) -> t
     --section.field=value overrides the configuration.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description,
+        epilog=describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", default=None, help="TOML file (default: configs/proofworld.toml)")
     parser.add_argument(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
+import re
 import tomllib
 import types
 import typing
@@ -160,6 +162,26 @@ class Config:
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
+
+
+def describe() -> str:
+    """Every setting with its default and its comment in the source, for --help."""
+    lines = []
+    for name, kind in _hints(Config).items():
+        if not dataclasses.is_dataclass(kind):
+            continue
+        if kind is GRPOConfig and name != "verifier":
+            continue  # all training sections are alike
+        title = (
+            "grpo (and verifier, meta, verifier2, generator, selfverify, lap_…)"
+            if kind is GRPOConfig
+            else name
+        )
+        lines.append(f"  [{title}]  {(kind.__doc__ or '').splitlines()[0]}")
+        for line in inspect.getsource(kind).splitlines():
+            if found := re.match(r"    (\w+): [\w\[\], ]+ = (.+?)(?:  # (.*))?$", line):
+                lines.append(f"    {found[1]:18} {found[2]:10} {found[3] or ''}".rstrip())
+    return "\n".join(["settings, as --section.field=value or in the TOML file:", *lines])
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:

@@ -31,9 +31,11 @@ def prepare() -> None:
 
 
 def set_threads() -> int:
-    """Share the cores among the ranks on this machine; returns threads per rank."""
+    """Share the machine's cores among its ranks, unless OMP_NUM_THREADS says; returns threads per rank."""
     import torch
 
+    if os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)

@@ -203,8 +203,7 @@ def test_logits_that_wait_in_the_gradients_memory_are_used_once(d, name, small_t
     second = torch.autograd.grad(logp.sum(), leaves)
     wanted = linear_logprob(*leaves[:2], target, bias=bias, impl="reference", **options)
     for a, b, c in zip(first, second, torch.autograd.grad(wanted.sum(), leaves), strict=True):
-        assert torch.equal(a, b)
-        assert relative_error(a, c) < 1e-5
+        assert relative_error(a, c) < 1e-5 and relative_error(b, c) < 1e-5  # parts are added in another order
 
 
 @pytest.mark.parametrize("name", OPTIONS)
