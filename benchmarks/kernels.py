@@ -145,7 +145,7 @@ def errors(method, h, w, target, rows=64):
     wanted = full_logits_64(exact, w.detach(), target[:rows])
     found.sum().backward()
     wanted.sum().backward()
-    pairs = (found, wanted), (some.grad, exact.grad)
+    pairs = (found.detach(), wanted.detach()), (some.grad, exact.grad)
     return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs]
 
 

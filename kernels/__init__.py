@@ -1,7 +1,7 @@
 """Log-probs, advantages and the policy loss: the three places where GRPO's arithmetic happens.
 
-Each file starts with a plain PyTorch reference, which is the specification. GRPO uses these functions
-everywhere: nothing else computes a log-prob, an advantage or a loss.
+Each has a plain PyTorch reference, which is the specification, a form for CPUs and Triton kernels for GPUs.
+GRPO uses these functions everywhere: nothing else computes a log-prob, an advantage or a loss.
 """
 
 from kernels.advantage import GroupStats, group_advantage

@@ -253,6 +253,8 @@ def _check(hidden, weight, target, bias, temperature, softcap, process_group, im
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be above 0 or None, got {softcap}")
+    if form == "triton" and hidden.dtype != weight.dtype:
+        raise ValueError(f"impl='triton' needs one dtype, got {hidden.dtype} and {weight.dtype}")
     if process_group is not None and form == "reference":
         raise ValueError("process_group needs impl None, 'cpu' or 'triton'")
     (n, d), (v, d_weight) = hidden.shape, weight.shape

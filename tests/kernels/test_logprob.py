@@ -285,6 +285,8 @@ def test_unsupported_options_raise():
         linear_logprob(hidden[:, :2], weight, target)
     with pytest.raises(ValueError):
         linear_logprob(hidden.double(), weight.double(), target, impl="triton")
+    with pytest.raises(ValueError):
+        linear_logprob(hidden.half(), weight, target, impl="triton")
     with pytest.raises(IndexError):
         linear_logprob(hidden, weight, torch.tensor([0, 1, 6, 2]))
     with pytest.raises(IndexError):
