@@ -181,15 +181,17 @@ def test_shipped_configurations_load(path):
 
 
 def test_sections_inherit_and_overrides_win():
-    config = load_config(
-        CONFIGS[0], ["--grpo.samples=5", "--meta.samples=7", "seed=3", "--verifier.loss-type=gspo"]
-    )
-    assert (config.verifier.samples, config.meta.samples, config.lap_generator.samples) == (5, 7, 5)
-    assert (config.seed, config.verifier.loss_type, config.lap_verifier2.steps) == (
-        3,
-        "gspo",
-        config.lap_verifier2.steps,
-    )
+    flags = [
+        "--grpo.prompts=5",
+        "--meta.prompts=7",
+        "--generator.lr=0.1",
+        "seed=3",
+        "--verifier.loss-type=gspo",
+    ]
+    config = load_config(CONFIGS[0], flags)
+    assert (config.verifier.prompts, config.meta.prompts, config.lap_generator.prompts) == (5, 7, 5)
+    assert (config.seed, config.verifier.loss_type) == (3, "gspo")
+    assert config.lap_generator.lr == 0.1  # a later lap's section starts from the first lap's
 
 
 @pytest.mark.parametrize(
