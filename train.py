@@ -30,7 +30,15 @@ from nanov2.errors import InputError
 from nanov2.expert import make_expert
 from nanov2.logs import print_table
 from nanov2.model import Model
-from nanov2.phases import balanced, initial_weights, judge, read_eval, run_grpo, spread
+from nanov2.phases import (
+    balanced,
+    initial_weights,
+    judge,
+    on_held_out_problems,
+    read_eval,
+    run_grpo,
+    spread,
+)
 from nanov2.prompts import WorldPrompts, claimed_score
 from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.report import build_report
@@ -72,12 +80,12 @@ def base(run: Run, lap: int) -> dict:
     before = measure(model, 0)
     curve = train_supervised(run.folder("base"), "base", model, tokenizer, draw, c.base, run.ranks, measure)
     run.save("base", 1, model, tokenizer)
-    after, samples = measure(model, c.base.steps), []
-    for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
-        metrics, shown = ev.eval_generator(model, prompts, run.problems[problems], c, run.ranks, name)
-        after |= metrics
-        samples += ev.pick(shown, c.eval.shown // 2)
-    curve = [{"step": 0, **before}, *curve, {"step": c.base.steps, **measure(model, c.base.steps)}]
+    last = measure(model, c.base.steps)
+    metrics, samples = on_held_out_problems(
+        run, lambda problems, name: ev.eval_generator(model, prompts, problems, c, run.ranks, name)
+    )
+    after = last | metrics
+    curve = [{"step": 0, **before}, *curve, {"step": c.base.steps, **last}]
     return {"before": before, "after": after, "curve": curve, "samples": samples, "steps": c.base.steps}
 
 
@@ -253,13 +261,10 @@ def generator(run: Run, lap: int) -> dict:
         return ev.eval_generator(model, prompts, validation, c, run.ranks, "validation", task.verifier, 2)[0]
 
     def held_out(model: Model):
-        metrics, samples = {}, []
-        for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
-            m, s = ev.eval_generator(
-                model, prompts, run.problems[problems], c, run.ranks, name, task.verifier
-            )
-            metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
-        return metrics, samples
+        def evaluate(problems: list, name: str):
+            return ev.eval_generator(model, prompts, problems, c, run.ranks, name, task.verifier)
+
+        return on_held_out_problems(run, evaluate)
 
     items = run.problems["train" if lap == 1 else "train_hard"]
     # In lap 1 beside the base, whatever the weights start from.
@@ -286,11 +291,10 @@ def selfverify(run: Run, lap: int) -> dict:
         return ev.eval_selfverify(model, prompts, problems, c, run.ranks, "validation", verdicts, 2)[0]
 
     def held_out(model: Model):
-        metrics, samples = {}, []
-        for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
-            m, s = ev.eval_selfverify(model, prompts, run.problems[problems], c, run.ranks, name, verdicts)
-            metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
-        return metrics, samples
+        def evaluate(problems: list, name: str):
+            return ev.eval_selfverify(model, prompts, problems, c, run.ranks, name, verdicts)
+
+        return on_held_out_problems(run, evaluate)
 
     items = run.problems["train"] + run.problems["train_hard"] if lap == 1 else run.problems["train_hard"]
     best = "validation/final_true_score"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import chain, zip_longest
 
 from nanov2.distributed import derive_seed
 from nanov2.errors import InputError
+from nanov2.evaluate import pick
 from nanov2.prompts import WorldPrompts
 from nanov2.run import Run
 from nanov2.training import train_grpo
@@ -38,6 +40,16 @@ def balanced(records: list, field: str, most: int = 2) -> list:
         for level in sorted(levels)
         for r in levels[level] * min(most, max(1, largest // len(levels[level])))
     ]
+
+
+def on_held_out_problems(run: Run, evaluate: Callable) -> tuple[dict, list[dict]]:
+    """`evaluate(problems, name)` on the labelled and the hard held-out set: figures, and samples to show."""
+    metrics, samples = {}, []
+    for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
+        figures, shown = evaluate(run.problems[problems], name)
+        metrics |= figures
+        samples += pick(shown, run.config.eval.shown // 2)
+    return metrics, samples
 
 
 def initial_weights(run: Run, phase: str, lap: int):
