@@ -94,6 +94,7 @@ class GRPOConfig:
     clip_high: float = 0.28  # separate upper clip (DAPO's clip-higher)
     kl_coef: float = 0.0  # β of the k3 KL to the starting weights; 0 = no reference is kept
     loss_type: str = "dapo"  # "dapo" (per token), "grpo" (per row), "dr_grpo" (by maximum length), "gspo"
+    cut_penalty: float = 0.0  # taken off the reward of an answer that its limit cut off (DAPO, eq. 13)
     scale: str = "std"  # advantage scale: "std", "none" or "loo"
     refill: int = 2  # extra rounds of sampling to replace groups without variance
     is_cap: float = 0.0  # cap of the truncated importance weight trainer/sampler; 0 = off

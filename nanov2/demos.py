@@ -45,7 +45,7 @@ class Noise:
 
 # How often the weak prover goes wrong in which way. All but the first leave gaps: that something is *not*
 # among the facts is what a verifier learns last, and the error that a generator finds.
-FAULTS = {"relation": 26, "skip": 20, "term": 20, "walk": 20, "backwards": 14}
+FAULTS = {"relation": 28, "skip": 22, "term": 22, "walk": 12, "backwards": 16}
 
 
 def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step, ...]:

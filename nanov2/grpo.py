@@ -128,13 +128,15 @@ def rollout_groups(
 def _make_groups(prompts, rollouts: list[Rollout], rewards: Rewards, config: GRPOConfig):
     """A group for each prompt, None where it has no variance; and this rank's sums for logging."""
     groups, total, n = [], rewards.total, config.samples
+    # DAPO's overlong penalty: the reward alone does not tell an answer without end from a wrong one.
+    penalised = total - config.cut_penalty * torch.tensor([float(r.cut) for r in rollouts])
     sums = defaultdict(float, groups_kept=0, groups_sampled=len(prompts), reward=0, reward_sq=0)
     for name in rewards.log:
         sums["log." + name] = 0.0
         sums["log_n." + name] = 0.0
     if rollouts:
         ids = torch.tensor([r.index for r in rollouts])
-        advantages, stats = group_advantage(total, ids, scale=config.scale)
+        advantages, stats = group_advantage(penalised, ids, scale=config.scale)
         has_variance = dict(zip(stats.group_id.tolist(), stats.has_variance.tolist(), strict=True))
         for g, prompt in enumerate(prompts):
             rows = slice(g * n, (g + 1) * n)
