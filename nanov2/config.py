@@ -94,7 +94,7 @@ class GRPOConfig:
     clip_high: float = 0.28  # separate upper clip (DAPO's clip-higher)
     kl_coef: float = 0.0  # β of the k3 KL to the starting weights; 0 = no reference is kept
     loss_type: str = "dapo"  # "dapo" (per token), "grpo" (per row), "dr_grpo" (by maximum length), "gspo"
-    cut_penalty: float = 0.0  # taken off the reward of an answer that its limit cut off (DAPO, eq. 13)
+    malformed_penalty: float = 0.0  # taken off the reward of a proof without form or end (DAPO, eq. 13)
     scale: str = "std"  # advantage scale: "std", "none" or "loo"
     refill: int = 2  # extra rounds of sampling to replace groups without variance
     is_cap: float = 0.0  # cap of the truncated importance weight trainer/sampler; 0 = off
@@ -110,6 +110,7 @@ class GRPOConfig:
     save_every: int = 40  # steps between checkpoints
     pack_tokens: int = 512  # a pack: one prompt and as many of its completions as fit
     micro_tokens: int = 4096  # tokens of a micro-batch, padding included
+    checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,20 @@ class Assessed:
         return 2 * sum(q == 1 for q in answers) > len(answers)
 
 
-def consensus(critiques: list[Assessed], k: int) -> float | None:
-    """The paper's label, or None where it is unclear."""
+def consensus(critiques: list[Assessed], k: int, disputed: str = "unclear") -> float | None:
+    """The paper's label, or None where it is unclear.
+
+    Where k or more critiques report an issue and the meta-assessments reject them all, the two judges
+    disagree. By the letter of the paper the proof is then right (`disputed` = "right"); by default it is
+    "unclear", a case for a person.
+    """
     read = [c for c in critiques if c.score is not None]
     if not read:
         return None
-    valid = [c.score for c in read if c.issue and c.valid]
+    reported = [c for c in read if c.issue]
+    valid = [c.score for c in reported if c.valid]
     if not valid:
-        return 1.0
+        return 1.0 if len(reported) < k or disputed == "right" else None
     lowest = min(valid)
     return lowest if valid.count(lowest) >= k else None
 

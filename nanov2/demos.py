@@ -48,6 +48,9 @@ class Noise:
 FAULTS = {"relation": 28, "skip": 22, "term": 22, "walk": 12, "backwards": 16}
 
 
+PROOFS = 4  # at most so many in one demonstration: a draft and its revisions
+
+
 def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step, ...]:
     """A proof that is the right chain with probability `right`, and else has one or two faults."""
     steps = list(problem.solution)
@@ -104,6 +107,20 @@ def _walk(rng: random.Random, problem: Problem, length: int) -> list[Step]:
     if not steps or (here != problem.goal.right and rng.random() < 0.6):
         steps.append(Step(here, rng.choice(RELATIONS), problem.goal.right))
     return steps
+
+
+def weak_revision(
+    rng: random.Random, problem: Problem, steps: tuple[Step, ...], critique: Critique, right: float
+) -> tuple[Step, ...]:
+    """The right chain with probability `right`; else another weak proof, without the steps found at fault."""
+    if rng.random() < right:
+        return problem.solution
+    faulty = {finding.step for finding in critique.findings if finding.verdict != "ok"}
+    for _ in range(8):
+        other = weak_proof(rng, problem, 0.0)
+        if other != steps and not faulty.intersection(other):
+            break
+    return other
 
 
 def _misread(rng: random.Random, given: str, rate: float) -> str:
@@ -171,14 +188,15 @@ class Demonstration:
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
-    """A proof and its critique; then a meta-critique, or, where it found issues, a revision and its own."""
+    """A proof and its critique; then a meta-critique, or, where it found issues, revisions and their own."""
     steps = weak_proof(rng, problem, noise.proof_right)
     critique = weak_critique(rng, problem, steps, noise)
     turns = [("prove", write_proof(steps)), ("verify", write_critique(critique))]
     if critique.score < 1 and rng.random() < noise.share_revision:
-        revised = weak_proof(rng, problem, noise.revision_right)
-        turns.append(("prove", write_proof(revised)))
-        turns.append(("verify", write_critique(weak_critique(rng, problem, revised, noise))))
+        while critique.score < 1 and len(turns) < 2 * PROOFS:
+            steps = weak_revision(rng, problem, steps, critique, noise.revision_right)
+            critique = weak_critique(rng, problem, steps, noise)
+            turns += [("prove", write_proof(steps)), ("verify", write_critique(critique))]
     else:
         turns.append(("meta", write_meta(weak_meta(rng, problem, steps, critique, noise))))
     return Demonstration(problem.text, tuple(turns))

@@ -33,6 +33,7 @@ class Rewards:
 
     reward: list[float]  # R before the gates
     gates: list[list[float]] = field(default_factory=list)  # multiplied into R: R_format, R_meta, …
+    formed: list[bool] = field(default_factory=list)  # has the required form; empty: all have
     log: dict[str, list[float]] = field(default_factory=dict)  # further figures per rollout, for curves
 
     @property
@@ -128,8 +129,10 @@ def rollout_groups(
 def _make_groups(prompts, rollouts: list[Rollout], rewards: Rewards, config: GRPOConfig):
     """A group for each prompt, None where it has no variance; and this rank's sums for logging."""
     groups, total, n = [], rewards.total, config.samples
-    # DAPO's overlong penalty: the reward alone does not tell an answer without end from a wrong one.
-    penalised = total - config.cut_penalty * torch.tensor([float(r.cut) for r in rollouts])
+    # The reward alone does not tell an answer without end or form from one that is merely wrong.
+    formed = rewards.formed or [True] * len(rollouts)
+    malformed = [r.cut or not f for r, f in zip(rollouts, formed, strict=True)]
+    penalised = total - config.malformed_penalty * torch.tensor(malformed, dtype=torch.float32)
     sums = defaultdict(float, groups_kept=0, groups_sampled=len(prompts), reward=0, reward_sq=0)
     for name in rewards.log:
         sums["log." + name] = 0.0
@@ -189,7 +192,7 @@ def train_on_groups(
     the old log-probs are computed by the trainer, once, before the first step.
     """
     steps = config.epochs * config.minibatches
-    device = ranks.device
+    device, model.checkpointing = ranks.device, config.checkpointing
     old = _logprob_table(model, groups, config, pad, device) if steps > 1 else None
     sums: dict[str, float] = defaultdict(float)
     for epoch in range(config.epochs):

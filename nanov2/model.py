@@ -6,17 +6,22 @@ needs the full [tokens, vocabulary] matrix.
 
 Two ways in, one set of weights:
 - `model(layout)` for training: packs in which many completions share one prompt (see `Layout`);
-- `model.step(ids, cache)` for sampling: a few new tokens of each row, keys and values kept in a `Cache`.
+- `model.prefill(prompts, cache, slots)` and `model.step(ids, cache)` for sampling: prompts, then one new
+  token of each row, keys and values kept in a `Cache`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nanov2.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -82,45 +87,6 @@ class Layout:
         return torch.stack(out)
 
 
-class Cache:
-    """Keys and values of rows that grow in step, in blocks: [layers, 2, B, n_kv_heads, capacity, head_dim].
-
-    Rows are aligned at their ends (left-padded): `start[b]` is the first slot of row b, `length` the
-    number of slots in use in every row. `keep` drops finished rows.
-    """
-
-    def __init__(self, config: ModelConfig, start: Tensor, capacity: int, dtype: torch.dtype):
-        shape = (config.n_layers, 2, len(start), config.n_kv_heads, capacity, config.head_dim)
-        self.kv = torch.zeros(shape, dtype=dtype, device=start.device)
-        self.start, self.length = start, 0
-        self.recent = torch.full((len(start), config.embed_conv), -1, device=start.device)
-
-    def repeat(self, n: int, capacity: int) -> Cache:
-        """Each row n times over, with room for `capacity` slots: a prompt's cache for its whole group."""
-        new = object.__new__(Cache)
-        layers, two, rows, heads, _, head_dim = self.kv.shape
-        new.kv = self.kv.new_empty(layers, two, rows * n, heads, capacity, head_dim)
-        used = self.kv[:, :, :, :, : self.length]
-        new.kv[:, :, :, :, : self.length] = used.repeat_interleave(n, dim=2)
-        new.start, new.length = self.start.repeat_interleave(n), self.length
-        new.recent = self.recent.repeat_interleave(n, dim=0)
-        return new
-
-    def reserve(self, slots: int) -> None:
-        """Room for so many slots in all; grows by half, so that copies are rare."""
-        capacity = self.kv.shape[4]
-        if slots > capacity:
-            grown = self.kv.new_empty(
-                *self.kv.shape[:4], max(slots, capacity + capacity // 2), self.kv.shape[5]
-            )
-            grown[:, :, :, :, : self.length] = self.kv[:, :, :, :, : self.length]
-            self.kv = grown
-
-    def keep(self, rows: Tensor) -> None:
-        self.kv = self.kv[:, :, rows]
-        self.start, self.recent = self.start[rows], self.recent[rows]
-
-
 class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -144,9 +110,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention [B, H, L, head_dim]; grouped key-value heads are repeated by the kernel."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, L, head_dim] → [B, H, L, head_dim]
+
+
+def masked(mask: Tensor) -> Attend:
+    """Attention under a mask; grouped key-value heads are repeated by the kernel."""
+    return lambda q, k, v: F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 class Attention(nn.Module):
@@ -159,19 +130,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, kv: Tensor | None, at: int
-    ):
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         B, L, _ = x.shape
         q, k, v = (
             proj(x).view(B, L, -1, self.config.head_dim).transpose(1, 2)  # [B, heads, L, head_dim]
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        if kv is not None:  # kv [2, B, n_kv_heads, capacity, head_dim]: write the new slots, read all
-            kv[0, :, :, at : at + L], kv[1, :, :, at : at + L] = k, v
-            k, v = kv[:, :, :, : at + L]
-        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).reshape(B, L, -1))
+        out = attend(rotate(q, *rope), rotate(k, *rope), v)
+        return self.o_proj(out.transpose(1, 2).reshape(B, L, -1))
 
 
 class MLP(nn.Module):
@@ -193,8 +159,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, kv: Tensor | None = None, at: int = 0) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, kv, at)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -203,7 +169,7 @@ class Model(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = config
+        self.config, self.checkpointing = config, False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         if config.embed_conv:
             self.embed_conv = nn.Parameter(torch.empty(config.embed_conv, config.dim))
@@ -230,8 +196,10 @@ class Model(nn.Module):
                 nn.init.normal_(p, std=std, generator=generator)
         return self
 
-    def embed(self, ids: Tensor, history: Tensor | None) -> Tensor:
+    def embed(self, ids: Tensor, history) -> Tensor:
         """Embeddings [B, L, D]; with `embed_conv`, plus per-channel multiples of those of preceding tokens.
+
+        `history[i]` [B, L] holds each token's (i+1)-th predecessor, −1 where there is none.
 
         This short causal convolution lets one token stand for `a < b` as a whole. Without it a small
         decoder needs thousands of steps to find that out, and learns nothing else until then.
@@ -246,38 +214,44 @@ class Model(nn.Module):
         """Hidden states [B, L, D] of packs; prompts are computed once and shared by their completions."""
         history = layout.history(self.config.embed_conv) if self.config.embed_conv else None
         x = self.embed(layout.ids, history)
-        rope, mask = rotary(layout.positions, self.config), layout.mask()
+        rope, attend = rotary(layout.positions, self.config), masked(layout.mask())
         for layer in self.layers:
-            x = layer(x, rope, mask)
+            if self.checkpointing and torch.is_grad_enabled():  # keep only each block's input
+                x = checkpoint(layer, x, rope, attend, use_reentrant=False)
+            else:
+                x = layer(x, rope, attend)
         return self.norm(x)
 
-    def step(self, ids: Tensor, cache: Cache) -> Tensor:
-        """Hidden states [B, D] of the last of the new tokens [B, L], which are added to the cache.
-
-        Slots before `cache.start` are padding: they are computed, and never seen.
+    def prefill(self, prompts: list[list[int]], cache: Cache, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute prompts into their cache slots. Returns the hidden state [A, D] of the last token of
+        each, and the tokens [A, embed_conv] that a continuation's embeddings mix in.
         """
-        B, L = ids.shape
-        cache.reserve(cache.length + L)
-        at, slots = cache.length, torch.arange(cache.length + L, device=ids.device)
-        positions = (slots[at:] - cache.start[:, None]).clamp(min=0)  # [B, L]
-        seen = slots[None, None, :] >= cache.start[:, None, None]  # [B, 1, slots]
-        if L > 1:  # causal among the new; padding sees itself, so that no softmax is empty
-            here = slots[at:, None]
-            seen = (seen & (slots <= here)) | (slots == here)
-        else:
-            seen = seen | (slots == at)
-        history = None
-        if n := self.config.embed_conv:
-            line = torch.cat([cache.recent, ids], dim=1)  # oldest first
-            line[:, n:][slots[at:] < cache.start[:, None]] = -1
-            history = torch.stack([line[:, n - i : n - i + L] for i in range(1, n + 1)])
-            cache.recent = line[:, -n:]
-        x = self.embed(ids, history)
-        rope = rotary(positions, self.config)
-        for layer, kv in zip(self.layers, cache.kv, strict=True):
-            x = layer(x, rope, seen[:, None], kv, at)
-        cache.length += L
-        return self.norm(x[:, -1])
+        device, n = slots.device, self.config.embed_conv
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        L = int(lengths.max())
+        # Padded on the right: under a causal mask nothing sees the padding.
+        ids = torch.tensor([p + [0] * (L - len(p)) for p in prompts], device=device)
+        line = F.pad(ids, (n, 0), value=-1)  # line[:, n + t] is token t
+        x = self.embed(ids, [line[:, n - i : n - i + L] for i in range(1, n + 1)])
+        rope = rotary(torch.arange(L, device=device).expand(len(prompts), L), self.config)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rope, cache.attention(i, slots))
+        cache.prompt_lengths[slots] = lengths
+        last = lengths[:, None] + torch.arange(n, device=device)  # the n tokens before the end, in `line`
+        return self.norm(x[torch.arange(len(prompts), device=device), lengths - 1]), line.gather(1, last)
+
+    def step(self, ids: Tensor, cache: Cache, alive: Tensor) -> Tensor:
+        """Hidden states [R, D] after one new token [R] of each row; it counts in the rows `alive`."""
+        positions, n = cache.begin(), self.config.embed_conv
+        history = cache.recent.flip(1).T[:, :, None]  # [n, R, 1], latest first
+        x = self.embed(ids[:, None], history)
+        rope = rotary(positions[:, None], self.config)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rope, cache.attention(i))
+        if n:
+            cache.recent[alive] = torch.cat([cache.recent, ids[:, None]], dim=1)[alive, 1:]
+        cache.end(alive)
+        return self.norm(x[:, 0])
 
     @property
     def n_params(self) -> int:

@@ -1,8 +1,9 @@
-"""Sampling: groups of completions of the same prompt, turn by turn, with their log-probs.
+"""Sampling with continuous batching: groups of completions of the same prompt, turn by turn.
 
-A prompt is prefilled once and its cache repeated for the group; finished rows leave the batch. Each row
-draws from its own line of uniform numbers, so its sample depends neither on its neighbours nor on how
-the work is split over ranks. Token in, token out: what was sampled is never decoded and encoded again.
+A prompt is computed once for its whole group. Rows that finish are replaced by those of the next prompts;
+when none wait, the batch shrinks. Each row draws from its own line of uniform numbers, so its sample
+depends neither on its neighbours nor on how the work is split over ranks. Token in, token out: what was
+sampled is never decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nanov2.model import Cache, Model
+from nanov2.cache import Cache
+from nanov2.model import Model
 from nanov2.tokenizer import Tokenizer
 
 NextTurn = Callable[["Rollout"], str | None]
@@ -69,76 +71,120 @@ def sample(
     was_training = model.training
     model.eval()
     rollouts = [Rollout(list(p), i) for i, p in enumerate(prompts) for _ in range(n)]
-    # Prompts of like length together waste little padding.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    per_batch = max(1, sampling.batch_rows // n)
-    for b in range(0, len(order), per_batch):
-        group = order[b : b + per_batch]
-        rows = [rollouts[i * n + j] for i in group for j in range(n)]
-        turn_limit = sampling.max_tokens * max_turns + max_turns
-        uniforms = torch.stack(
-            [
-                torch.rand(n, turn_limit, generator=torch.Generator().manual_seed(seeds[i] & (2**63 - 1)))
-                for i in group
-            ]
-        ).view(len(rows), turn_limit)
-        _decode(
-            model, tokenizer, [prompts[i] for i in group], n, rows, uniforms, sampling, next_turn, max_turns
-        )
+    if prompts:
+        _Batch(model, tokenizer, prompts, n, rollouts, seeds, sampling, next_turn, max_turns).run()
     model.train(was_training)
     return rollouts
 
 
-def _decode(model, tokenizer, prompts, n, rows, uniforms, sampling, next_turn, max_turns) -> None:
-    """Sample one batch of rows to their ends."""
-    device = model.output_weight.device
-    width = max(map(len, prompts))
-    start = torch.tensor([width - len(p) for p in prompts], device=device)
-    ids = torch.tensor([[tokenizer.pad] * (width - len(p)) + p for p in prompts], device=device)
-    cache = Cache(model.config, start, width, model.output_weight.dtype)
-    hidden = model.step(ids, cache).repeat_interleave(n, dim=0)
-    cache = cache.repeat(n, width + 32)
+class _Batch:
+    """The rows being decoded. Row slots and prompt slots of the cache are handed out as they fall free."""
 
-    alive = list(range(len(rows)))  # row of `rows` that each row of the batch is
-    started = [0] * len(rows)  # where the row's present turn began
-    done = [False] * len(rows)
-    given = [-1] * len(rows)  # a control token to feed next, if any
-    uniforms = uniforms.to(device)
-    for t in range(uniforms.shape[1]):
-        tokens, logprobs = _draw(hidden, model.output_weight, uniforms[:, t], sampling.temperature)
-        token_list, logprob_list = tokens.tolist(), logprobs.tolist()
-        for b, r in enumerate(alive):
-            row = rows[r]
-            if done[r]:
-                continue
-            if given[r] >= 0:  # the driver's token, whatever was drawn
-                token_list[b] = given[r]
-                row.add(given[r], False, 0.0)
-                given[r], started[r] = -1, len(row.ids)
-                continue
-            token = token_list[b]
-            row.add(token, True, logprob_list[b])
-            turn = row.ids[started[r] :]
-            if token == tokenizer.end:
-                row.turns.append(turn[:-1])
-                task = next_turn(row) if next_turn and len(row.turns) < max_turns else None
-                if task is None:
-                    done[r] = True
-                else:
-                    given[r] = tokenizer.task[task]
-            elif len(turn) >= sampling.max_tokens:
-                row.turns.append(turn)
-                row.cut = done[r] = True
-        keep = [b for b, r in enumerate(alive) if not done[r]]
-        if not keep:
-            return
-        tokens = torch.tensor(token_list, device=device)
-        if len(keep) <= 0.8 * len(alive):  # finished rows leave; not one by one, for that copies the cache
-            alive = [alive[b] for b in keep]
-            index = torch.tensor(keep, device=device)
-            cache.keep(index)
-            tokens, uniforms = tokens[index], uniforms[index]
-        hidden = model.step(tokens[:, None], cache)
+    def __init__(self, model, tokenizer, prompts, n, rollouts, seeds, sampling, next_turn, max_turns):
+        self.model, self.tokenizer, self.prompts, self.n = model, tokenizer, prompts, n
+        self.rollouts, self.seeds, self.sampling = rollouts, seeds, sampling
+        self.next_turn, self.max_turns = next_turn, max_turns
+        self.turn_limit = sampling.max_tokens * max_turns + max_turns
+        # Prompts of like length are computed together; the longest first, so that room only falls.
+        self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        groups = min(len(prompts), max(1, sampling.batch_rows // n))
+        R, weight = groups * n, model.output_weight
+        # A group holds its prompt until its last row ends, so some room for more groups than fit whole.
+        slots = min(len(prompts), groups if n == 1 else groups + (groups + 1) // 2)
+        self.cache = Cache(model.config, R, slots, len(prompts[self.waiting[-1]]), weight)
+        self.hidden = weight.new_zeros(R, weight.shape[1])
+        self.uniforms = torch.zeros(R, self.turn_limit, device=weight.device)
+        self.rows: list[int | None] = [None] * R  # which rollout each row slot is at
+        self.tenants = [0] * slots  # how many rows still need each prompt slot
+        self.slot_of: list[int] = [0] * R  # the prompt slot of each row
+        self.started = [0] * R  # where each row's present turn began
+        self.given = [-1] * R  # a control token to feed next, if any
+
+    def run(self) -> None:
+        alive = []
+        while alive or self.waiting:
+            alive = self._admit_or_shrink(alive)
+            uniform = self.uniforms.gather(1, self.cache.lengths[:, None])[:, 0]
+            weight, temperature = self.model.output_weight, self.sampling.temperature
+            tokens, logprobs = _draw(self.hidden, weight, uniform, temperature)
+            drawn = tokens.tolist()
+            fed = [self._advance(b, drawn, logprob) for b, logprob in enumerate(logprobs.tolist())]
+            alive = [b for b, on in enumerate(fed) if on]
+            if alive:
+                index = torch.tensor(alive, device=tokens.device)
+                ids = torch.tensor(drawn, device=tokens.device)
+                self.hidden = self.model.step(ids, self.cache, index)
+
+    def _advance(self, b: int, drawn: list[int], logprob: float) -> bool:
+        """Row b takes its token (`drawn[b]` becomes what to feed). False: the row has ended, or is empty."""
+        if self.rows[b] is None:
+            return False
+        row = self.rollouts[self.rows[b]]
+        if self.given[b] >= 0:  # the driver's token, whatever was drawn
+            drawn[b] = self.given[b]
+            row.add(drawn[b], False, 0.0)
+            self.given[b], self.started[b] = -1, len(row.ids)
+            return True
+        row.add(drawn[b], True, logprob)
+        length = len(row.ids) - self.started[b]
+        if drawn[b] == self.tokenizer.end:
+            row.turns.append(row.ids[self.started[b] : -1])
+            task = self.next_turn(row) if self.next_turn and len(row.turns) < self.max_turns else None
+            if task is not None:
+                self.given[b] = self.tokenizer.task[task]
+                return True
+        elif length < self.sampling.max_tokens:
+            return True
+        else:
+            row.turns.append(row.ids[self.started[b] :])
+            row.cut = True
+        self.tenants[self.slot_of[b]] -= 1
+        self.rows[b] = None
+        return False
+
+    def _admit_or_shrink(self, alive: list[int]) -> list[int]:
+        """Fill free rows with the next prompts; when none wait, drop free rows, many at once: it copies."""
+        R = len(self.rows)
+        if self.waiting:
+            free = [b for b in range(R) if self.rows[b] is None]
+            slots = [s for s, tenants in enumerate(self.tenants) if not tenants]
+            room = min(len(free) // self.n, len(slots), len(self.waiting))
+            # Prefills are cheaper together, but no row waits for long.
+            if room and (room * self.n >= R // 8 or room == len(self.waiting) or not alive):
+                self._admit(free[: room * self.n], slots[:room])
+        elif len(alive) <= 0.8 * R:
+            index = torch.tensor(alive, device=self.hidden.device)
+            self.cache.keep(index)
+            self.hidden, self.uniforms = self.hidden[index], self.uniforms[index]
+            self.rows, self.started, self.given = (
+                [old[b] for b in alive] for old in (self.rows, self.started, self.given)
+            )
+            self._arranged()
+        return [b for b, row in enumerate(self.rows) if row is not None]
+
+    def _admit(self, free: list[int], slots: list[int]) -> None:
+        """The next prompts into `slots`, their rows into `free`."""
+        new = [self.waiting.pop() for _ in slots]
+        device = self.hidden.device
+        at = torch.tensor(slots, device=device)
+        hidden, recent = self.model.prefill([self.prompts[i] for i in new], self.cache, at)
+        rows = torch.tensor(free, device=device)
+        self.cache.seat(rows, at.repeat_interleave(self.n), recent.repeat_interleave(self.n, dim=0))
+        self.hidden[rows] = hidden.repeat_interleave(self.n, dim=0)
+        for j, i in enumerate(new):
+            draws = torch.Generator().manual_seed(self.seeds[i] & (2**63 - 1))
+            mine = free[j * self.n : (j + 1) * self.n]
+            self.uniforms[mine] = torch.rand(self.n, self.turn_limit, generator=draws).to(device)
+            for k, b in enumerate(mine):
+                self.rows[b], self.started[b], self.given[b] = i * self.n + k, 0, -1
+        self._arranged()
+
+    def _arranged(self) -> None:
+        self.cache.arrange()
+        self.slot_of = self.cache.group.tolist()
+        self.tenants = [0] * len(self.cache.prompt_lengths)
+        for b, row in enumerate(self.rows):
+            self.tenants[self.slot_of[b]] += row is not None
 
 
 def _draw(hidden: Tensor, weight: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

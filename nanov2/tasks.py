@@ -63,7 +63,7 @@ class VerifierTask(SingleTurn):
             for i, judgement in zip(asked, self.meta.ask(questions), strict=True):
                 r_meta[i] = judgement.score
             log["meta"] = [r if i in set(asked) else math.nan for i, r in enumerate(r_meta)]
-        return Rewards(r_score, [r_format, r_meta], log)
+        return Rewards(r_score, [r_format, r_meta], log=log)
 
 
 class GeneratorTask(SingleTurn):
@@ -80,7 +80,8 @@ class GeneratorTask(SingleTurn):
         proofs = [self.prompts.answer(r) for r in rollouts]
         scores = judge_proofs(self.verifier, self.prompts, items, proofs)
         truth = [true_score(item.problem, p) for item, p in zip(items, proofs, strict=True)]
-        return Rewards(scores, log={"truth": truth, "format": [float(proof_parses(p)) for p in proofs]})
+        formed = [proof_parses(p) for p in proofs]
+        return Rewards(scores, formed=formed, log={"truth": truth, "format": [float(f) for f in formed]})
 
 
 def judge_proofs(verifier: Judge, prompts: WorldPrompts, items, proofs: list[str | None]) -> list[float]:
@@ -132,6 +133,7 @@ class SelfVerifyTask:
         last = [(len(r.turns) - 1) // 2 * 2 for r in rollouts]  # turn of the final proof
         finals = [self.prompts.answer(r, t) for r, t in zip(rollouts, last, strict=True)]
         r_Y = judge_proofs(self.verifier, self.prompts, items, finals)
+        formed = [proof_parses(p) for p in finals]
         critiques = [
             self.prompts.answer(r, t + 1) if len(r.turns) > t + 1 else None
             for r, t in zip(rollouts, last, strict=True)
@@ -147,16 +149,16 @@ class SelfVerifyTask:
             ],
         }
         if not self.alpha_beta:
-            return Rewards(r_Y, log=log)
+            return Rewards(r_Y, formed=formed, log=log)
         r_meta = [1.0] * n
-        ask = [i for i in range(n) if claims[i] is not None and proof_parses(finals[i])]
+        ask = [i for i in range(n) if claims[i] is not None and formed[i]]
         questions = [self.prompts.meta(items[i].problem, finals[i], critiques[i]) for i in ask]
         if self.meta:
             for i, judgement in zip(ask, self.meta.ask(questions), strict=True):
                 r_meta[i] = judgement.score
         total = []
         for i in range(n):
-            form = R_format(claims[i]) * float(proof_parses(finals[i]))
+            form = R_format(claims[i]) * float(formed[i])
             r_z = R_Z(claims[i], r_Y[i], r_meta[i]) if form else 0.0
             total.append(R_generator(form, r_Y[i], r_z, *self.alpha_beta))
-        return Rewards(total, log={**log, "R_Y": r_Y})
+        return Rewards(total, formed=formed, log={**log, "R_Y": r_Y})
