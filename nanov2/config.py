@@ -108,8 +108,8 @@ class GRPOConfig:
     max_gap: float = 0.1  # verifier's reward minus true score on validation at which a phase falls back
     eval_every: int = 20  # steps between measurements on validation problems
     save_every: int = 40  # steps between checkpoints
-    pack_tokens: int = 512  # a pack: one prompt and as many of its completions as fit
-    micro_tokens: int = 4096  # tokens of a micro-batch, padding included
+    pack_tokens: int = 2048  # a pack: one prompt and as many of its completions as fit
+    micro_tokens: int = 4096  # tokens of a micro-batch
     checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
 
 

@@ -171,7 +171,7 @@ def loss_denominator(config: GRPOConfig, rows: float, tokens: float, turn_limit:
 
 def batch_logprobs(model: Model, batch, temperature: float) -> Tensor:
     """Log-probs [T] of a packed batch's completion tokens: log_softmax(logits / temperature) (C4)."""
-    hidden = model(batch.layout).flatten(0, 1)[batch.at]
+    hidden = model(batch.layout)[batch.at]
     return linear_logprob(hidden, model.output_weight, batch.target, temperature=temperature)
 
 
@@ -181,7 +181,6 @@ def train_on_groups(
     groups: list[Group],
     config: GRPOConfig,
     ranks: Ranks,
-    pad: int,
     seed: int,
     reference: Model | None = None,
     max_turns: int = 1,
@@ -193,7 +192,7 @@ def train_on_groups(
     """
     steps = config.epochs * config.minibatches
     device, model.checkpointing = ranks.device, config.checkpointing
-    old = _logprob_table(model, groups, config, pad, device) if steps > 1 else None
+    old = _logprob_table(model, groups, config, device) if steps > 1 else None
     sums: dict[str, float] = defaultdict(float)
     for epoch in range(config.epochs):
         order = list(range(len(groups)))
@@ -212,7 +211,7 @@ def train_on_groups(
                 continue
             limit = (config.max_tokens + 1) * max_turns
             denominator = loss_denominator(config, size["rows"], size["tokens"], limit)
-            _accumulate(model, part, config, pad, device, denominator, old, reference, sums)
+            _accumulate(model, part, config, device, denominator, old, reference, sums)
             ranks.sum_gradients(model)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             if torch.isfinite(norm):
@@ -225,7 +224,7 @@ def train_on_groups(
     return dict(sums)
 
 
-def _row_batches(groups: list[Group], config: GRPOConfig, pad: int, device: torch.device):
+def _row_batches(groups: list[Group], config: GRPOConfig, device: torch.device):
     """Micro-batches of packs, and the (group, rollout) of each completion in them."""
     rows = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))]
     number = {row: n for n, row in enumerate(rows)}
@@ -234,26 +233,26 @@ def _row_batches(groups: list[Group], config: GRPOConfig, pad: int, device: torc
         completions = [Completion(r.ids, r.chosen, number[g, i]) for i, r in enumerate(group.rollouts)]
         packs += make_packs(group.prompt, completions, config.pack_tokens)
     for packs_of_batch in micro_batches(packs, config.micro_tokens):
-        batch = collate(packs_of_batch, pad).to(device)
+        batch = collate(packs_of_batch).to(device)
         rollouts = [groups[rows[n][0]].rollouts[rows[n][1]] for n in batch.rows.tolist()]
         advantages = [groups[rows[n][0]].advantages[rows[n][1]] for n in batch.rows.tolist()]
         yield batch, rollouts, torch.tensor(advantages, device=device)
 
 
-def _logprob_table(model: Model, groups, config: GRPOConfig, pad: int, device) -> dict[int, Tensor]:
+def _logprob_table(model: Model, groups, config: GRPOConfig, device) -> dict[int, Tensor]:
     """Log-probs of every rollout under the model as it is, by the rollout's identity."""
     table = {}
     with torch.no_grad():
-        for batch, rollouts, _ in _row_batches(groups, config, pad, device):
+        for batch, rollouts, _ in _row_batches(groups, config, device):
             logp = batch_logprobs(model, batch, config.temperature)
             sizes = batch.offsets.diff().tolist()
             table |= {id(r): part for r, part in zip(rollouts, logp.split(sizes), strict=True)}
     return table
 
 
-def _accumulate(model, groups, config: GRPOConfig, pad, device, denominator, old, reference, sums) -> None:
+def _accumulate(model, groups, config: GRPOConfig, device, denominator, old, reference, sums) -> None:
     """Add the gradients of one optimiser step's groups, micro-batch by micro-batch."""
-    for batch, rollouts, advantages in _row_batches(groups, config, pad, device):
+    for batch, rollouts, advantages in _row_batches(groups, config, device):
         logp = batch_logprobs(model, batch, config.temperature)
         old_logp = logp.detach() if old is None else torch.cat([old[id(r)] for r in rollouts])
         ref_logp = sampler_logp = None

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanov2.attention import Layout
 from nanov2.cache import Cache
 
 
@@ -54,39 +55,6 @@ class ModelConfig:
         return asdict(self)
 
 
-@dataclass
-class Layout:
-    """Packs of tokens: in each row of the batch a prompt, then completions that all continue it.
-
-    A completion sees its prompt and itself, not its siblings, so a prompt is computed once for its
-    whole group and every gradient equals that of separate rows. `previous` points at each token's
-    predecessor in *its own* sequence (−1: none), which for the first token of every completion is the
-    last of the prompt.
-    """
-
-    ids: Tensor  # [B, L] int64
-    positions: Tensor  # [B, L] int64, position within its own sequence
-    segments: Tensor  # [B, L] int64: 0 prompt, 1… completions, −1 padding
-    previous: Tensor  # [B, L] int64
-
-    def mask(self) -> Tensor:
-        """[B, 1, L, L] bool: which key (last) each query may see. Padding sees itself, so no row is empty."""
-        seg = self.segments
-        own = seg[:, :, None] == seg[:, None, :]
-        shared = (seg == 0)[:, None, :] & (seg >= 0)[:, :, None]
-        causal = torch.ones(seg.shape[1], seg.shape[1], dtype=torch.bool, device=seg.device).tril()
-        return ((own | shared) & causal)[:, None]
-
-    def history(self, n: int) -> Tensor:
-        """[n, B, L] ids of the 1st … nth predecessor of each token; −1 where there is none."""
-        out, pointer = [], self.previous
-        for _ in range(n):
-            before = pointer.clamp(min=0)
-            out.append(torch.where(pointer >= 0, self.ids.gather(1, before), -1))
-            pointer = torch.where(pointer >= 0, self.previous.gather(1, before), -1)
-        return torch.stack(out)
-
-
 class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -111,13 +79,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, L, head_dim] → [B, H, L, head_dim]
-
-
-def masked(mask: Tensor) -> Attend:
-    """Attention under a mask; grouped key-value heads are repeated by the kernel."""
-    return lambda q, k, v: F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
-    )
 
 
 class Attention(nn.Module):
@@ -211,16 +172,16 @@ class Model(nn.Module):
         return x
 
     def forward(self, layout: Layout) -> Tensor:
-        """Hidden states [B, L, D] of packs; prompts are computed once and shared by their completions."""
+        """Hidden states [T, D] of packs; prompts are computed once and shared by their completions."""
         history = layout.history(self.config.embed_conv) if self.config.embed_conv else None
-        x = self.embed(layout.ids, history)
-        rope, attend = rotary(layout.positions, self.config), masked(layout.mask())
+        x = self.embed(layout.ids[None], history)
+        rope, attend = rotary(layout.positions[None], self.config), layout.attention()
         for layer in self.layers:
             if self.checkpointing and torch.is_grad_enabled():  # keep only each block's input
                 x = checkpoint(layer, x, rope, attend, use_reentrant=False)
             else:
                 x = layer(x, rope, attend)
-        return self.norm(x)
+        return self.norm(x[0])
 
     def prefill(self, prompts: list[list[int]], cache: Cache, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Compute prompts into their cache slots. Returns the hidden state [A, D] of the last token of

@@ -1,6 +1,6 @@
 """From sequences to packs: a prompt once, then all completions that continue it, end to end.
 
-A pack is one row of a `Layout`. Packs are gathered into micro-batches of about equal work.
+Packs are gathered into micro-batches, which hold no padding (see nanov2.attention.Layout).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from nanov2.model import Layout
+from nanov2.attention import Layout
 
 
 @dataclass
@@ -32,9 +32,12 @@ class Pack:
 
 
 def make_packs(prompt: list[int], completions: list[Completion], max_tokens: int) -> list[Pack]:
-    """As few packs as hold all completions at `max_tokens` each (a single longer one has its own pack)."""
+    """As few packs as hold all completions at `max_tokens` each (a single longer one has its own pack).
+
+    Completions of like length come together, for attention lays them out in rectangles.
+    """
     packs = [Pack(prompt, [])]
-    for completion in completions:
+    for completion in sorted(completions, key=lambda c: -len(c.ids)):
         if packs[-1].completions and len(packs[-1]) + len(completion.ids) > max_tokens:
             packs.append(Pack(prompt, []))
         packs[-1].completions.append(completion)
@@ -42,13 +45,15 @@ def make_packs(prompt: list[int], completions: list[Completion], max_tokens: int
 
 
 def micro_batches(packs: list[Pack], max_tokens: int) -> list[list[Pack]]:
-    """Packs of like length together, each micro-batch at most `max_tokens` with its padding."""
+    """Packs of like length together, at most `max_tokens` in all (a single longer pack is alone)."""
     batches: list[list[Pack]] = []
-    for pack in sorted(packs, key=len, reverse=True):  # so the first pack of a batch is its longest
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0]) <= max_tokens:
-            batches[-1].append(pack)
-        else:
-            batches.append([pack])
+    room = 0
+    for pack in sorted(packs, key=len, reverse=True):
+        if not batches or len(pack) > room:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(pack)
+        room -= len(pack)
     return batches
 
 
@@ -57,51 +62,54 @@ class PackedBatch:
     """A layout and, for its completion tokens in order, where to read the hidden state that predicts each."""
 
     layout: Layout
-    at: Tensor  # [T] flat index (into B·L) of the position that predicts the token
-    target: Tensor  # [T] the token
-    counted: Tensor  # [T] bool
+    at: Tensor  # [N] index of the token that predicts
+    target: Tensor  # [N] the token
+    counted: Tensor  # [N] bool
     offsets: Tensor  # [R+1] completion r is tokens offsets[r]:offsets[r+1]
     rows: Tensor  # [R] the caller's index of each completion
 
     def to(self, device: torch.device) -> PackedBatch:
-        layout = Layout(*(getattr(self.layout, f.name).to(device) for f in fields(Layout)))
-        rest = (getattr(self, f.name).to(device) for f in fields(self) if f.name != "layout")
-        return PackedBatch(layout, *rest)
+        return PackedBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
-def collate(packs: list[Pack], pad: int) -> PackedBatch:
+def collate(packs: list[Pack]) -> PackedBatch:
     """One batch of packs; no prompt may be empty: it predicts the first token of its completions."""
-    length = max(map(len, packs))
-    shape = (len(packs), length)
-    ids = torch.full(shape, pad)
-    positions, segments = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
-    previous = torch.full(shape, -1)
+    A, P = len(packs), max(len(p.prompt) for p in packs)
+    G = max(len(p.completions) for p in packs)
+    S = max(len(c.ids) for p in packs for c in p.completions)
+    prompts, completions = torch.zeros(A, P, dtype=torch.long), torch.zeros(A, G, S, dtype=torch.long)
+    lengths = torch.zeros(A, G, dtype=torch.long)
+    ids, positions, previous, home = [], [], [], []
     at, target, counted, sizes, rows = [], [], [], [], []
-    for b, pack in enumerate(packs):
-        P = len(pack.prompt)
-        ids[b, :P] = torch.tensor(pack.prompt)
-        positions[b, :P] = torch.arange(P)
-        segments[b, :P] = 0
-        previous[b, :P] = torch.arange(-1, P - 1)
-        here = P
-        for s, completion in enumerate(pack.completions, start=1):
-            n = len(completion.ids)
-            new = slice(here, here + n)
-            ids[b, new] = torch.tensor(completion.ids)
-            positions[b, new] = torch.arange(P, P + n)
-            segments[b, new] = s
-            before = torch.arange(here - 1, here + n - 1)
-            before[0] = P - 1
-            previous[b, new] = before
-            at.append(b * length + before)
+    for a, pack in enumerate(packs):
+        start, p = len(ids), len(pack.prompt)
+        prompts[a, :p] = torch.arange(start, start + p)
+        ids += pack.prompt
+        positions += range(p)
+        previous += [-1, *range(start, start + p - 1)]
+        home += range(a * P, a * P + p)
+        for g, completion in enumerate(pack.completions):
+            here, n = len(ids), len(completion.ids)
+            completions[a, g, :n] = torch.arange(here, here + n)
+            lengths[a, g] = n
+            before = [start + p - 1, *range(here, here + n - 1)]
+            ids += completion.ids
+            positions += range(p, p + n)
+            previous += before
+            first = A * P + (a * G + g) * S
+            home += range(first, first + n)
+            at += before
             target += completion.ids
             counted += completion.counted
             sizes.append(n)
             rows.append(completion.row)
-            here += n
+    prompt_lengths = [len(p.prompt) for p in packs]
+    ids, positions, previous, prompt_lengths, home = (
+        torch.tensor(x) for x in (ids, positions, previous, prompt_lengths, home)
+    )
     return PackedBatch(
-        Layout(ids, positions, segments, previous),
-        torch.cat(at),
+        Layout(ids, positions, previous, prompts, completions, prompt_lengths, lengths, home),
+        torch.tensor(at),
         torch.tensor(target),
         torch.tensor(counted),
         torch.tensor([0, *sizes]).cumsum(0),

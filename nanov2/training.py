@@ -25,7 +25,7 @@ from nanov2.packing import Completion, Pack, collate, micro_batches
 from nanov2.tokenizer import Tokenizer
 
 Metrics = dict[str, dict]  # name → {"value", "n", "low", "high"}
-MICRO_TOKENS = 1024  # supervised micro-batches: small ones, of documents of like length, pad little
+MICRO_TOKENS = 1024  # of a supervised micro-batch: small ones stay in the processor's cache
 
 
 def document(tokenizer: Tokenizer, demonstration: Demonstration) -> Pack:
@@ -44,7 +44,7 @@ def supervised_loss(
     """Sum of −log p over counted tokens / denominator, micro-batch by micro-batch; accumulates gradients."""
     total = 0.0
     for part in micro_batches(packs, MICRO_TOKENS):
-        batch = collate(part, tokenizer.pad).to(model.output_weight.device)
+        batch = collate(part).to(model.output_weight.device)
         hidden = model(batch.layout).flatten(0, 1)[batch.at[batch.counted]]
         logp = linear_logprob(hidden, model.output_weight, batch.target[batch.counted])
         loss = -logp.sum() / denominator
@@ -127,7 +127,7 @@ def train_grpo(
         step_seed = derive_seed(seed, "rollout", step)
         groups, sums = rollout_groups(model, tokenizer, task, stream.take, config, ranks, step_seed, clock)
         trained = train_on_groups(
-            model, optimizer, groups, config, ranks, tokenizer.pad, step_seed, reference, task.max_turns
+            model, optimizer, groups, config, ranks, step_seed, reference, task.max_turns
         )
         clock.lap("train")
         measured = (step + 1) % config.eval_every == 0 or step + 1 == config.steps

@@ -65,7 +65,7 @@ class KeepGradients(torch.optim.Optimizer):
 def gradient(model, tokenizer, groups, ranks, reference=None, **settings):
     config = dataclasses.replace(CONFIG, max_grad_norm=math.inf, **settings)
     keep = KeepGradients(model)
-    train_on_groups(model, keep, groups, config, ranks, tokenizer.pad, 0, reference)
+    train_on_groups(model, keep, groups, config, ranks, 0, reference)
     return keep.seen
 
 
@@ -141,12 +141,12 @@ def test_C4_temperature_divides_the_logits():
 def test_C6_on_policy_the_ratio_is_exactly_one(tokenizer, prompts, model, ranks):
     groups = some_groups(model, tokenizer, prompts)
     config = dataclasses.replace(CONFIG, max_grad_norm=math.inf)
-    sums = train_on_groups(model, KeepGradients(model), groups, config, ranks, tokenizer.pad, 0)
+    sums = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
     assert sums["ratio_sum"] == sums["tokens"]
     assert sums["clip_low_count"] == sums["clip_high_count"] == 0
     # and with several optimiser steps, at the first of them: the old log-probs are the trainer's own
     config = dataclasses.replace(config, epochs=2)
-    sums = train_on_groups(model, KeepGradients(model), groups, config, ranks, tokenizer.pad, 0)
+    sums = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
     assert sums["ratio_sum"] == sums["tokens"]  # this optimiser does not move
 
 
@@ -154,7 +154,7 @@ def test_several_steps_on_a_rollout_move_the_ratio_and_can_clip(tokenizer, promp
     groups = some_groups(model, tokenizer, prompts)
     config = dataclasses.replace(CONFIG, epochs=4, minibatches=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    sums = train_on_groups(model, optimizer, groups, config, ranks, tokenizer.pad, 0)
+    sums = train_on_groups(model, optimizer, groups, config, ranks, 0)
     assert sums["optimizer_steps"] == 8
     assert sums["clip_low_count"] + sums["clip_high_count"] > 0
 
@@ -177,7 +177,7 @@ def test_C9_groups_without_variance_are_left_out_and_refilled(tokenizer, prompts
     task = LengthTask(prompts, rewards=[1.0] * 16)
     groups, sums = rollout_groups(model, tokenizer, task, next_items, config, ranks, 0, Clock())
     assert groups == [] and sums["groups_sampled"] == 12 and sums["groups_kept"] == 0
-    trained = train_on_groups(model, KeepGradients(model), groups, config, ranks, tokenizer.pad, 0)
+    trained = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
     assert "optimizer_steps" not in trained  # nothing to learn from: no step, and no error
 
 
@@ -205,7 +205,7 @@ def test_C11_one_nan_reward_never_reaches_a_batch(tokenizer, prompts, model, ran
     groups, sums = rollout_groups(model, tokenizer, task, lambda n: items[:n], CONFIG, ranks, 0, Clock())
     assert sums["answered"] == 12 and all(math.isfinite(a) for g in groups for a in g.advantages)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    train_on_groups(model, optimizer, groups, CONFIG, ranks, tokenizer.pad, 0)
+    train_on_groups(model, optimizer, groups, CONFIG, ranks, 0)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -278,7 +278,7 @@ def _two_rank_gradient(rank, port, path, loss_type):
     groups = some_groups(model, tokenizer, WorldPrompts(tokenizer), n=5)  # ragged: 3 and 2 groups
     config = dataclasses.replace(CONFIG, loss_type=loss_type)
     keep = KeepGradients(model)
-    sums = train_on_groups(model, keep, ranks.mine(groups), config, ranks, tokenizer.pad, 0)
+    sums = train_on_groups(model, keep, ranks.mine(groups), config, ranks, 0)
     torch.save((keep.seen, sums["grad_norm"]), f"{path}/{rank}.pt")
     ranks.close()
 
@@ -290,7 +290,7 @@ def test_C1_C17_two_ranks_have_the_gradient_and_norm_of_one(
     groups = some_groups(model, tokenizer, prompts, n=5)
     keep = KeepGradients(model)
     config = dataclasses.replace(CONFIG, loss_type=loss_type)
-    sums = train_on_groups(model, keep, groups, config, ranks, tokenizer.pad, 0)
+    sums = train_on_groups(model, keep, groups, config, ranks, 0)
     port = 20000 + derive_seed(str(tmp_path)) % 20000
     torch.multiprocessing.spawn(_two_rank_gradient, (port, str(tmp_path), loss_type), nprocs=2)
     for rank in range(2):

@@ -36,7 +36,7 @@ def test_C7_C4_sampler_logprobs_equal_the_trainers(tokenizer, prompts, temperatu
     model = small_model(tokenizer, embed_conv=embed_conv)
     questions, rollouts = rollouts_of(model, tokenizer, prompts, temperature=temperature)
     for batch_packs in micro_batches(packs_of(questions, rollouts), 400):
-        batch = collate(batch_packs, tokenizer.pad)
+        batch = collate(batch_packs)
         logp = batch_logprobs(model, batch, temperature)
         sampled = torch.tensor([x for r in batch.rows.tolist() for x in rollouts[r].logprobs])
         assert torch.allclose(logp[batch.counted], sampled[batch.counted], atol=2e-5)
@@ -48,7 +48,7 @@ def test_C7_a_shared_prompt_gives_the_gradients_of_separate_rows(tokenizer, prom
     def gradients(packs, micro):
         model.zero_grad()
         for part in micro_batches(packs, micro):
-            batch = collate(part, tokenizer.pad)
+            batch = collate(part)
             logp = batch_logprobs(model, batch, 1.0)
             weights = torch.cat(
                 [torch.full((int(n),), 1.0 + r) for r, n in zip(batch.rows, batch.offsets.diff())]
@@ -111,7 +111,7 @@ def test_C16_after_a_step_the_sampler_uses_the_new_weights(tokenizer, prompts, m
     optimizer.step()
     questions, after = rollouts_of(model, tokenizer, prompts)
     assert [r.ids for r in before] != [r.ids for r in after]
-    batch = collate(packs_of(questions, after), tokenizer.pad)
+    batch = collate(packs_of(questions, after))
     sampled = torch.tensor([x for r in batch.rows.tolist() for x in after[r].logprobs])
     with torch.no_grad():
         logp = batch_logprobs(model, batch, 1.0)

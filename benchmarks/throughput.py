@@ -1,0 +1,331 @@
+"""Speed and memory of whole GRPO steps and of sampling, beside TRL and transformers, in one run.
+
+    python benchmarks/throughput.py                  # small model, all parts, about ten minutes
+    python benchmarks/throughput.py --smollm2        # also a model of SmolLM2-135M's shape (17 GB for TRL)
+    python benchmarks/throughput.py --plot           # cost over group size and prompt length → throughput.png
+
+Needs trl, transformers and datasets for the peers, matplotlib for the plot; says what is missing and
+measures the rest. Every measurement is a process of its own, on one thread, with this project's allocator
+settings for all; ours and the peer's take turns, and a figure is the median of the rounds. Both work on the
+same architecture at the same size with random weights and random rewards, and always sample exactly the
+stated number of new tokens. A GRPO step is one rollout and one optimiser step, no KL, no refill. The first
+step of each process warms up and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+SHAPES = {  # name: model, and what a GRPO step and a sampling pass take
+    "small": {
+        "model": dict(vocab_size=64, dim=128, n_layers=4, n_heads=4, n_kv_heads=4, ffn_dim=352),
+        "grpo": dict(prompts=8, samples=16, length=128, new=64, steps=5),
+        "sample": dict(prompts=8, samples=16, length=128, new=64, steps=5),
+    },
+    "smollm2": {  # the published config.json of HuggingFaceTB/SmolLM2-135M
+        "model": dict(
+            vocab_size=49152,
+            dim=576,
+            n_layers=30,
+            n_heads=9,
+            n_kv_heads=3,
+            ffn_dim=1536,
+            rope_theta=100_000.0,
+            tie_embeddings=True,
+        ),
+        "grpo": dict(prompts=2, samples=8, length=256, new=64, steps=2),
+        "sample": dict(prompts=2, samples=8, length=256, new=64, steps=2),
+    },
+}
+
+
+class Tokens:
+    """The few ids that the sampler needs; no token ends a row, so every row has its full length."""
+
+    pad, end, task = 0, -1, {}
+
+
+def prompts_of(vocab_size: int, count: int, length: int) -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(5, vocab_size) for _ in range(length)] for _ in range(count)]
+
+
+def our_model(shape: dict):
+    import torch
+
+    from nanov2.model import Model, ModelConfig
+
+    return Model(ModelConfig(embed_conv=0, **shape)).init_weights(torch.Generator().manual_seed(0))
+
+
+def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
+    """Yields once per step."""
+    from nanov2.config import GRPOConfig
+    from nanov2.distributed import Ranks
+    from nanov2.grpo import Clock, Rewards, make_optimizer, rollout_groups, train_on_groups
+
+    class Task:
+        max_turns = 1
+
+        def prompt(self, item):
+            return item
+
+        def next_turn(self, rollout):
+            return None
+
+        def rewards(self, items, rollouts):
+            return Rewards([random.random() for _ in rollouts])
+
+    model, task, ranks = our_model(shape), Task(), Ranks()
+    big = shape["dim"] > 128
+    config = GRPOConfig(
+        prompts=prompts, samples=samples, max_tokens=new, refill=0, micro_tokens=2048 if big else 4096
+    )
+    optimizer = make_optimizer(model, 1e-6, 0.0)
+    for step in range(steps):
+        items = prompts_of(shape["vocab_size"], prompts, length)
+        groups, _ = rollout_groups(model, Tokens(), task, lambda n, i=items: i, config, ranks, step, Clock())
+        train_on_groups(model, optimizer, groups, config, ranks, step)
+        yield
+
+
+def ours_sample(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
+    from nanov2.sampler import Sampling, sample
+
+    model = our_model(shape)
+    for step in range(steps):
+        rows = sample(
+            model,
+            Tokens(),
+            prompts_of(shape["vocab_size"], prompts, length),
+            samples,
+            Sampling(1.0, new),
+            step,
+        )
+        assert sum(len(r.ids) for r in rows) == prompts * samples * new
+        yield
+
+
+def peer_model(shape: dict):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape["vocab_size"],
+            hidden_size=shape["dim"],
+            num_hidden_layers=shape["n_layers"],
+            num_attention_heads=shape["n_heads"],
+            num_key_value_heads=shape["n_kv_heads"],
+            intermediate_size=shape["ffn_dim"],
+            tie_word_embeddings=shape.get("tie_embeddings", False),
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            max_position_embeddings=2048,
+        )
+    ).float()
+
+
+def transformers_sample(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
+    import torch
+
+    model = peer_model(shape).eval()
+    for _ in range(steps):
+        ids = torch.tensor(prompts_of(shape["vocab_size"], prompts, length)).repeat_interleave(samples, 0)
+        with torch.no_grad():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                top_k=0,
+                min_new_tokens=new,
+                max_new_tokens=new,
+            )
+        assert out.shape == (prompts * samples, length + new)
+        yield
+
+
+def trl_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
+    """TRL's trainer runs its own loop: yields the seconds of its steps."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    vocab = {w: i for i, w in enumerate(["<pad>", "<bos>", "<eos>", "<unk>"])}
+    vocab |= {f"w{i}": i for i in range(4, shape["vocab_size"])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    texts = [" ".join(f"w{i}" for i in p) for p in prompts_of(shape["vocab_size"], prompts * steps, length)]
+    marks = []
+
+    class Timer(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            marks.append([time.perf_counter()])
+
+        def on_step_end(self, *args, **kwargs):
+            marks[-1].append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=peer_model(shape),
+            reward_funcs=lambda completions, **_: [random.random() for _ in completions],
+            args=GRPOConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=False,
+                per_device_train_batch_size=prompts * samples,
+                num_generations=samples,
+                max_completion_length=new,
+                generation_kwargs={"min_new_tokens": new},
+                max_steps=steps,
+                beta=0.0,
+                learning_rate=1e-6,
+                gradient_checkpointing=False,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_dict({"prompt": texts}),
+            processing_class=tokenizer,
+            callbacks=[Timer()],
+        )
+        trainer.train()
+    yield from (end - start for start, end in marks)
+
+
+WORKERS = {
+    ("nanov2", "grpo"): ours_grpo,
+    ("TRL", "grpo"): trl_grpo,
+    ("nanov2", "sample"): ours_sample,
+    ("transformers", "sample"): transformers_sample,
+}
+
+
+def work(who: str, what: str, shape: str, sizes: dict) -> None:
+    """One measurement, in this process: seconds a step (median, without the first) and peak memory."""
+    import torch
+
+    torch.set_num_threads(1)
+    random.seed(0)
+    seconds, last = [], time.perf_counter()
+    for given in WORKERS[who, what](SHAPES[shape]["model"], **sizes):
+        now = time.perf_counter()
+        seconds.append(given if given is not None else now - last)
+        last = now
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("RESULT " + json.dumps({"seconds": statistics.median(seconds[1:] or seconds), "mb": peak}))
+
+
+def measure(who: str, what: str, shape: str, sizes: dict) -> dict:
+    """Runs `work` in a new process."""
+    from nanov2.startup import ALLOCATOR
+
+    environment = (
+        os.environ
+        | ALLOCATOR
+        | {"NANOV2_STARTED": "1", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    )
+    command = [sys.executable, __file__, "--work", who, what, shape, json.dumps(sizes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT "):
+            return json.loads(line.removeprefix("RESULT "))
+    raise SystemExit(f"{who} {what} {shape} failed:\n{done.stderr[-2000:]}")
+
+
+def compare(shape: str, rounds: int) -> None:
+    print(f"\n{shape}: {SHAPES[shape]['model']}")
+    print("| work | | s a step | tokens/s | peak MB | against ours |\n|---|---|---|---|---|---|")
+    for what, peer, module in (("grpo", "TRL", "trl"), ("sample", "transformers", "transformers")):
+        sizes = SHAPES[shape][what]
+        names = ["nanov2", peer]
+        if importlib.util.find_spec(module) is None:
+            print(f"{module} is not installed: nothing to compare {what} with (pip install trl datasets)")
+            names = ["nanov2"]
+        found: dict[str, list[dict]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name in names:
+                found[name].append(measure(name, what, shape, sizes))
+        tokens = sizes["prompts"] * sizes["samples"] * sizes["new"]
+        ours = [f["seconds"] for f in found["nanov2"]]
+        for name, figures in found.items():
+            s = statistics.median(f["seconds"] for f in figures)
+            mb = statistics.median(f["mb"] for f in figures)
+            ratios = sorted(f["seconds"] / o for f, o in zip(figures, ours, strict=True))
+            ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+            print(f"| {what} | {name} | {s:.3f} | {tokens / s:,.0f} | {mb:,.0f} | {ratio} |", flush=True)
+
+
+def plot(path: Path) -> None:
+    """Seconds of our GRPO step over group size and over prompt length, with shared prompts and without."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    sweeps = (
+        (
+            "completions per prompt",
+            [1, 2, 4, 8, 16, 32, 64],
+            lambda x: dict(prompts=4, samples=x, length=512),
+        ),
+        ("prompt length", [64, 128, 256, 512, 1024, 2048], lambda x: dict(prompts=4, samples=8, length=x)),
+    )
+    for axis, (label, values, sizes) in zip(axes, sweeps, strict=True):
+        for name, alone in (("prompt shared", False), ("every completion with its own prompt", True)):
+            line = []
+            for x in values:
+                s = sizes(x) | {"new": 32, "steps": 3}
+                if alone:  # the same rows as groups of one
+                    s |= {"prompts": s["prompts"] * s["samples"], "samples": 1}
+                line.append(measure("nanov2", "grpo", "small", s)["seconds"])
+                print(f"{label} {x}: {name} {line[-1]:.3f} s", flush=True)
+            axis.plot(values, line, marker="o", label=name)
+        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds a GRPO step")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smollm2", action="store_true", help="also a model of SmolLM2-135M's shape")
+    parser.add_argument("--plot", action="store_true", help="only the plot over group size and prompt length")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        who, what, shape, sizes = args.work
+        work(who, what, shape, json.loads(sizes))
+    elif args.plot:
+        plot(Path(__file__).with_name("throughput.png"))
+    else:
+        compare("small", args.rounds)
+        if args.smollm2:
+            compare("smollm2", max(1, args.rounds - 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Attention of packs and of the cache against attention under a dense mask."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanov2.attention import Layout
+from nanov2.cache import BLOCK, Cache
+from nanov2.model import Model, ModelConfig
+from nanov2.packing import Completion, collate, make_packs
+
+SHAPES = ((5, (3, 7, 1)), (9, (4,)), (2, (6, 6)))  # prompts' lengths, and those of their completions
+
+
+def some_layout(seed: int = 0) -> Layout:
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> list[int]:
+        return torch.randint(1, 20, (n,), generator=g).tolist()
+
+    packs = []
+    for p, lengths in SHAPES:
+        packs += make_packs(draw(p), [Completion(draw(n), [True] * n) for n in lengths], 1000)
+    return collate(packs).layout
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2)])
+def test_C7_blockwise_attention_equals_a_dense_mask_forward_and_backward(heads, kv_heads):
+    layout = some_layout()
+    T, d = len(layout.ids), 16
+    q, k, v = (
+        torch.randn(1, n, T, d, dtype=torch.float64, requires_grad=True) for n in (heads, kv_heads, kv_heads)
+    )
+    weight = torch.randn(1, heads, T, d, dtype=torch.float64)
+    blockwise = layout.attention()(q, k, v)
+    found = torch.autograd.grad((blockwise * weight).sum(), (q, k, v))
+    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(), enable_gqa=heads != kv_heads)
+    wanted = torch.autograd.grad((dense * weight).sum(), (q, k, v))
+    assert torch.allclose(blockwise, dense, atol=1e-9)
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
+def test_C7_the_dense_mask_shows_each_token_its_prompt_and_itself_only():
+    layout = some_layout()
+    mask = layout.mask()
+    for row, prompt in zip(layout.completions, layout.prompts, strict=True):
+        for completion in row:
+            tokens = completion[completion > 0].tolist()
+            for i, token in enumerate(tokens):
+                seen = set(mask[token].nonzero()[:, 0].tolist())
+                assert seen - set(prompt.tolist()) == set(tokens[: i + 1]) - set(prompt.tolist())
+
+
+@pytest.mark.parametrize("embed_conv", [0, 3])
+@torch.no_grad()
+def test_C7_decoding_from_the_cache_equals_a_full_forward(embed_conv):
+    """Over several blocks, rows at different lengths, rows dropped and a prompt slot used again."""
+    shape = dict(vocab_size=30, dim=24, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=32)
+    model = Model(ModelConfig(embed_conv=embed_conv, **shape)).init_weights(torch.Generator().manual_seed(1))
+    prompts = [[3, 4, 5, 6, 7], [8, 9]]
+    cache = Cache(model.config, 4, 2, 5, model.output_weight)
+    _, recent = model.prefill(prompts, cache, torch.tensor([0, 1]))
+    of = torch.tensor([0, 1, 0, 1])
+    cache.seat(torch.arange(4), of, recent[of])
+    cache.arrange()
+    own: list[list[int]] = [[], [], [], []]
+
+    def feed(rows: list[int], count: int) -> None:
+        for _ in range(count):
+            ids = torch.randint(0, 30, (len(own),))
+            hidden = model.step(ids, cache, torch.tensor(rows))
+            for r in rows:
+                own[r].append(int(ids[r]))
+                packs = make_packs(prompts[of[r]], [Completion(own[r], [True] * len(own[r]))], 1000)
+                full = model(collate(packs).layout)[-1]
+                assert torch.allclose(hidden[r], full, atol=1e-5)
+
+    feed([0, 1, 2, 3], BLOCK - 2)
+    feed([0, 2], 4)  # rows 1 and 3 pause: lengths differ, and a block begins
+    prompts[1] = [11, 12, 13]  # both rows of prompt 1 have ended: their slot takes another
+    _, recent = model.prefill([prompts[1]], cache, torch.tensor([1]))
+    cache.seat(torch.tensor([1, 3]), torch.tensor([1, 1]), recent[[0, 0]])
+    cache.arrange()
+    own[1], own[3] = [], []
+    feed([0, 1, 2, 3], 3)
+    cache.keep(torch.tensor([0, 3]))
+    cache.arrange()
+    own, of = [own[0], own[3]], torch.tensor([0, 1])
+    feed([0, 1], 3)
+    assert cache.prompt_kv.shape[2] == 2
+    cache.keep(torch.tensor([1]))
+    cache.arrange()
+    own, prompts, of = [own[1]], [prompts[1]], torch.tensor([0])
+    feed([0], 2)
+    assert cache.prompt_kv.shape[2] == 1
+
+
+def test_checkpointing_gives_the_same_gradients():
+    model = Model(ModelConfig(vocab_size=20, dim=16, n_layers=2, n_heads=2, n_kv_heads=2, ffn_dim=16))
+    model.init_weights(torch.Generator().manual_seed(0))
+    gradients = []
+    for model.checkpointing in (False, True):
+        model.zero_grad()
+        model(some_layout()).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.equal(*gradients)
