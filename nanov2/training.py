@@ -45,7 +45,7 @@ def supervised_loss(
     total = 0.0
     for part in micro_batches(packs, MICRO_TOKENS):
         batch = collate(part).to(model.output_weight.device)
-        hidden = model(batch.layout).flatten(0, 1)[batch.at[batch.counted]]
+        hidden = model(batch.layout)[batch.at[batch.counted]]
         logp = linear_logprob(hidden, model.output_weight, batch.target[batch.counted])
         loss = -logp.sum() / denominator
         if backward:
