@@ -85,7 +85,7 @@ def autolabel(run: Run, lap: int) -> None:
         run, lap, run.problems["held_out_hard"], 2, folder / "held_out_trajectories.jsonl", f"lap{lap}"
     )
     critiques = label_proofs(run, lap, proofs)
-    labels = [consensus(cs, c.autolabel.k) for cs in critiques]
+    labels = [consensus(cs, c.autolabel.k, c.autolabel.disputed) for cs in critiques]
     clear = [
         dataclasses.replace(
             r, score=s, label=f"consensus n={c.autolabel.n} m={c.autolabel.m} k={c.autolabel.k}"
@@ -101,7 +101,8 @@ def autolabel(run: Run, lap: int) -> None:
     graded = [dataclasses.replace(r, score=true_score(r.problem, r.proof), label="exact") for r in held_out]
     run.write("autolabel", lap, "held_out_proofs.jsonl", graded)
 
-    after = measure_labels(proofs, labels, critiques)
+    letter = [consensus(cs, c.autolabel.k, "right") for cs in critiques]
+    after = measure_labels(proofs, labels, letter, critiques)
     samples = [
         {
             "problem": r.problem,
@@ -134,8 +135,10 @@ def merge(earlier: list[ProofRecord], new: list[ProofRecord]) -> list[ProofRecor
     return [merged[key] for key in order]
 
 
-def measure_labels(proofs: list[ProofRecord], labels: list, critiques: list[list]) -> ev.Metrics:
-    """Coverage, and agreement with the exact expert, beside one critique, the mean and the majority."""
+def measure_labels(
+    proofs: list[ProofRecord], labels: list, letter: list, critiques: list[list]
+) -> ev.Metrics:
+    """Coverage, and agreement with the exact expert, beside the letter of the paper and simpler rules."""
     truth = [true_score(r.problem, r.proof) for r in proofs]
     clusters = [r.problem for r in proofs]
 
@@ -145,6 +148,7 @@ def measure_labels(proofs: list[ProofRecord], labels: list, critiques: list[list
     columns = {
         "label_coverage": [float(s is not None) for s in labels],
         "label_agreement": agreement(labels),
+        "letter_agreement": agreement(letter),
         "single_critique_agreement": agreement([single(cs) for cs in critiques]),
         "mean_agreement": agreement([mean_label(cs) for cs in critiques]),
         "majority_agreement": agreement([majority(cs) for cs in critiques]),
@@ -157,7 +161,7 @@ def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
     """Label the proofs of a JSONL file (problem, proof a line)."""
     proofs = read_jsonl(source, ProofRecord)
     critiques = label_proofs(run, lap, proofs)
-    labels = [consensus(cs, run.config.autolabel.k) for cs in critiques]
+    labels = [consensus(cs, run.config.autolabel.k, run.config.autolabel.disputed) for cs in critiques]
     if run.ranks.main:
         labelled = (
             dataclasses.replace(r, score=s, label="consensus") for r, s in zip(proofs, labels, strict=True)

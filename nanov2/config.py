@@ -122,6 +122,7 @@ class AutolabelConfig:
     n: int = 8  # critiques per proof
     m: int = 3  # meta-assessments of each critique that reports an issue
     k: int = 2  # valid critiques that must give the lowest score
+    disputed: str = "unclear"  # k reports, none confirmed: "unclear", or "right" by the paper's letter
     temperature: float = 1.0
 
 

@@ -64,7 +64,9 @@ def test_consensus_is_the_papers_rule():
     clean, fatal, slip = assessed(1.0), assessed(0.0, 1, 1, 0), assessed(0.5, 1, 1, 1)
     invented = assessed(0.0, 0, 0.5, 1)
     assert consensus([clean] * 4, k=2) == 1.0
-    assert consensus([clean, invented, invented], k=2) == 1.0  # no confirmed issue
+    assert consensus([clean, clean, invented], k=2) == 1.0  # no confirmed issue
+    assert consensus([clean, invented, invented], k=2) is None  # the judges disagree
+    assert consensus([clean, invented, invented], k=2, disputed="right") == 1.0  # the paper's letter
     assert consensus([fatal, fatal, slip, clean], k=2) == 0.0  # the lowest score, given k times
     assert consensus([fatal, slip, slip], k=2) is None  # the lowest has not k valid critiques
     assert consensus([slip, slip, invented], k=2) == 0.5
