@@ -45,10 +45,10 @@ class Noise:
 
 # How often the weak prover goes wrong in which way. All but the first leave gaps: that something is *not*
 # among the facts is what a verifier learns last, and the error that a generator finds.
-FAULTS = {"relation": 28, "skip": 22, "term": 22, "walk": 12, "backwards": 16}
+FAULTS = {"relation": 27, "skip": 21, "term": 21, "walk": 16, "backwards": 15}
 
 
-PROOFS = 4  # at most so many in one demonstration: a draft and its revisions
+PROOFS = 2  # at most so many in one demonstration: a draft and its revisions
 
 
 def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step, ...]:
