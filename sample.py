@@ -4,6 +4,7 @@
     python sample.py verify --problem="…" --proof="c = f < q qed" --n=4
     python sample.py meta   --problem="…" --proof="…" --critique="c = f = ok … strict \\boxed{1}"
     python sample.py refine --problem="…" --rounds=8          # until no issue is found
+    python sample.py search --input=problems.jsonl --output=proofs.jsonl   # at high compute, see [search]
     python sample.py verify --input=proofs.jsonl --output=critiques.jsonl
 
 Models come from --dir (default runs/proofworld): the newest lap's generator for prove, its
@@ -16,6 +17,7 @@ from nanov2.startup import prepare
 
 prepare()
 
+import dataclasses
 from pathlib import Path
 
 from nanov2.cli import open_run, script
@@ -26,11 +28,20 @@ from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl
 from nanov2.run import Run
 from nanov2.sampler import sample
+from nanov2.search import Search
 from nanov2.tasks import SelfVerifyTask
 from nanov2.world import grade_critique, grade_proof, make_problem, parse_problem
 
-MODEL = {"prove": "generator", "verify": "verifier2", "meta": "verifier2", "refine": "selfverify"}
-KIND = {"prove": ProblemRecord, "verify": ProofRecord, "meta": CritiqueRecord, "refine": ProblemRecord}
+MODEL = {
+    "prove": "generator",
+    "verify": "verifier2",
+    "meta": "verifier2",
+    "refine": "selfverify",
+    "search": "selfverify",
+}
+KIND = {"verify": ProofRecord, "meta": CritiqueRecord} | dict.fromkeys(
+    ("prove", "refine", "search"), ProblemRecord
+)
 
 
 def read_items(run: Run, args) -> list:
@@ -116,6 +127,35 @@ def refine(run: Run, model, prompts: WorldPrompts, items: list, args) -> list[di
     return rows
 
 
+def search(run: Run, model, prompts: WorldPrompts, items: list, args) -> list[dict]:
+    """The best proof found for each problem, with its critiques. Goes on where it was stopped."""
+    verifier, _ = run.load("verifier2", args.lap or newest_lap(run, "verifier2"))
+    limit = run.config.selfverify.max_tokens
+    seed = derive_seed(args.draw, "search")
+    hunt = Search(model, verifier, verifier, prompts, run.config.search, seed, limit)
+    rank = f".{run.ranks.rank}" if run.ranks.size > 1 else ""
+    state = Path(f"{args.output}.state{rank}.jsonl") if args.output else None
+    pools = run.ranks.gather(hunt.run(run.ranks.mine([i.problem for i in items]), state))
+    rows = []
+    for pool in pools:
+        best = pool.best()
+        proof = best.proof if best else ""
+        rows.append(
+            {
+                "problem": pool.problem,
+                "proof": proof,
+                "score": best.score if best else 0.0,
+                "passes": bool(best) and best.passes(run.config.search.n),
+                "true_score": grade_proof(parse_problem(pool.problem), proof),
+                "rounds": pool.round,
+                "proofs": len(pool.candidates),
+                "tokens": pool.tokens,
+                "critiques": [dataclasses.asdict(c) for c in best.critiques] if best else [],
+            }
+        )
+    return rows
+
+
 def main() -> None:
     modes = {"mode": {"choices": list(MODEL), "help": "what to do"}}
     flags = {
@@ -136,6 +176,8 @@ def main() -> None:
     prompts, items = WorldPrompts(tokenizer), read_items(run, args)
     if args.mode == "refine":
         rows = refine(run, model, prompts, items, args)
+    elif args.mode == "search":
+        rows = search(run, model, prompts, items, args)
     else:
         rows = answers(run, args.mode, model, prompts, items, args)
     if not run.ranks.main:
@@ -150,6 +192,9 @@ def main() -> None:
                 if name == "turns":
                     for task, text in value:
                         print(f"  {task:>14}  {text}")
+                elif name == "critiques":
+                    for c in value:
+                        print(f"{'weight':>16}  {c['weight']:.2f}  {c['critique']}")
                 else:
                     print(f"{name:>16}  {value}")
 

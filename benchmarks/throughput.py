@@ -232,11 +232,12 @@ def work(who: str, what: str, shape: str, sizes: dict) -> None:
         seconds.append(given if given is not None else now - last)
         last = now
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("RESULT " + json.dumps({"seconds": statistics.median(seconds[1:] or seconds), "mb": peak}))
+    if os.environ.get("RANK", "0") == "0":
+        print("RESULT " + json.dumps({"seconds": statistics.median(seconds[1:] or seconds), "mb": peak}))
 
 
-def measure(who: str, what: str, shape: str, sizes: dict) -> dict:
-    """Runs `work` in a new process."""
+def measure(who: str, what: str, shape: str, sizes: dict, ranks: int = 1) -> dict:
+    """Runs `work` in a new process, or in one for each rank."""
     from nanov2.startup import ALLOCATOR
 
     environment = (
@@ -244,7 +245,8 @@ def measure(who: str, what: str, shape: str, sizes: dict) -> dict:
         | ALLOCATOR
         | {"NANOV2_STARTED": "1", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     )
-    command = [sys.executable, __file__, "--work", who, what, shape, json.dumps(sizes)]
+    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *torchrun, __file__, "--work", who, what, shape, json.dumps(sizes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
@@ -273,6 +275,16 @@ def compare(shape: str, rounds: int) -> None:
             ratios = sorted(f["seconds"] / o for f, o in zip(figures, ours, strict=True))
             ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
             print(f"| {what} | {name} | {s:.3f} | {tokens / s:,.0f} | {mb:,.0f} | {ratio} |", flush=True)
+
+
+def compare_ranks(rounds: int) -> None:
+    """The same GRPO step on one rank and on two: each computes half of the groups."""
+    sizes = SHAPES["small"]["grpo"]
+    pairs = [[measure("nanov2", "grpo", "small", sizes, n)["seconds"] for n in (1, 2)] for _ in range(rounds)]
+    ratios = sorted(one / two for one, two in pairs)
+    print(
+        f"\ntwo ranks against one: {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) times"
+    )
 
 
 def plot(path: Path) -> None:
@@ -323,6 +335,7 @@ def main() -> None:
         plot(Path(__file__).with_name("throughput.png"))
     else:
         compare("small", args.rounds)
+        compare_ranks(args.rounds)
         if args.smollm2:
             compare("smollm2", max(1, args.rounds - 2))
 

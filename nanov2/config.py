@@ -127,6 +127,24 @@ class AutolabelConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """Search at high compute (sample.py search). The paper: pool 64, n 64, 8 critiques shown, 16 rounds."""
+
+    pool: int = 16  # drafts of each problem
+    keep: int = 4  # best proofs that a round revises
+    children: int = 4  # revisions of each of them, from as many of its critiques
+    rounds: int = 4  # rounds of revisions
+    n: int = 8  # critiques of a proof
+    chunk: int = 2  # critiques between two looks of the sequential test
+    m: int = 1  # meta-assessments of each critique that reports an issue; 0: every critique weighs 1
+    temperature: float = 1.0
+    issues_if_right: float = 0.1  # how often a critique reports an issue in a right proof
+    issues_if_wrong: float = 0.7  # and in a wrong one
+    given_up: float = 0.02  # accepted chance to give up a right proof
+    missed: float = 0.1  # accepted chance to go on with a wrong one
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """How the held-out figures are made."""
 
@@ -158,6 +176,7 @@ class Config:
     lap_generator: GRPOConfig = field(default_factory=GRPOConfig)
     lap_selfverify: GRPOConfig = field(default_factory=GRPOConfig)
     autolabel: AutolabelConfig = field(default_factory=AutolabelConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def phase(self, name: str, lap: int = 1) -> GRPOConfig:

@@ -36,6 +36,10 @@ class WorldPrompts:
         t = self.tokenizer
         return [*self.verify(problem, proof), *t.encode(critique), t.end, t.task["meta"]]
 
+    def revise(self, problem: str, proof: str, critique: str) -> list[int]:
+        t = self.tokenizer
+        return [*self.verify(problem, proof), *t.encode(critique), t.end, t.task["prove"]]
+
     def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
         """A turn's text, or None where it was cut off or holds a control token: no answer at all."""
         ids = rollout.turns[turn]

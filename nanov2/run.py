@@ -59,7 +59,7 @@ class Run:
             old = json.loads(path.read_text())
             done = {p.parent.name for p in self.dir.glob("**/phase.json")}
             fixed = done | ({"seed", "model", "world", "noise"} if done else set())
-            changed = sorted(k for k in fixed if settings.get(k) != old.get(k))
+            changed = sorted(k for k in fixed if _differ(settings.get(k), old.get(k)))
             if changed:
                 raise InputError(
                     f"{path} was made with other settings of {', '.join(changed)}: "
@@ -148,6 +148,13 @@ class Run:
             (self.folder(phase, lap) / "state.safetensors").unlink(missing_ok=True)
             (self.folder(phase, lap) / "best.safetensors").unlink(missing_ok=True)
         self.ranks.barrier()
+
+
+def _differ(new: object, old: object) -> bool:
+    """Whether two settings differ; a field that only one version of the program knows does not count."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return any(_differ(new[k], old[k]) for k in new.keys() & old.keys())
+    return new != old
 
 
 def _commit() -> str:

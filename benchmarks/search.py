@@ -1,0 +1,78 @@
+"""Search against best-of-n at equal tokens, on the harder held-out problems of finished runs.
+
+    python benchmarks/search.py runs/seed0 runs/seed1 runs/seed2            # about two minutes a run
+    python benchmarks/search.py runs/default --problems=50 --search.rounds=8
+
+Best-of-n draws so many drafts that it samples as many tokens (of all models) as the search did, judges them
+in the same way, with meta-verification and the sequential test, and takes the best. Figures are true scores
+of the exact expert; no model sees them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from nanov2.config import load_config
+from nanov2.distributed import Ranks
+from nanov2.prompts import WorldPrompts
+from nanov2.run import Run
+from nanov2.search import Pool, Search
+from nanov2.tasks import true_score
+
+
+def true_scores(pools: list[Pool]) -> list[float]:
+    return [true_score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
+
+
+def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float]]:
+    """Mean true score and tokens a problem, by name."""
+    model, tokenizer = run.load("selfverify", lap)
+    verifier, _ = run.load("verifier2", lap)
+    problems = [p.problem for p in run.problems["held_out_hard"][:count]]
+
+    def hunt(**changes) -> list[Pool]:
+        config = dataclasses.replace(run.config.search, **changes)
+        limit = run.config.selfverify.max_tokens
+        return Search(model, verifier, verifier, WorldPrompts(tokenizer), config, 0, limit).run(problems)
+
+    def figures(pools: list[Pool]) -> tuple[float, float]:
+        return statistics.mean(true_scores(pools)), statistics.mean(p.tokens for p in pools)
+
+    c = run.config.search
+    found = {"one draft": figures(hunt(pool=1, rounds=0, n=0))}
+    for rounds in sorted({0, 1, 2, c.rounds}):
+        found[f"search, {rounds} rounds"] = figures(hunt(rounds=rounds))
+    tokens = found[f"search, {c.rounds} rounds"][1]
+    drafts = max(1, round(c.pool * tokens / found["search, 0 rounds"][1]))
+    found["best of n, equal tokens"] = figures(hunt(pool=drafts, rounds=0))
+    found["search, meta not weighing"] = figures(hunt(m=0))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--lap", type=int, default=1)
+    args, overrides = parser.parse_known_args()
+    results = []
+    for folder in args.runs:
+        run = Run(folder, load_config(folder / "config.json", overrides), Ranks())
+        results.append(arms(run, args.lap, args.problems))
+    print("| | true score, mean ± sd over runs | tokens a problem |\n|---|---|---|")
+    for name in results[0]:
+        scores, tokens = zip(*(r[name] for r in results), strict=True)
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        print(f"| {name} | {statistics.mean(scores):.3f} ± {spread:.3f} | {statistics.mean(tokens):,.0f} |")
+
+
+if __name__ == "__main__":
+    main()
