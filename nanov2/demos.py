@@ -38,7 +38,7 @@ class Noise:
     lookup: float = 0.1  # findings whose relation is looked up wrongly
     whole: float = 0.04  # wrong `ends`/`astray` and `strict`/`weak`
     score: float = 0.16  # scores that do not follow from the findings
-    pile_on: float = 0.35  # critics who call all that follows a gap a gap: the score is 0 anyway
+    pile_on: float = 0.38  # issues invented in what follows a gap: the score is 0 anyway
     meta: float = 0.5  # how noisy a meta-critique is: all rates of a critique times this
     share_revision: float = 0.5  # share of the proofs found wanting that are shown being revised
 
@@ -133,20 +133,20 @@ def _misread(rng: random.Random, given: str, rate: float) -> str:
 def weak_critique(rng: random.Random, problem: Problem, steps: tuple[Step, ...], noise: Noise) -> Critique:
     """A critique whose findings are wrong at the stated rates; its score follows from them, mostly.
 
-    Some critics, having found a gap, pile on: they call all that follows a gap too, which the score does
-    not show. That is the loophole of a reward for the score alone (section 2.1.2 of the paper), and what
-    R_meta is there to close.
+    After a gap it piles on: it invents further issues, which the score does not show. That is the loophole
+    of a reward for the score alone (section 2.1.2 of the paper), and what R_meta is there to close.
     """
     truth = examine(problem, steps)
-    findings, fatal, piles_on = [], False, rng.random() < noise.pile_on
+    findings, fatal = [], False
     for step, relation, _ in truth.findings:
-        given = "none" if fatal and piles_on else _misread(rng, relation, noise.lookup)
+        rate = max(noise.lookup, noise.pile_on) if fatal and relation == step.relation else noise.lookup
+        given = _misread(rng, relation, rate)
         findings.append(Finding(step, given, verdict(step.relation, given)))
         fatal = fatal or given == "none"
     ends, strict = truth.ends, truth.strict
-    if rng.random() < noise.whole:
+    if rng.random() < (noise.pile_on if fatal and ends == "ends" else noise.whole):
         ends = {"ends": "astray", "astray": "ends"}[ends]
-    if rng.random() < noise.whole:
+    if rng.random() < (noise.pile_on if fatal and strict == "strict" else noise.whole):
         strict = {"strict": "weak", "weak": "strict"}[strict]
     score = rubric(tuple(findings), ends, strict)
     if rng.random() < noise.score:
