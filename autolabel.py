@@ -3,11 +3,14 @@
     python autolabel.py --dir=runs/proofworld                      # after train.py --phase=selfverify
     torchrun --nproc-per-node=2 autolabel.py --dir=runs/proofworld --autolabel.n=16
     python autolabel.py --dir=runs/proofworld --proofs=mine.jsonl --out=labels.jsonl   # one's own proofs
+    python autolabel.py --dir=runs/proofworld --calibrate=0.99     # which n, m, k give that precision?
 
 The generator πθ v2 writes proofs of new hard problems; the verifier πφ v2 writes n critiques of each and
 looks m times at each that reports an issue (nanov2/consensus.py has the rule). Clear labels go to
 autolabel/labels.jsonl and, with the earlier 𝒟v, to autolabel/dv.jsonl; the unclear ones to
-autolabel/unclear.jsonl, for a person to score.
+autolabel/unclear.jsonl, for a person to score, those first whose label would teach most. `--calibrate`
+measures the rule on proofs whose score is known: those of --proofs, or the generator's of the validation
+problems, scored by the exact expert.
 """
 
 from nanov2.startup import prepare
@@ -21,8 +24,18 @@ from collections import Counter
 from pathlib import Path
 
 from nanov2 import evaluate as ev
-from nanov2.cli import open_run, script
-from nanov2.consensus import assess, consensus, majority, mean_label, single
+from nanov2.cli import Config, InputError, open_run, script
+from nanov2.consensus import (
+    Assessed,
+    Rule,
+    assess_adaptively,
+    calibrate,
+    consensus,
+    doubt,
+    majority,
+    mean_label,
+    single,
+)
 from nanov2.distributed import derive_seed
 from nanov2.logs import print_table
 from nanov2.prompts import WorldPrompts, proof_parses
@@ -60,16 +73,20 @@ def distinct_proofs(trajectories: list[TrajectoryRecord], source: str) -> list[P
     return list(proofs.values())
 
 
-def label_proofs(run: Run, lap: int, proofs: list[ProofRecord]) -> list[list]:
-    """The n assessed critiques of each proof, split over the ranks."""
+def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = True) -> list[list[Assessed]]:
+    """The assessed critiques of each proof, split over the ranks: n, or fewer with `settle`."""
     c = run.config.autolabel
+    clean, k = (c.clean, c.k) if settle else (c.n, c.n)
     model, tokenizer = run.load("verifier2", lap)
     prompts = WorldPrompts(tokenizer)
-    options = {"temperature": c.temperature, "seed": derive_seed(run.config.seed, "labels", lap)}
-    verifier = verifier_judge(model, prompts, samples=c.n, **options)
-    meta = meta_judge(model, prompts, samples=c.m, **options)
+
+    def judges(first: int, count: int):
+        options = {"temperature": c.temperature, "seed": derive_seed(run.config.seed, "labels", lap, first)}
+        verifier = verifier_judge(model, prompts, samples=count, **options)
+        return verifier, meta_judge(model, prompts, samples=c.m, **options)
+
     mine = run.ranks.mine([(r.problem, r.proof) for r in proofs])
-    return run.ranks.gather(assess(mine, verifier, meta, prompts))
+    return run.ranks.gather(assess_adaptively(mine, judges, prompts, c.n, c.chunk, k, clean))
 
 
 def autolabel(run: Run, lap: int) -> None:
@@ -85,15 +102,16 @@ def autolabel(run: Run, lap: int) -> None:
         run, lap, run.problems["held_out_hard"], 2, folder / "held_out_trajectories.jsonl", f"lap{lap}"
     )
     critiques = label_proofs(run, lap, proofs)
-    labels = [consensus(cs, c.autolabel.k, c.autolabel.disputed) for cs in critiques]
+    rule = Rule(c.autolabel.rule, c.autolabel.k, c.autolabel.disputed)
+    labels = [rule(cs) for cs in critiques]
     clear = [
-        dataclasses.replace(
-            r, score=s, label=f"consensus n={c.autolabel.n} m={c.autolabel.m} k={c.autolabel.k}"
-        )
-        for r, s in zip(proofs, labels, strict=True)
+        dataclasses.replace(r, score=s, label=provenance(c, cs))
+        for r, s, cs in zip(proofs, labels, critiques, strict=True)
         if s is not None
     ]
-    unclear = [r for r, s in zip(proofs, labels, strict=True) if s is None]
+    doubtful = [(doubt(cs), r, cs) for r, s, cs in zip(proofs, labels, critiques, strict=True) if s is None]
+    doubtful.sort(key=lambda x: -x[0])
+    unclear = [dataclasses.replace(r, label=provenance(c, cs)) for _, r, cs in doubtful]
     earlier = run.records(*(("autolabel", lap - 1) if lap > 1 else ("coldstart", 1)), "dv.jsonl", ProofRecord)
     run.write("autolabel", lap, "labels.jsonl", clear)
     run.write("autolabel", lap, "unclear.jsonl", unclear)
@@ -128,6 +146,16 @@ def autolabel(run: Run, lap: int) -> None:
         print_table(f"autolabel, lap {lap}", {}, after)
 
 
+def provenance(config: Config, critiques: list[Assessed]) -> str:
+    """Where a label comes from, for the record: rule, critiques drawn, issues confirmed."""
+    c = config.autolabel
+    settings = f" n={c.n} m={c.m} k={c.k}" if c.rule == "consensus" else ""
+    issues = [x for x in critiques if x.issue]
+    scores = " ".join("?" if x.score is None else f"{x.score:g}" for x in critiques)
+    confirmed = f"{sum(x.valid for x in issues)} of {len(issues)} issues confirmed"
+    return f"{c.rule}{settings}: scores {scores}; {confirmed}"
+
+
 def merge(earlier: list[ProofRecord], new: list[ProofRecord]) -> list[ProofRecord]:
     """Both, each (problem, proof) once; the earlier stays: an expert's score is never replaced."""
     merged = {(r.problem, r.proof): r for r in [*new, *earlier]}
@@ -153,6 +181,7 @@ def measure_labels(
         "mean_agreement": agreement([mean_label(cs) for cs in critiques]),
         "majority_agreement": agreement([majority(cs) for cs in critiques]),
         "true_score": truth,
+        "critiques_per_proof": [float(len(cs)) for cs in critiques],
     }
     return {f"hard/{name}": ev.interval(values, clusters) for name, values in columns.items()}
 
@@ -161,26 +190,56 @@ def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
     """Label the proofs of a JSONL file (problem, proof a line)."""
     proofs = read_jsonl(source, ProofRecord)
     critiques = label_proofs(run, lap, proofs)
-    labels = [consensus(cs, run.config.autolabel.k, run.config.autolabel.disputed) for cs in critiques]
+    c = run.config.autolabel
+    labels = [Rule(c.rule, c.k, c.disputed)(cs) for cs in critiques]
     if run.ranks.main:
         labelled = (
-            dataclasses.replace(r, score=s, label="consensus") for r, s in zip(proofs, labels, strict=True)
+            dataclasses.replace(r, score=s, label=provenance(run.config, cs))
+            for r, s, cs in zip(proofs, labels, critiques, strict=True)
         )
         write_jsonl(out, labelled)
         unclear = labels.count(None)
         print(f"{out}: {len(labels) - unclear} proofs labelled, {unclear} unclear (score null)")
 
 
+def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
+    """Print which n, m, k reach a precision, on proofs whose score is known."""
+    if not 0 < wanted <= 1:
+        raise InputError(f"--calibrate wants a precision above 0 and up to 1, found {wanted}")
+    if source:
+        proofs = read_jsonl(source, ProofRecord)
+    else:
+        path = run.folder("autolabel", lap) / "calibration_trajectories.jsonl"
+        drawn = generator_proofs(run, lap, run.problems["validation_hard"], 4, path, f"lap{lap}")
+        proofs = [dataclasses.replace(r, score=true_score(r.problem, r.proof)) for r in drawn]
+    if missing := sum(r.score is None for r in proofs):
+        raise InputError(f"{missing} of {len(proofs)} proofs have no score: calibration needs one for each")
+    critiques = label_proofs(run, lap, proofs, settle=False)
+    found = calibrate(critiques, [r.score for r in proofs], wanted, run.config.autolabel.disputed)
+    if not run.ranks.main:
+        return
+    print(f"{len(proofs)} proofs; settings with precision of at least {wanted:g}, widest coverage first")
+    print("   n  m  k  precision (low)  coverage  critiques a proof, adaptive")
+    for c in found[:12]:
+        rates = f"{c.precision:.3f} ({c.low:.3f})    {c.coverage:.3f}     {c.critiques:.2f}"
+        print(f"  {c.n:2} {c.m:2} {c.k:2}  {rates}")
+    if not found:
+        print("  none: raise --autolabel.n, or ask for less")
+
+
 FLAGS = {
     "lap": (1, "whose generator writes and whose verifier labels"),
     "proofs": ("", "JSONL file of proofs (problem, proof) to label instead of the generator's"),
+    "calibrate": (0.0, "a wanted precision: print the settings that reach it, label nothing"),
     "out": ("labels.jsonl", "where their labels go"),
 }
 
 
 def main() -> None:
     args, run = open_run(__doc__, FLAGS)
-    if args.proofs:
+    if args.calibrate:
+        calibration(run, args.lap, args.calibrate, args.proofs)
+    elif args.proofs:
         label_file(run, args.lap, Path(args.proofs), Path(args.out))
     else:
         autolabel(run, args.lap)

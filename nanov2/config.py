@@ -122,6 +122,9 @@ class AutolabelConfig:
     n: int = 8  # critiques per proof
     m: int = 3  # meta-assessments of each critique that reports an issue
     k: int = 2  # valid critiques that must give the lowest score
+    rule: str = "consensus"  # or "majority", "mean", "worst" (of n), "single"
+    chunk: int = 2  # critiques drawn at a time; a proof whose label is settled gets no more
+    clean: int = 8  # so many first critiques without an issue settle a label of 1; n: all of them
     disputed: str = "unclear"  # k reports, none confirmed: "unclear", or "right" by the paper's letter
     temperature: float = 1.0
 

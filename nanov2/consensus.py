@@ -7,8 +7,10 @@ critique has a confirmed issue; otherwise there is none, and the proof goes to a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from nanov2.prompts import WorldPrompts, claims_issue
 from nanov2.reward_model import Judge
@@ -63,6 +65,122 @@ def majority(critiques: list[Assessed]) -> float | None:
     """The most frequent score; of equals the lower."""
     counts = Counter(c.score for c in critiques if c.score is not None)
     return min(counts, key=lambda s: (-counts[s], s)) if counts else None
+
+
+def worst(critiques: list[Assessed]) -> float | None:
+    """The lowest score that any critique gives."""
+    return min((c.score for c in critiques if c.score is not None), default=None)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How labels are made: `name` one of RULES; the rest matters to "consensus" alone."""
+
+    name: str = "consensus"
+    k: int = 2
+    disputed: str = "unclear"
+
+    def __call__(self, critiques: list[Assessed]) -> float | None:
+        if self.name == "consensus":
+            return consensus(critiques, self.k, self.disputed)
+        return RULES[self.name](critiques)
+
+
+RULES = {"consensus": consensus, "majority": majority, "mean": mean_label, "worst": worst, "single": single}
+
+
+def settled(critiques: list[Assessed], k: int, clean: int) -> bool:
+    """Whether further critiques are not worth their cost: k valid ones give 0, which nothing can lower, or
+    the first `clean` have all found nothing."""
+    if sum(c.score == 0 and c.issue and c.valid for c in critiques) >= k:
+        return True
+    return len(critiques) >= clean and all(c.score == 1 and not c.issue for c in critiques)
+
+
+def assess_adaptively(
+    pairs: list[tuple[str, str]],
+    judges: Callable[[int, int], tuple[Judge, Judge]],
+    prompts,
+    n,
+    chunk,
+    k,
+    clean,
+) -> list[list[Assessed]]:
+    """Like `assess`, at most n critiques each, in chunks: a proof that is `settled` gets no more.
+
+    `judges(first, count)` makes the verifier and the meta-verifier for critiques first … first + count − 1.
+    """
+    found: list[list[Assessed]] = [[] for _ in pairs]
+    for first in range(0, n, chunk):
+        open_ = [i for i, critiques in enumerate(found) if not settled(critiques, k, clean)]
+        verifier, meta = judges(first, min(chunk, n - first))
+        for i, more in zip(open_, assess([pairs[i] for i in open_], verifier, meta, prompts), strict=True):
+            found[i] += more
+    return found
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Settings that reach a wanted precision on labelled proofs, and what they give there."""
+
+    n: int
+    m: int
+    k: int
+    precision: float
+    low: float  # lower end of its 95% interval (Wilson)
+    coverage: float
+    critiques: float  # mean number that adaptive sampling draws of a proof
+
+
+def calibrate(
+    critiques: list[list[Assessed]], truth: list[float], wanted: float, disputed: str = "unclear"
+) -> list[Calibrated]:
+    """All n, m, k (up to those of `critiques`) whose precision is at least `wanted`, widest coverage first,
+    then cheapest. Empty where none is. Chosen and measured on the same proofs, the precision flatters."""
+    out = []
+    most_m = max((len(c.confirmations) for cs in critiques for c in cs), default=0)
+    for n in range(1, max(map(len, critiques), default=0) + 1):
+        for m in range(1, most_m + 1):
+            cut = [[replace(c, confirmations=c.confirmations[:m]) for c in cs[:n]] for cs in critiques]
+            for k in range(1, n + 1):
+                labels = [consensus(cs, k, disputed) for cs in cut]
+                right = [s == t for s, t in zip(labels, truth, strict=True) if s is not None]
+                if right and sum(right) / len(right) >= wanted:
+                    drawn = [
+                        next((i for i in range(1, n) if settled(cs[:i], k, max(k, n // 2))), n) for cs in cut
+                    ]
+                    rate = sum(right) / len(right)
+                    out.append(
+                        Calibrated(
+                            n,
+                            m,
+                            k,
+                            rate,
+                            wilson(rate, len(right)),
+                            len(right) / len(truth),
+                            sum(drawn) / len(drawn),
+                        )
+                    )
+    return sorted(out, key=lambda c: (-round(c.coverage, 3), c.critiques, c.m))
+
+
+def wilson(rate: float, n: int) -> float:
+    """Lower end of Wilson's 95% interval of a rate."""
+    z = 1.96
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return (rate + z * z / (2 * n) - half) / (1 + z * z / n)
+
+
+def doubt(critiques: list[Assessed]) -> float:
+    """How much a person's label would teach, in bits: the entropy of the scores given, and of whether the
+    meta-verifier believes the issues. Unclear proofs go to a person in this order, the largest first."""
+    beliefs = [q == 1 for c in critiques for q in c.confirmations if q is not None]
+    return entropy([c.score for c in critiques]) + entropy(beliefs)
+
+
+def entropy(values: list) -> float:
+    counts = Counter(values)
+    return -sum(c / len(values) * math.log2(c / len(values)) for c in counts.values()) if values else 0.0
 
 
 def assess(

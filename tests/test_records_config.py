@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanov2.config import load_config
-from nanov2.consensus import Assessed, consensus, majority, mean_label, single
+from nanov2.consensus import (
+    RULES,
+    Assessed,
+    Rule,
+    calibrate,
+    consensus,
+    doubt,
+    majority,
+    mean_label,
+    settled,
+    single,
+)
 from nanov2.errors import InputError
 from nanov2.evaluate import interval, problem_sets
 from nanov2.expert import FileExpert, PersonExpert, WorldExpert
@@ -231,3 +242,33 @@ def test_held_out_problems_are_never_trained_on():
     assert len(texts) == len(set(texts))
     again = problem_sets(load_config(CONFIGS[1]))
     assert again == sets  # fixed by the seed
+
+
+def test_rules_share_one_interface():
+    votes = [assessed(1.0), assessed(0.5, 1), assessed(0.5, 1), assessed(0.0, 0)]
+    given = {name: Rule(name)(votes) for name in RULES}
+    assert given == {"consensus": 0.5, "majority": 0.5, "mean": 0.5, "worst": 0.0, "single": 1.0}
+
+
+def test_settled_labels_are_those_of_all_critiques():
+    fatal, slip, clean = assessed(0.0, 1, 1, 1), assessed(0.5, 1, 1, 1), assessed(1.0)
+    assert settled([fatal, slip, fatal], k=2, clean=8)  # nothing lowers a 0
+    assert not settled([slip, slip], k=2, clean=8)  # two that find more would lower it
+    assert not settled([clean] * 7, k=2, clean=8) and settled([clean] * 8, k=2, clean=8)
+    assert not settled([clean, assessed(0.0, 0), *[clean] * 8], k=2, clean=8)
+
+
+def test_calibration_finds_what_reaches_the_precision_and_its_cost():
+    fatal, clean, lie = assessed(0.0, 1, 1), assessed(1.0), assessed(0.0, 1, 0)
+    critiques = [[fatal] * 4] * 5 + [[clean] * 4] * 5 + [[lie, clean, clean, clean]]
+    truth = [0.0] * 5 + [1.0] * 6
+    best = calibrate(critiques, truth, wanted=1.0)[0]
+    assert best.precision == 1 and best.coverage == 1 and best.low < 1
+    assert best.critiques <= 4
+    assert calibrate(critiques, [0.5] * 11, wanted=0.9) == []
+
+
+def test_doubt_puts_the_most_divided_first():
+    divided = [assessed(1.0), assessed(0.0, 1), assessed(0.5, 0), assessed(1.0)]
+    agreed = [assessed(0.0, 1)] * 4
+    assert doubt(divided) > doubt([assessed(1.0)] * 3 + [assessed(0.0, 1)]) > doubt(agreed) == 0

@@ -1,0 +1,90 @@
+"""Labels without an expert: precision, coverage and cost, of calibrated n, m, k and of simpler rules.
+
+    python benchmarks/labels.py runs/seed0 runs/seed1 runs/seed2 --wanted=0.99     # about two minutes a run
+
+n, m, k are chosen on the generator's proofs of the validation problems (the cheapest with the wanted
+precision and a coverage of at least 80%, else the most precise), and measured on its proofs of the harder
+held-out problems. "adaptive" draws no more critiques of a proof once its label is settled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from autolabel import generator_proofs, label_proofs
+from nanov2.config import load_config
+from nanov2.consensus import Rule, calibrate, settled
+from nanov2.distributed import Ranks
+from nanov2.run import Run
+from nanov2.tasks import true_score
+
+
+def judged(run: Run, lap: int, problems: str, samples: int) -> tuple[list[list], list[float]]:
+    """All n critiques of the generator's distinct proofs, and the exact expert's scores."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trajectories.jsonl"
+        proofs = generator_proofs(run, lap, run.problems[problems], samples, path, problems)
+    critiques = label_proofs(run, lap, proofs, settle=False)
+    return critiques, [true_score(r.problem, r.proof) for r in proofs]
+
+
+def figures(labels: list, truth: list[float], drawn: list[int]) -> tuple[float, float, float]:
+    right = [s == t for s, t in zip(labels, truth, strict=True) if s is not None]
+    return statistics.mean(right), len(right) / len(truth), statistics.mean(drawn)
+
+
+def measure(run: Run, lap: int, wanted: float) -> dict[str, tuple[float, float, float]]:
+    """Precision, coverage, critiques a proof, by name."""
+    critiques, truth = judged(run, lap, "validation_hard", 6)
+    wide = [c for c in calibrate(critiques, truth, 0.0) if c.coverage >= 0.8]
+    best = min(wide, key=lambda c: (c.precision < wanted and wanted - c.precision, c.critiques))
+    print(f"{run.dir}: chosen n={best.n} m={best.m} k={best.k}, precision {best.precision:.3f} on validation")
+    critiques, truth = judged(run, lap, "held_out_hard", 2)
+    fixed = [cs[: best.n] for cs in critiques]
+    clean = max(best.k, best.n // 2)
+    adaptive = [
+        next((cs[:i] for i in range(1, best.n) if settled(cs[:i], best.k, clean)), cs) for cs in fixed
+    ]
+    rule = Rule("consensus", best.k)
+    found = {
+        "consensus, calibrated": figures([rule(cs) for cs in fixed], truth, [len(cs) for cs in fixed]),
+        "the same, adaptive": figures([rule(cs) for cs in adaptive], truth, [len(cs) for cs in adaptive]),
+    }
+    letter = Rule("consensus", best.k, "right")
+    found["by the letter of the paper"] = figures([letter(cs) for cs in fixed], truth, [best.n] * len(truth))
+    for name in ("majority", "mean", "worst"):
+        labels = [Rule(name)(cs) for cs in fixed]
+        found[f"{name} of as many"] = figures(labels, truth, [best.n] * len(truth))
+    found["one critique"] = figures([Rule("single")(cs) for cs in critiques], truth, [1] * len(truth))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--wanted", type=float, default=0.99)
+    parser.add_argument("--lap", type=int, default=1)
+    args, overrides = parser.parse_known_args()
+    results = []
+    for folder in args.runs:
+        run = Run(folder, load_config(folder / "config.json", overrides), Ranks())
+        results.append(measure(run, args.lap, args.wanted))
+    print("| rule | precision | coverage | critiques a proof |\n|---|---|---|---|")
+    for name in results[0]:
+        columns = zip(*(r[name] for r in results), strict=True)
+        cells = (
+            f"{statistics.mean(c):.3f} ± {statistics.stdev(c) if len(c) > 1 else 0:.3f}" for c in columns
+        )
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
