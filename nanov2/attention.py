@@ -4,7 +4,8 @@ A completion attends to its prompt (all of it) and to itself (causally). These a
 disjoint keys; each is one call of a fused kernel over rectangular blocks, and the two results are merged by
 their log-sum-exp, as blockwise and ring attention do (Liu et al. 2023, arXiv 2310.01889). The same merged
 output and log-sum-exp, given to each kernel's backward, yield the exact gradients of both parts.
-Elsewhere than on a CPU the same is done by one attention under a dense mask.
+On GPUs with flash-attn the same goes by its variable-length kernels (attention_flash.py); elsewhere one
+attention under a dense mask does it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nanov2 import attention_flash
 
 _flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
@@ -66,10 +69,18 @@ class Layout:
         if _flash is not None and self.ids.device.type == "cpu":
             blocks = _Blocks(self)
             return lambda q, k, v: _SharedPrefix.apply(q, k, v, blocks)
-        mask = self.mask()
-        return lambda q, k, v: F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        pieces, mask = attention_flash.Pieces(self), None
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            nonlocal mask
+            if attention_flash.available(q):
+                return attention_flash.FlashSharedPrefix.apply(q, k, v, pieces)
+            mask = self.mask() if mask is None else mask
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
+            )
+
+        return attend
 
 
 class _Blocks:

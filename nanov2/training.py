@@ -139,7 +139,13 @@ def train_grpo(
                 shown = (f"{a:+.2f}  {tokenizer.decode(r.ids)}" for r, a in pairs)
                 log.text(step + 1, "group", "\n".join([tokenizer.decode(group.prompt), *shown]))
             clock.lap("eval")
-        log.step(step, _summary(sums, trained, ranks) | {"lr": lr, "seconds": dict(clock.seconds)})
+        figures = _summary(sums, trained, ranks)
+        rates = {  # over all ranks, in the main rank's seconds
+            "sample": sums["sampled_tokens"] / max(clock.seconds["sample"], 1e-9),
+            "train": figures["trained_tokens"] / max(clock.seconds["train"], 1e-9),
+        }
+        timeline = {"seconds": dict(clock.seconds), "tokens_per_second": rates}
+        log.step(step, figures | {"lr": lr} | timeline)
         clock.seconds.clear()
         if measured and keep_best:
             value = curve[-1][keep_best]["value"]
@@ -234,6 +240,7 @@ def _summary(sums: dict[str, float], trained: dict[str, float], ranks: Ranks) ->
         # −log p of sampled tokens has the entropy as its mean
         "entropy": sums["neg_logprob"] / max(sums["sampled_tokens"], 1),
         "tokens": sums["sampled_tokens"],
+        "trained_tokens": trained["tokens"],
         "loss": trained["loss"],
         "grad_norm": trained["grad_norm"] / max(trained["optimizer_steps"], 1),
         "kl": trained["kl_sum"] / max(trained["tokens"], 1),

@@ -1,9 +1,12 @@
 """Attention of packs and of the cache against attention under a dense mask."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nanov2 import attention_flash
 from nanov2.attention import Layout
 from nanov2.cache import BLOCK, Cache
 from nanov2.model import Model, ModelConfig
@@ -94,6 +97,80 @@ def test_C7_decoding_from_the_cache_equals_a_full_forward(embed_conv):
     own, prompts, of = [own[1]], [prompts[1]], torch.tensor([0])
     feed([0], 2)
     assert cache.prompt_kv.shape[2] == 1
+
+
+def spans_of(offsets):
+    return [slice(a, b) for a, b in itertools.pairwise(offsets.tolist())]
+
+
+def fake_scores(q, k, i, j, scale, causal):
+    h = q.shape[1] // k.shape[1]
+    scores = torch.einsum("qhd,khd->hqk", q[i], k[j].repeat_interleave(h, 1)) * scale
+    return (
+        scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), float("-inf")) if causal else scores
+    )
+
+
+def fake_forward(q, k, v, *, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal, **_):
+    """flash-attn's forward in plain PyTorch, with its shapes."""
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[1], len(q))
+    for i, j in zip(spans_of(cu_seqlens_q), spans_of(cu_seqlens_k), strict=True):
+        scores = fake_scores(q, k, i, j, softmax_scale, causal)
+        values = v[j].repeat_interleave(q.shape[1] // k.shape[1], 1)
+        out[i] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
+        lse[:, i] = scores.logsumexp(-1)
+    return out, lse, None, None
+
+
+def fake_backward(
+    g, q, k, v, out, lse, dq, dk, dv, *, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal, **_
+):
+    """flash-attn's backward: probabilities again from the log-sum-exp it is given."""
+    h = q.shape[1] // k.shape[1]
+    for i, j in zip(spans_of(cu_seqlens_q), spans_of(cu_seqlens_k), strict=True):
+        p = (fake_scores(q, k, i, j, softmax_scale, causal) - lse[:, i, None]).exp()
+        values, keys = (x[j].repeat_interleave(h, 1) for x in (v, k))
+        delta = (g[i] * out[i]).sum(-1).T[..., None]
+        ds = p * (torch.einsum("qhd,khd->hqk", g[i], values) - delta) * softmax_scale
+        dq[i] = torch.einsum("hqk,khd->qhd", ds, keys)
+        dk[j] = torch.einsum("hqk,qhd->khd", ds, q[i]).unflatten(1, (-1, h)).sum(2)
+        dv[j] = torch.einsum("hqk,qhd->khd", p, g[i]).unflatten(1, (-1, h)).sum(2)
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2)])
+def test_C7_the_flash_attn_form_equals_a_dense_mask_given_a_plain_kernel(heads, kv_heads, monkeypatch):
+    monkeypatch.setattr(attention_flash, "_flash_attn_varlen_forward", fake_forward)
+    monkeypatch.setattr(attention_flash, "_flash_attn_varlen_backward", fake_backward)
+    layout = some_layout()
+    T, d = len(layout.ids), 8
+    q, k, v = (
+        torch.randn(1, n, T, d, dtype=torch.float64, requires_grad=True) for n in (heads, kv_heads, kv_heads)
+    )
+    weight = torch.randn(1, heads, T, d, dtype=torch.float64)
+    packed = attention_flash.FlashSharedPrefix.apply(q, k, v, attention_flash.Pieces(layout))
+    found = torch.autograd.grad((packed * weight).sum(), (q, k, v))
+    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(), enable_gqa=heads != kv_heads)
+    wanted = torch.autograd.grad((dense * weight).sum(), (q, k, v))
+    assert torch.allclose(packed, dense, atol=1e-9)
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with flash-attn")
+def test_C7_flash_attn_itself_equals_a_dense_mask():
+    pytest.importorskip("flash_attn")
+    layout = some_layout().to("cuda")
+    q, k, v = (
+        torch.randn(1, 4, len(layout.ids), 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    packed = layout.attention()(q, k, v)
+    found = torch.autograd.grad(packed.float().square().sum(), (q, k, v))
+    dense = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=layout.mask())
+    wanted = torch.autograd.grad(dense.square().sum(), (q, k, v))
+    assert torch.allclose(packed.float(), dense, atol=2e-2)
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.allclose(a.float(), b.float(), atol=0.1 * float(b.abs().max()))
 
 
 def test_checkpointing_gives_the_same_gradients():
