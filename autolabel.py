@@ -36,6 +36,7 @@ from nanov2.consensus import (
     mean_label,
     single,
 )
+from nanov2.consolidation import best_samples
 from nanov2.distributed import derive_seed
 from nanov2.logs import print_table
 from nanov2.prompts import WorldPrompts, proof_parses
@@ -114,6 +115,8 @@ def autolabel(run: Run, lap: int) -> None:
     unclear = [dataclasses.replace(r, label=provenance(c, cs)) for _, r, cs in doubtful]
     earlier = run.records(*(("autolabel", lap - 1) if lap > 1 else ("coldstart", 1)), "dv.jsonl", ProofRecord)
     run.write("autolabel", lap, "labels.jsonl", clear)
+    sure = [cs for s, cs in zip(labels, critiques, strict=True) if s is not None]
+    run.write("autolabel", lap, "best.jsonl", best_samples(clear, sure))
     run.write("autolabel", lap, "unclear.jsonl", unclear)
     run.write("autolabel", lap, "dv.jsonl", merge(earlier, clear))
     graded = [dataclasses.replace(r, score=true_score(r.problem, r.proof), label="exact") for r in held_out]

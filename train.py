@@ -5,8 +5,9 @@
     torchrun --nproc-per-node=2 train.py --phase=verifier --dir=runs/a --seed=1 --verifier.steps=80
 
 Phases, in order: base, coldstart, verifier, meta, verifier2, generator, selfverify, then autolabel.py;
-flywheel runs them all, for `laps` laps. Each reads what earlier ones wrote to --dir and says which phase
-makes what is missing. A phase that is done is not done again; an interrupted one continues.
+flywheel runs them all, for `laps` laps, from lap 2 on also consolidate where a phase starts from it. Each
+reads what earlier ones wrote to --dir and says which phase makes what is missing. A phase that is done is
+not done again; an interrupted one continues.
 Any other --section.field=value overrides the configuration (see nanov2/config.py).
 """
 
@@ -24,6 +25,7 @@ import torch
 from autolabel import autolabel, distinct_proofs
 from nanov2 import evaluate as ev
 from nanov2.cli import open_run, script
+from nanov2.consolidation import consolidate
 from nanov2.demos import make_demonstration
 from nanov2.distributed import derive_rng, derive_seed
 from nanov2.errors import InputError
@@ -306,6 +308,7 @@ STEPS = {
     "coldstart": coldstart,
     "verifier": verifier,
     "meta": meta,
+    "consolidate": consolidate,
     "verifier2": verifier2,
     "generator": generator,
     "selfverify": selfverify,
@@ -343,7 +346,11 @@ def main() -> None:
     if args.phase == "flywheel":
         for lap in range(1, run.config.laps + 1):
             for phase in phases:
-                if lap == 1 or phase not in FIRST_LAP_ONLY:
+                if phase == "consolidate":
+                    wanted = lap > 1 and run.config.consolidates
+                else:
+                    wanted = lap == 1 or phase not in FIRST_LAP_ONLY
+                if wanted:
                     do_phase(run, phase, lap)
     elif args.phase in phases:
         do_phase(run, args.phase, args.lap)

@@ -44,7 +44,8 @@ def rerun(run: Path, name: str, ranks: int) -> Path:
     folder = run.with_name(f"{run.name}-{name}")
     if not (folder / phase / "phase.json").is_file():
         for earlier in list(PHASES)[: list(PHASES).index(phase)]:
-            shutil.copytree(run / earlier, folder / earlier, dirs_exist_ok=True)
+            if (run / earlier).is_dir():
+                shutil.copytree(run / earlier, folder / earlier, dirs_exist_ok=True)
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
         script = [
             str(ROOT / "train.py"),

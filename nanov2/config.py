@@ -64,6 +64,15 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
+class ConsolidateConfig(BaseConfig):
+    """Rejection fine-tuning of the base of a later lap, where a phase has init = "consolidated"."""
+
+    steps: int = 400
+    batch: int = 16  # half best samples, half demonstrations
+    lr: float = 5e-4
+
+
+@dataclass(frozen=True)
 class ColdstartConfig:
     """1A: the weak prover's proofs, refined, drawn and scored by the expert."""
 
@@ -77,7 +86,9 @@ class ColdstartConfig:
 class GRPOConfig:
     """GRPO, section 2.1 and Shao et al. 2024; [grpo] holds the defaults of all phases."""
 
-    init: str = "base"  # where the weights start: "base", "previous" (lap), "verifier" or "generator"
+    init: str = (
+        "base"  # where the weights start: "base", "verifier", "generator", "previous" (lap), "consolidated"
+    )
     steps: int = 120  # rollout steps
     prompts: int = 16  # groups a step that have variance, over all ranks (see refill)
     samples: int = 12  # G, completions per prompt
@@ -170,6 +181,7 @@ class Config:
     noise: Noise = field(default_factory=Noise)
     base: BaseConfig = field(default_factory=BaseConfig)
     coldstart: ColdstartConfig = field(default_factory=ColdstartConfig)
+    consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
     verifier: GRPOConfig = field(default_factory=GRPOConfig)
     meta: GRPOConfig = field(default_factory=GRPOConfig)
     verifier2: GRPOConfig = field(default_factory=GRPOConfig)
@@ -184,6 +196,12 @@ class Config:
 
     def phase(self, name: str, lap: int = 1) -> GRPOConfig:
         return getattr(self, name if lap == 1 else f"lap_{name}")
+
+    @property
+    def consolidates(self) -> bool:
+        """Whether a phase of the later laps starts from a consolidated base."""
+        later = (self.lap_verifier2, self.lap_generator, self.lap_selfverify)
+        return any(phase.init == "consolidated" for phase in later)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -185,6 +185,7 @@ class Demonstration:
 
     problem: str
     turns: tuple[tuple[str, str], ...]  # (task, text): task is "prove", "verify" or "meta"
+    learnt: tuple[bool, ...] = ()  # whether each turn is learnt or only read; empty: all are learnt
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:

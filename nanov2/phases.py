@@ -57,13 +57,15 @@ def initial_weights(run: Run, phase: str, lap: int):
     init = run.config.phase(phase, lap).init
     sources = {
         "base": ("base", 1),
+        "consolidated": ("consolidate", lap),
         "verifier": ("verifier2", lap),
         "generator": ("generator", lap),
         "previous": ("verifier2" if phase == "verifier2" else "selfverify", lap - 1),
     }
-    if init not in sources or (init == "previous" and lap == 1):
+    if init not in sources or (init in ("previous", "consolidated") and lap == 1):
         raise InputError(
-            f"{phase}.init must be one of {', '.join(sources)} (previous: from lap 2), found {init!r}"
+            f"{phase}.init must be one of {', '.join(sources)} (previous and consolidated: from lap 2), "
+            f"found {init!r}"
         )
     return run.load(*sources[init])
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from nanov2.charts import chart, dumbbells
 from nanov2.records import write_atomically
+from nanov2.run import PHASES
 
-PHASES = ("base", "coldstart", "verifier", "meta", "verifier2", "generator", "selfverify", "autolabel")
 CURVES = {  # what is drawn of metrics.jsonl, if it is there
     "reward and truth": ("reward", "truth", "truth_quality", "truth_draft", "meta"),
     "entropy": ("entropy",),

@@ -35,6 +35,7 @@ PHASES = {
     "coldstart": "1A: weak proofs, refined, drawn and scored by the expert (𝒟v)",
     "verifier": "1B: verifier πφ v1, R_format · R_score",
     "meta": "1C: graded critiques (𝒟mv) and the meta-verifier πη",
+    "consolidate": "Base of a later lap: rejection fine-tuning on the best samples of the lap before",
     "verifier2": "1D: enhanced verifier πφ v2, R_format · R_score · R_meta",
     "generator": "2: generator πθ, the verifier's score as its only reward",
     "selfverify": "3: self-verifying generator, draft → critique → revision → final",

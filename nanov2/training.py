@@ -31,10 +31,11 @@ MICRO_TOKENS = 1024  # of a supervised micro-batch: small ones stay in the proce
 def document(tokenizer: Tokenizer, demonstration: Demonstration) -> Pack:
     """A demonstration as a pack: the problem, then all turns; control tokens are given, not learnt."""
     ids, counted = [], []
-    for task, text in demonstration.turns:
+    learnt = demonstration.learnt or (True,) * len(demonstration.turns)
+    for (task, text), counts in zip(demonstration.turns, learnt, strict=True):
         answer = [*tokenizer.encode(text), tokenizer.end]
         ids += [tokenizer.task[task], *answer]
-        counted += [False] + [True] * len(answer)
+        counted += [False] + [counts] * len(answer)
     return Pack([tokenizer.bos, *tokenizer.encode(demonstration.problem)], [Completion(ids, counted)])
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
 LAP1 = ["base", "coldstart", "verifier", "meta", "verifier2", "generator", "selfverify", "autolabel"]
-ALL = LAP1 + [f"lap2/{p}" for p in ("verifier2", "generator", "selfverify", "autolabel")]
+ALL = LAP1 + [f"lap2/{p}" for p in ("consolidate", "verifier2", "generator", "selfverify", "autolabel")]
 # Smaller still than the smoke configuration: what is tested here is that phases work, not that they learn.
 TINY = [
     "--base.steps=240",

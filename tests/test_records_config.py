@@ -1,5 +1,6 @@
 """Records, configuration, rewards and labels: good input works, bad input says what, where and what to do."""
 
+import dataclasses
 import json
 import math
 
@@ -20,11 +21,14 @@ from nanov2.consensus import (
     settled,
     single,
 )
+from nanov2.consolidation import best_samples
+from nanov2.demos import Demonstration
 from nanov2.errors import InputError
 from nanov2.evaluate import interval, problem_sets
 from nanov2.expert import FileExpert, PersonExpert, WorldExpert
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_atomically, write_jsonl
 from nanov2.rewards import NAN, R_Z, R_format, R_gated, R_generator, R_score, R_verifier
+from nanov2.training import counted_tokens, document
 
 CONFIGS = ("configs/proofworld.toml", "configs/smoke.toml")
 
@@ -272,3 +276,19 @@ def test_doubt_puts_the_most_divided_first():
     divided = [assessed(1.0), assessed(0.0, 1), assessed(0.5, 0), assessed(1.0)]
     agreed = [assessed(0.0, 1)] * 4
     assert doubt(divided) > doubt([assessed(1.0)] * 3 + [assessed(0.0, 1)]) > doubt(agreed) == 0
+
+
+def test_best_samples_are_critiques_that_give_the_label_rightly():
+    record = ProofRecord("given a < b ; show a < b", "a < b qed", 0.0)
+    rejected, confirmed, other = assessed(0.0, 0), assessed(0.0, 1), assessed(1.0)
+    confirmed = dataclasses.replace(confirmed, critique="confirmed")
+    (best,) = best_samples([record], [[rejected, other, confirmed]])
+    assert best.turns == (("prove", record.proof), ("verify", "confirmed"))
+    assert best_samples([record], [[rejected, other]]) == []
+
+
+def test_a_turn_that_is_only_read_is_not_counted(tokenizer):
+    turns = (("prove", "a < b qed"), ("verify", "a < b < ok ends strict \\boxed{1}"))
+    whole = counted_tokens([document(tokenizer, Demonstration("given a < b ; show a < b", turns))])
+    part = Demonstration("given a < b ; show a < b", turns, learnt=(False, True))
+    assert counted_tokens([document(tokenizer, part)]) == whole - len(tokenizer.encode(turns[0][1])) - 1
