@@ -231,7 +231,22 @@ def time_split(phase: dict) -> str:
     parts = ", ".join(
         f"{k} {v:.0f} s ({v / everything:.0%})" for k, v in sorted(total.items(), key=lambda x: -x[1])
     )
-    return f"<p>Time of the steps: {escape(parts)}</p>"
+    rates: dict[str, list[float]] = {}
+    for m in phase["metrics"]:
+        for kind, rate in m.get("tokens_per_second", {}).items():
+            rates.setdefault(kind, []).append(rate)
+    speed = "".join(f"; {k} {sum(v) / len(v):,.0f} tokens/s" for k, v in rates.items())
+    return f"<p>Time of the steps: {escape(parts + speed)}</p>"
+
+
+def compute_curves(run: Path) -> str:
+    """What verification compute buys, where benchmarks/compute.py has measured it for this run."""
+    found = read_json(run / "compute.json", {})
+    drawn = "".join(
+        chart(f"true score over {x}", {name: [tuple(p) for p in points] for name, points in curves.items()})
+        for x, curves in found.items()
+    )
+    return f'<h2>Verification compute, harder problems</h2><div class="charts">{drawn}</div>' if drawn else ""
 
 
 STYLE = """
@@ -309,7 +324,7 @@ def build_report(run: str | Path) -> tuple[Path, Path]:
         f"<style>{STYLE}</style><h1>What the cycle gained</h1><p>{escape(intro)}</p>"
         f'<div class="scroll"><table><tr><th>step</th><th>on held-out items</th><th>before</th><th>after</th>'
         f"<th>wanted</th><th></th></tr>{top}</table></div>{dumbbells(rows)}<nav>{''.join(links)}</nav>{''.join(sections)}"
-        f"<details><summary>Settings</summary><pre>{settings}</pre></details></html>",
+        f"{compute_curves(run)}<details><summary>Settings</summary><pre>{settings}</pre></details></html>",
     )
     return page, data
 
