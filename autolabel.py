@@ -240,6 +240,7 @@ FLAGS = {
 
 def main() -> None:
     args, run = open_run(__doc__, FLAGS)
+    run.lock()
     if args.calibrate:
         calibration(run, args.lap, args.calibrate, args.proofs)
     elif args.proofs:

@@ -342,6 +342,7 @@ FLAGS = {
 
 def main() -> None:
     args, run = open_run(__doc__, FLAGS)
+    run.lock()
     phases = [*STEPS, "autolabel"]
     if args.phase == "flywheel":
         for lap in range(1, run.config.laps + 1):

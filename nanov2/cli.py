@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from nanov2.config import Config, describe, load_config
 from nanov2.distributed import Ranks
 from nanov2.errors import InputError
 from nanov2.run import Run
+from nanov2.safety import Stopped
 from nanov2.startup import set_threads
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "proofworld.toml"
@@ -57,6 +59,9 @@ def script(main: Callable[[], None]) -> None:
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as e:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{e}", file=sys.stderr)
     except BrokenPipeError:
         sys.exit(1)
 

@@ -59,6 +59,8 @@ class BaseConfig:
     decay: float = 0.4  # last share of the steps in which the learning rate falls linearly to 5%
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    skip_norm: float = 1000.0  # a step whose gradient norm is above it, or not finite, is skipped and counted
+    max_skipped: int = 5  # so many skipped steps in a row end the phase, with the batch saved
     eval_every: int = 500  # steps between measurements on held-out demonstrations
     save_every: int = 500  # steps between checkpoints
 
@@ -99,6 +101,8 @@ class GRPOConfig:
     decay: float = 0.3  # last share of the steps in which the learning rate falls linearly to 10%
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    skip_norm: float = 1000.0  # a step whose gradient norm is above it, or not finite, is skipped and counted
+    max_skipped: int = 5  # so many skipped steps in a row end the phase, with the batch saved
     epochs: int = 1  # optimiser passes over each rollout
     minibatches: int = 1  # optimiser steps per pass
     clip_low: float = 0.2  # ε: the ratio is clipped below 1 − ε

@@ -23,6 +23,7 @@ from nanov2.config import GRPOConfig
 from nanov2.distributed import Ranks, derive_seed
 from nanov2.model import Model
 from nanov2.packing import Completion, collate, make_packs, micro_batches
+from nanov2.safety import usable
 from nanov2.sampler import Rollout, Sampling, sample
 from nanov2.tokenizer import Tokenizer
 
@@ -214,12 +215,12 @@ def train_on_groups(
             _accumulate(model, part, config, device, denominator, old, reference, sums)
             ranks.sum_gradients(model)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            if torch.isfinite(norm):
+            if usable(float(norm), config.skip_norm):
                 optimizer.step()
+                sums["grad_norm"] += float(norm)
             else:
                 sums["skipped"] += 1
             optimizer.zero_grad(set_to_none=True)
-            sums["grad_norm"] += float(norm)
             sums["optimizer_steps"] += 1
     return dict(sums)
 

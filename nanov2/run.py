@@ -28,6 +28,7 @@ from nanov2.errors import InputError
 from nanov2.evaluate import problem_sets
 from nanov2.model import Model
 from nanov2.records import Record, read_jsonl, write_atomically, write_jsonl
+from nanov2.safety import Lock
 from nanov2.tokenizer import Tokenizer
 
 PHASES = {
@@ -87,6 +88,11 @@ class Run:
             "ranks": self.ranks.size,
             "config": settings,
         }
+
+    def lock(self) -> None:
+        """Claim the folder for writing; InputError where another process has it."""
+        if self.ranks.main:
+            self._lock = Lock(self.dir)
 
     def folder(self, phase: str, lap: int = 1) -> Path:
         return self.dir / phase if lap == 1 else self.dir / f"lap{lap}" / phase

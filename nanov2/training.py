@@ -18,10 +18,11 @@ from nanov2.checkpoint import load_state, save_state
 from nanov2.config import BaseConfig, GRPOConfig
 from nanov2.demos import Demonstration
 from nanov2.distributed import Ranks, derive_rng, derive_seed
-from nanov2.grpo import Clock, Task, make_optimizer, rollout_groups, schedule, train_on_groups
+from nanov2.grpo import Clock, Group, Task, make_optimizer, rollout_groups, schedule, train_on_groups
 from nanov2.logs import Log
 from nanov2.model import Model
 from nanov2.packing import Completion, Pack, collate, micro_batches
+from nanov2.safety import CleanStop, Guard, check_space, usable
 from nanov2.tokenizer import Tokenizer
 
 Metrics = dict[str, dict]  # name → {"value", "n", "low", "high"}
@@ -37,6 +38,10 @@ def document(tokenizer: Tokenizer, demonstration: Demonstration) -> Pack:
         ids += [tokenizer.task[task], *answer]
         counted += [False] + [counts] * len(answer)
     return Pack([tokenizer.bos, *tokenizer.encode(demonstration.problem)], [Completion(ids, counted)])
+
+
+def _text(tokenizer: Tokenizer, pack: Pack) -> str:
+    return tokenizer.decode(pack.prompt + [i for c in pack.completions for i in c.ids])
 
 
 def supervised_loss(
@@ -74,22 +79,26 @@ def train_supervised(
     start, curve = _resume(folder, model, optimizer)
     log = Log(folder, name, ranks, start, config.steps)
     clock = Clock()
-    for step in range(start, config.steps):
+    stop, guard = CleanStop(ranks), Guard(folder, config.max_skipped, ranks)
+    for step in stop.until(start, config.steps):
         _set_lr(optimizer, config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.05))
         packs = [document(tokenizer, draw(step, i)) for i in ranks.mine(list(range(config.batch)))]
         tokens = ranks.sum({"tokens": counted_tokens(packs)})["tokens"]
         clock.lap("data")
         loss = ranks.sum({"loss": supervised_loss(model, packs, tokenizer, tokens, backward=True)})["loss"]
-        norm = _descend(model, optimizer, config.max_grad_norm, ranks)
+        norm = _descend(model, optimizer, config, ranks)
+        guard.step(step, norm is None, lambda packs=packs: [_text(tokenizer, p) for p in packs])
         clock.lap("train")
         if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
             curve.append({"step": step + 1, **measure(model, step + 1)})
             log.metrics(step + 1, curve[-1] | {"step": {"value": step + 1}})
             clock.lap("eval")
-        log.step(step, {"loss": loss, "grad_norm": norm, "tokens": tokens, "seconds": dict(clock.seconds)})
+        figures = {"tokens": tokens, "skipped": float(norm is None), "seconds": dict(clock.seconds)}
+        log.step(step, figures if norm is None else {"loss": loss, "grad_norm": norm} | figures)
         clock.seconds.clear()
-        _save(folder, model, optimizer, ranks, step, config, curve, {})
+        _save(folder, model, optimizer, ranks, step, config, curve, {}, stop.now())
     log.close()
+    stop.finish(name)
     return curve
 
 
@@ -122,7 +131,8 @@ def train_grpo(
 
     if not curve:
         curve.append({"step": 0, **measure(model, 0)})
-    for step in range(start, config.steps):
+    stop, guard = CleanStop(ranks), Guard(folder, config.max_skipped, ranks)
+    for step in stop.until(start, config.steps):
         lr = config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.1)
         _set_lr(optimizer, lr)
         step_seed = derive_seed(seed, "rollout", step)
@@ -130,15 +140,15 @@ def train_grpo(
         trained = train_on_groups(
             model, optimizer, groups, config, ranks, step_seed, reference, task.max_turns
         )
+        skipped = trained.get("skipped", 0) > 0
+        guard.step(step, skipped, lambda groups=groups: [_readable(tokenizer, g) for g in groups])
         clock.lap("train")
         measured = (step + 1) % config.eval_every == 0 or step + 1 == config.steps
         if measured:
             curve.append({"step": step + 1, **measure(model, step + 1)})
             log.metrics(step + 1, {k: v for k, v in curve[-1].items() if k != "step"})
             for group in groups[:1]:
-                pairs = zip(group.rollouts, group.advantages, strict=True)
-                shown = (f"{a:+.2f}  {tokenizer.decode(r.ids)}" for r, a in pairs)
-                log.text(step + 1, "group", "\n".join([tokenizer.decode(group.prompt), *shown]))
+                log.text(step + 1, "group", "\n".join(_readable(tokenizer, group)))
             clock.lap("eval")
         figures = _summary(sums, trained, ranks)
         rates = {  # over all ranks, in the main rank's seconds
@@ -174,8 +184,10 @@ def train_grpo(
             config,
             curve,
             {"cursor": stream.cursor, "best": best, "notes": notes},
+            stop.now(),
         )
     log.close()
+    stop.finish(name)
     return curve, notes
 
 
@@ -198,28 +210,43 @@ class Stream:
         return taken
 
 
+def _readable(tokenizer: Tokenizer, group: Group) -> list[str]:
+    """A group as lines: the prompt, then each completion with its advantage."""
+    pairs = zip(group.rollouts, group.advantages, strict=True)
+    return [tokenizer.decode(group.prompt), *(f"{a:+.2f}  {tokenizer.decode(r.ids)}" for r, a in pairs)]
+
+
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def _descend(model: Model, optimizer: torch.optim.Optimizer, max_norm: float, ranks: Ranks) -> float:
+def _descend(
+    model: Model, optimizer: torch.optim.Optimizer, config: BaseConfig, ranks: Ranks
+) -> float | None:
+    """A step on the summed gradients; returns their norm, or None where it was unusable and skipped."""
     ranks.sum_gradients(model)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    optimizer.step()
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    good = usable(norm, config.skip_norm)
+    if good:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return norm if good else None
 
 
 def _resume(folder: Path, model: Model, optimizer: torch.optim.Optimizer, with_extra: bool = False):
+    folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder, model.n_params)
     path = folder / "state.safetensors"
     extra = load_state(path, model, optimizer) if path.is_file() else {"step": 0, "curve": []}
     return (extra["step"], extra["curve"], extra) if with_extra else (extra["step"], extra["curve"])
 
 
-def _save(folder, model, optimizer, ranks: Ranks, step: int, config, curve: list[dict], extra: dict) -> None:
-    """A checkpoint after every `save_every` steps, and after the last."""
-    if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+def _save(
+    folder, model, optimizer, ranks: Ranks, step: int, config, curve: list[dict], extra: dict, stopping: bool
+) -> None:
+    """A checkpoint after every `save_every` steps, after the last, and when the run is asked to stop."""
+    if (step + 1) % config.save_every == 0 or step + 1 == config.steps or stopping:
         if ranks.main:
             state = {"step": step + 1, "curve": curve, **extra}
             save_state(folder / "state.safetensors", model, optimizer, state)
@@ -242,6 +269,7 @@ def _summary(sums: dict[str, float], trained: dict[str, float], ranks: Ranks) ->
         "entropy": sums["neg_logprob"] / max(sums["sampled_tokens"], 1),
         "tokens": sums["sampled_tokens"],
         "trained_tokens": trained["tokens"],
+        "skipped": trained["skipped"],
         "loss": trained["loss"],
         "grad_norm": trained["grad_norm"] / max(trained["optimizer_steps"], 1),
         "kl": trained["kl_sum"] / max(trained["tokens"], 1),
@@ -254,4 +282,13 @@ def _summary(sums: dict[str, float], trained: dict[str, float], ranks: Ranks) ->
     return out
 
 
-_TRAINED = ("loss", "grad_norm", "optimizer_steps", "kl_sum", "tokens", "clip_low_count", "clip_high_count")
+_TRAINED = (
+    "loss",
+    "grad_norm",
+    "optimizer_steps",
+    "skipped",
+    "kl_sum",
+    "tokens",
+    "clip_low_count",
+    "clip_high_count",
+)
