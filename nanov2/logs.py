@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanov2.distributed import Ranks
+from nanov2.records import write_atomically
 
 
 class Log:
@@ -53,6 +54,7 @@ class Log:
 
     def text(self, step: int, title: str, text: str) -> None:
         if self.main:
+            write_atomically(self.path.with_name("last_sample.txt"), text)
             body = "\n".join("    " + line for line in text.splitlines())
             self.writer.add_text(f"{self.name}/{title}", body, step)
 

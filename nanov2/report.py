@@ -30,7 +30,9 @@ def read_json(path: Path, default):
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+    """JSON lines; a last one that is still being written is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def collect(run: Path) -> list[dict]:
@@ -51,6 +53,7 @@ def collect(run: Path) -> list[dict]:
                     {
                         "phase": name,
                         "lap": lap,
+                        "folder": str(here.relative_to(run)),
                         "title": done.get("title", name),
                         "seconds": done.get("seconds"),
                     }
