@@ -26,6 +26,21 @@ from nanov2.cache import Cache
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's: slow frequencies are divided by `factor`, fast ones kept, those between mixed."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int  # the context that the model was first trained on
+
+    def __call__(self, frequencies: Tensor) -> Tensor:
+        turns = self.original_length * frequencies / (2 * math.pi)  # within the original context
+        keep = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return frequencies * (keep + (1 - keep) / self.factor)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The shape of a model; `vocab_size` is set from the tokenizer."""
 
@@ -39,17 +54,23 @@ class ModelConfig:
     norm_eps: float = 1e-5  # epsilon of RMSNorm
     tie_embeddings: bool = False  # output weights are the input embeddings
     embed_conv: int = 3  # how many preceding tokens are mixed into each embedding; 0 = plain Llama
+    head_size: int = 0  # width of a head; 0 = dim / n_heads (Qwen3 has others)
+    qkv_bias: bool = False  # biases in the query, key and value projections (Qwen2)
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
+    rope_scaling: RopeScaling | None = None  # long-context frequencies of Llama 3
 
     def __post_init__(self):
-        if self.dim % self.n_heads or self.n_heads % self.n_kv_heads:
+        if (not self.head_size and self.dim % self.n_heads) or self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"model: dim {self.dim} must be a multiple of n_heads {self.n_heads}, "
                 f"and n_heads of n_kv_heads {self.n_kv_heads}"
             )
+        if isinstance(self.rope_scaling, dict):  # read back from JSON
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
 
     @property
     def head_dim(self) -> int:
-        return self.dim // self.n_heads
+        return self.head_size or self.dim // self.n_heads
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -67,7 +88,10 @@ class RMSNorm(nn.Module):
 def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin [B, 1, L, head_dim] for positions [B, L], in the half-split order of Llama checkpoints."""
     half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[:, None, :, None].float() * config.rope_theta ** (-half / config.head_dim)
+    frequencies = config.rope_theta ** (-half / config.head_dim)
+    if config.rope_scaling:
+        frequencies = config.rope_scaling(frequencies)
+    angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -85,11 +109,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        kv_dim = config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
-        self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, q_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_dim, config.dim, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         B, L, _ = x.shape
@@ -97,6 +124,8 @@ class Attention(nn.Module):
             proj(x).view(B, L, -1, self.config.head_dim).transpose(1, 2)  # [B, heads, L, head_dim]
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         out = attend(rotate(q, *rope), rotate(k, *rope), v)
         return self.o_proj(out.transpose(1, 2).reshape(B, L, -1))
 
@@ -146,7 +175,9 @@ class Model(nn.Module):
     def init_weights(self, generator: torch.Generator) -> Model:
         """Normal at 1/√width; projections back into the residual stream scaled down by √(2·layers)."""
         for name, p in self.named_parameters():
-            if p.ndim == 1:
+            if name.endswith(".bias"):
+                nn.init.zeros_(p)
+            elif p.ndim == 1:
                 nn.init.ones_(p)
             elif name == "embed_conv":  # strong from the start: looking a fact up rests on it
                 nn.init.normal_(p, std=0.3, generator=generator)
