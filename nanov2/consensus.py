@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nanov2.prompts import WorldPrompts, claims_issue
+from nanov2.prompts import WorldPrompts
 from nanov2.reward_model import Judge
 
 
@@ -193,7 +193,7 @@ def assess(
         (i, j)
         for i, judgement in enumerate(judgements)
         for j, (answer, score) in enumerate(zip(judgement.answers, judgement.scores, strict=True))
-        if score is not None and claims_issue(answer)
+        if score is not None and prompts.claims_issue(answer)
     ]
     looks = meta.ask([prompts.meta(*pairs[i], judgements[i].answers[j]) for i, j in reports])
     looked = {at: look.scores for at, look in zip(reports, looks, strict=True)}

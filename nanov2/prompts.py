@@ -40,6 +40,9 @@ class WorldPrompts:
         t = self.tokenizer
         return [*self.verify(problem, proof), *t.encode(critique), t.end, t.task["prove"]]
 
+    def claims_issue(self, critique: str) -> bool:
+        return claims_issue(critique)
+
     def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
         """A turn's text, or None where it was cut off or holds a control token: no answer at all."""
         ids = rollout.turns[turn]
