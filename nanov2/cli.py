@@ -48,8 +48,10 @@ def open_run(description: str, flags: dict, positional: dict | None = None) -> t
     if not args.config and (folder / "config.json").is_file():  # go on with the settings that the run has
         path = folder / "config.json"
     config = load_config(path, overrides)
-    set_threads()
-    return args, Run(folder, config, Ranks())
+    threads, ranks = set_threads(), Ranks()
+    if ranks.main:
+        print(f"{folder}: {ranks.size} rank(s) of {threads} thread(s) on {ranks.device}", file=sys.stderr)
+    return args, Run(folder, config, ranks)
 
 
 def script(main: Callable[[], None]) -> None:
