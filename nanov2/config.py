@@ -241,7 +241,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
             tree = json.load(f) if Path(path).suffix == ".json" else tomllib.load(f)
     except OSError as e:
         raise InputError(f"cannot read configuration {path}: {e.strerror}") from e
-    except ValueError as e:  # of TOML, of JSON, or of UTF-8
+    except (ValueError, RecursionError) as e:  # of TOML, of JSON, or of UTF-8
         raise InputError(f"{path}: not valid: {e}") from e
     for override in overrides:
         _override(tree, override)
@@ -250,6 +250,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
 def from_dict(tree: dict, where: str) -> Config:
     """Config from nested dicts; [grpo] is spread over every section of GRPO settings."""
+    _check_table(tree, "the configuration", where)
     tree = dict(tree)
     grpo = tree.pop("grpo", {})
     sections = [f.name for f in dataclasses.fields(Config) if _hints(Config)[f.name] is GRPOConfig]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nanov2.errors import InputError
 from nanov2.natural import Messages
+from nanov2.records import parse_json, read_lines
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,16 @@ class Cache:
         self.path, self.known = path, {}
         if path is None or not path.is_file():
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = read_lines(path)
         if lines and not lines[-1].endswith("\n"):  # the last was cut off in writing
             lines.pop()
             path.write_text("".join(lines), encoding="utf-8")
         for number, line in enumerate(lines, 1):
+            row = parse_json(line, f"{path}, line {number}")
             try:
-                row = json.loads(line)
                 key = row.pop("key")
                 self.known[key] = Answer(**row)
-            except (ValueError, TypeError, KeyError) as e:
+            except (TypeError, KeyError, AttributeError) as e:
                 raise InputError(f"{path}, line {number}: not a cached answer; delete the line") from e
 
     def get(self, key: str) -> Answer | None:

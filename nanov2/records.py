@@ -96,20 +96,30 @@ def read_jsonl(path: str | Path, kind: type[Record]) -> list[Record]:
     Raises InputError naming file, line and field where a line is not a JSON object, lacks a field, has a
     field too many, or has one of the wrong type; scores must be 0, 0.5, 1 or null.
     """
-    path = Path(path)
+    lines = read_lines(path)
+    return [parse_record(line, kind, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 file with their ends, split at line feeds alone: texts may hold other separators."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open(path, encoding="utf-8", newline="\n") as f:
+            return f.readlines()
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"cannot read {path}: {e}") from e
-    return [parse_record(line, kind, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def parse_json(text: str, where: str) -> object:
+    """A JSON value; InputError, headed by `where`, for anything else, bombs included."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{where}: not valid JSON ({e}); mend or delete it") from e
 
 
 def parse_record(line: str, kind: type[Record], where: str) -> Record:
     """One record from its line; `where` (file:line) heads the error."""
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise InputError(f"{where}: not valid JSON ({e}); mend or delete the line") from e
+    row = parse_json(line, where)
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
     fields = {f.name: f for f in dataclasses.fields(kind)}

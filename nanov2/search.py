@@ -22,7 +22,7 @@ from nanov2.distributed import derive_seed
 from nanov2.errors import InputError
 from nanov2.model import Model
 from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score, claims_issue, proof_parses
-from nanov2.records import write_atomically
+from nanov2.records import parse_json, read_lines, write_atomically
 from nanov2.sampler import Sampling, sample
 
 
@@ -227,7 +227,7 @@ def open_state(path: Path, settings: dict) -> dict[str, Pool]:
     A last line that was cut off in writing is dropped; any other bad line is an error.
     """
     header = json.dumps(settings, sort_keys=True) + "\n"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    lines = read_lines(path) if path.is_file() else []
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     if not lines:
@@ -238,8 +238,8 @@ def open_state(path: Path, settings: dict) -> dict[str, Pool]:
     write_atomically(path, "".join(lines))
     pools: dict[str, Pool] = {}
     for number, line in enumerate(lines[1:], 2):
+        row = parse_json(line, f"{path}, line {number}")
         try:
-            row = json.loads(line)
             for c in row["candidates"]:
                 c["critiques"] = [Weighed(**w) for w in c["critiques"]]
             row["candidates"] = [Candidate(**c) for c in row["candidates"]]

@@ -292,3 +292,9 @@ def test_a_turn_that_is_only_read_is_not_counted(tokenizer):
     whole = counted_tokens([document(tokenizer, Demonstration("given a < b ; show a < b", turns))])
     part = Demonstration("given a < b ; show a < b", turns, learnt=(False, True))
     assert counted_tokens([document(tokenizer, part)]) == whole - len(tokenizer.encode(turns[0][1])) - 1
+
+
+def test_a_text_with_other_line_separators_comes_back_whole(tmp_path):
+    odd = "a\u2028b\x85c\x0bd"
+    write_jsonl(tmp_path / "r.jsonl", [ProofRecord(odd, odd, 1.0)])
+    assert read_jsonl(tmp_path / "r.jsonl", ProofRecord) == [ProofRecord(odd, odd, 1.0)]
