@@ -25,6 +25,7 @@ from nanov2.model import Model
 from nanov2.packing import Completion, collate, make_packs, micro_batches
 from nanov2.safety import usable
 from nanov2.sampler import Rollout, Sampling, sample
+from nanov2.sharding import IDLE, in_step
 from nanov2.tokenizer import Tokenizer
 
 
@@ -214,10 +215,10 @@ def train_on_groups(
             denominator = loss_denominator(config, size["rows"], size["tokens"], limit)
             _accumulate(model, part, config, device, denominator, old, reference, sums)
             ranks.sum_gradients(model)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            if usable(float(norm), config.skip_norm):
+            norm = ranks.clip_gradients(model, config.max_grad_norm)
+            if usable(norm, config.skip_norm):
                 optimizer.step()
-                sums["grad_norm"] += float(norm)
+                sums["grad_norm"] += norm
             else:
                 sums["skipped"] += 1
             optimizer.zero_grad(set_to_none=True)
@@ -225,16 +226,22 @@ def train_on_groups(
     return dict(sums)
 
 
-def _row_batches(groups: list[Group], config: GRPOConfig, device: torch.device):
-    """Micro-batches of packs, and the (group, rollout) of each completion in them."""
+IDLE_ROLLOUT = Rollout([0], -1, [0], [False], [0.0])  # of the idle packs of a sharded step
+
+
+def _row_batches(model: Model, groups: list[Group], config: GRPOConfig, device: torch.device):
+    """Micro-batches of packs, and the rollout and the advantage of each completion in them."""
     rows = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))]
     number = {row: n for n, row in enumerate(rows)}
     packs = []
     for g, group in enumerate(groups):
         completions = [Completion(r.ids, r.chosen, number[g, i]) for i, r in enumerate(group.rollouts)]
         packs += make_packs(group.prompt, completions, config.pack_tokens)
-    for packs_of_batch in micro_batches(packs, config.micro_tokens):
+    for packs_of_batch in in_step(model, micro_batches(packs, config.micro_tokens)):
         batch = collate(packs_of_batch).to(device)
+        if packs_of_batch == [IDLE]:
+            yield batch, [IDLE_ROLLOUT], torch.zeros(1, device=device)
+            continue
         rollouts = [groups[rows[n][0]].rollouts[rows[n][1]] for n in batch.rows.tolist()]
         advantages = [groups[rows[n][0]].advantages[rows[n][1]] for n in batch.rows.tolist()]
         yield batch, rollouts, torch.tensor(advantages, device=device)
@@ -242,9 +249,9 @@ def _row_batches(groups: list[Group], config: GRPOConfig, device: torch.device):
 
 def _logprob_table(model: Model, groups, config: GRPOConfig, device) -> dict[int, Tensor]:
     """Log-probs of every rollout under the model as it is, by the rollout's identity."""
-    table = {}
+    table = {id(IDLE_ROLLOUT): torch.zeros(1, device=device)}
     with torch.no_grad():
-        for batch, rollouts, _ in _row_batches(groups, config, device):
+        for batch, rollouts, _ in _row_batches(model, groups, config, device):
             logp = batch_logprobs(model, batch, config.temperature)
             sizes = batch.offsets.diff().tolist()
             table |= {id(r): part for r, part in zip(rollouts, logp.split(sizes), strict=True)}
@@ -253,7 +260,7 @@ def _logprob_table(model: Model, groups, config: GRPOConfig, device) -> dict[int
 
 def _accumulate(model, groups, config: GRPOConfig, device, denominator, old, reference, sums) -> None:
     """Add the gradients of one optimiser step's groups, micro-batch by micro-batch."""
-    for batch, rollouts, advantages in _row_batches(groups, config, device):
+    for batch, rollouts, advantages in _row_batches(model, groups, config, device):
         logp = batch_logprobs(model, batch, config.temperature)
         old_logp = logp.detach() if old is None else torch.cat([old[id(r)] for r in rollouts])
         ref_logp = sampler_logp = None
