@@ -63,6 +63,7 @@ class BaseConfig:
     max_skipped: int = 5  # so many skipped steps in a row end the phase, with the batch saved
     eval_every: int = 500  # steps between measurements on held-out demonstrations
     save_every: int = 500  # steps between checkpoints
+    keep: int = 2  # so many of the newest checkpoints are kept while the phase is under way
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class GRPOConfig:
     max_gap: float = 0.1  # verifier's reward minus true score on validation at which a phase falls back
     eval_every: int = 20  # steps between measurements on validation problems
     save_every: int = 40  # steps between checkpoints
+    keep: int = 2  # so many of the newest checkpoints are kept while the phase is under way
     pack_tokens: int = 2048  # a pack: one prompt and as many of its completions as fit
     micro_tokens: int = 4096  # tokens of a micro-batch
     checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
@@ -174,6 +176,20 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How several ranks hold a model that is trained. With one rank nothing changes."""
+
+    shard: str = "none"  # "none": whole on each; "full": in shards over all; "hybrid": over a node's ranks
+    precision: str = "fp32"  # of sharded computation: "fp32", or "bf16" with weights and sums kept in fp32
+
+    def __post_init__(self):
+        for name, values in (("shard", ("none", "full", "hybrid")), ("precision", ("fp32", "bf16"))):
+            if getattr(self, name) not in values:
+                found = getattr(self, name)
+                raise ValueError(f"parallel.{name} must be one of {', '.join(values)}, found {found!r}")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run can set."""
 
@@ -197,6 +213,7 @@ class Config:
     autolabel: AutolabelConfig = field(default_factory=AutolabelConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def phase(self, name: str, lap: int = 1) -> GRPOConfig:
         return getattr(self, name if lap == 1 else f"lap_{name}")
