@@ -9,7 +9,23 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanov2.distributed import Ranks
-from nanov2.records import write_atomically
+from nanov2.records import write_atomically, write_jsonl
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl that may be being written, or was when its writer was killed.
+
+    A line that is no JSON object with a step (the torn last one) is left out; no file is no rows.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
 
 
 class Log:
@@ -20,10 +36,9 @@ class Log:
         if not self.main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if start and self.path.is_file():  # what came after the checkpoint is done again
-            kept = [x for x in self.path.read_text().splitlines() if x and json.loads(x)["step"] < start]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        # what came after the checkpoint is done again
+        kept = [row for row in read_rows(self.path) if row["step"] < start] if start else []
+        write_jsonl(self.path, kept)
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
 
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
