@@ -1,7 +1,6 @@
-"""Weights and training state on disk: safetensors only, written whole or not at all.
+"""Finished models on disk: model.safetensors, config.json, tokenizer.json, each written whole or not at all.
 
-A finished model is a folder: model.safetensors, config.json, tokenizer.json. The state of a phase that is
-under way is one file: weights, optimiser, step and cursor. Nothing here can run code when it is read.
+Nothing here can run code when it is read. The state of a phase under way is in snapshots.py.
 """
 
 from __future__ import annotations
@@ -43,29 +42,6 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Model,
     except RuntimeError as e:
         raise InputError(f"{folder / 'model.safetensors'} does not fit config.json: {e}") from e
     return model.to(device), Tokenizer.load(folder / "tokenizer.json")
-
-
-def save_state(path: Path, model: Model, optimizer: torch.optim.Optimizer, extra: dict) -> None:
-    """Everything that a phase needs to go on: `extra` is JSON (step, cursor, …)."""
-    tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).cpu().contiguous()
-    write_atomically(path, save(tensors, {"extra": json.dumps(extra)}))
-
-
-def load_state(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> dict:
-    """Restore what `save_state` wrote, bitwise; returns `extra`."""
-    tensors, metadata = _read(path)
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    saved = optimizer.state_dict()
-    saved["state"] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            saved["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(saved)
-    return json.loads(metadata["extra"])
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

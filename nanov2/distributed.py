@@ -14,6 +14,8 @@ import random
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 
 def derive_seed(*parts: object) -> int:
@@ -27,11 +29,18 @@ def derive_rng(*parts: object) -> random.Random:
 
 
 class Ranks:
-    """This process among the ranks. `device` is a GPU where there is one, else the CPU."""
+    """This process among the ranks. `device` is a GPU where there is one, else the CPU.
+
+    `shard` ("none", "full", "hybrid") and `precision` ("fp32", "bf16") say how models are trained; see
+    sharding.py.
+    """
+
+    shard, precision = "none", "fp32"
 
     def __init__(self):
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
+        self.per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
@@ -69,8 +78,11 @@ class Ranks:
         return dict(zip(names, values.tolist(), strict=True))
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Sum gradients over ranks, in one message. Losses carry global denominators, so it is no mean."""
-        if self.size == 1:
+        """Sum gradients over ranks, in one message. Losses carry global denominators, so it is no mean.
+
+        Sharded models have summed theirs in the backward pass.
+        """
+        if self.size == 1 or isinstance(model, FSDPModule):
             return
         params = [p for p in model.parameters() if p.requires_grad]
         for p in params:
@@ -80,6 +92,11 @@ class Ranks:
         dist.all_reduce(flat)
         for p, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
             p.grad.copy_(part.view_as(p))
+
+    def clip_gradients(self, model: nn.Module, max_norm: float) -> float:
+        """Scale the gradients down to `max_norm`; returns the norm that the full gradient had (C17)."""
+        norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def from_main(self, value: object) -> object:
         """The main rank's value, on every rank."""

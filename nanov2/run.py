@@ -4,7 +4,7 @@ runs/NAME/run.json, config.json      settings, seed, commit, versions
 runs/NAME/base/ coldstart/ …         a folder per phase of lap 1
 runs/NAME/lap2/verifier2/ …          later laps
 …/phase.json                         written last: the phase is done
-…/metrics.jsonl, eval.json, samples.jsonl, state.safetensors, model.safetensors, records
+…/metrics.jsonl, eval.json, samples.jsonl, model.safetensors, records; snapshots/ while it is under way
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -49,6 +50,8 @@ class Run:
 
     def __init__(self, folder: str | Path, config: Config, ranks: Ranks):
         self.dir, self.config, self.ranks = Path(folder), config, ranks
+        if ranks.size > 1:
+            ranks.shard, ranks.precision = config.parallel.shard, config.parallel.precision
         self.problems = problem_sets(config)
         if ranks.main:
             self._open()
@@ -152,8 +155,7 @@ class Run:
         self.ranks.barrier()
         self.write(phase, lap, "phase.json", done | {"peak_memory_mb": round(peak)} | facts)
         if self.ranks.main:
-            (self.folder(phase, lap) / "state.safetensors").unlink(missing_ok=True)
-            (self.folder(phase, lap) / "best.safetensors").unlink(missing_ok=True)
+            shutil.rmtree(self.folder(phase, lap) / "snapshots", ignore_errors=True)
         self.ranks.barrier()
 
 

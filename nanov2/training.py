@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 
 from kernels import linear_logprob
-from nanov2.checkpoint import load_state, save_state
 from nanov2.config import BaseConfig, GRPOConfig
 from nanov2.demos import Demonstration
 from nanov2.distributed import Ranks, derive_rng, derive_seed
-from nanov2.grpo import Clock, Group, Task, make_optimizer, rollout_groups, schedule, train_on_groups
+from nanov2.grpo import Clock, Group, Task, rollout_groups, schedule, train_on_groups
 from nanov2.logs import Log
 from nanov2.model import Model
 from nanov2.packing import Completion, Pack, collate, micro_batches
-from nanov2.safety import CleanStop, Guard, check_space, usable
+from nanov2.progress import Phase, judges_of
+from nanov2.safety import CleanStop, Guard, usable
+from nanov2.sharding import in_step
 from nanov2.tokenizer import Tokenizer
 
 Metrics = dict[str, dict]  # name → {"value", "n", "low", "high"}
@@ -49,7 +50,7 @@ def supervised_loss(
 ):
     """Sum of −log p over counted tokens / denominator, micro-batch by micro-batch; accumulates gradients."""
     total = 0.0
-    for part in micro_batches(packs, MICRO_TOKENS):
+    for part in in_step(model, micro_batches(packs, MICRO_TOKENS)):
         batch = collate(part).to(model.output_weight.device)
         hidden = model(batch.layout)[batch.at[batch.counted]]
         logp = linear_logprob(hidden, model.output_weight, batch.target[batch.counted])
@@ -75,28 +76,32 @@ def train_supervised(
     measure: Callable[[Model, int], Metrics],
 ) -> list[dict]:
     """Train on `draw(step, i)`, i < batch. Returns the curve of `measure` every `eval_every` steps."""
-    optimizer = make_optimizer(model, config.lr, config.weight_decay)
-    start, curve = _resume(folder, model, optimizer)
+    phase = Phase(folder, model, config, ranks)
+    start, curve, extra = phase.resume()
     log = Log(folder, name, ranks, start, config.steps)
     clock = Clock()
     stop, guard = CleanStop(ranks), Guard(folder, config.max_skipped, ranks)
+    guard.in_a_row = extra.get("skipped_in_a_row", 0)
     for step in stop.until(start, config.steps):
-        _set_lr(optimizer, config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.05))
+        _set_lr(phase.optimizer, config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.05))
         packs = [document(tokenizer, draw(step, i)) for i in ranks.mine(list(range(config.batch)))]
         tokens = ranks.sum({"tokens": counted_tokens(packs)})["tokens"]
         clock.lap("data")
-        loss = ranks.sum({"loss": supervised_loss(model, packs, tokenizer, tokens, backward=True)})["loss"]
-        norm = _descend(model, optimizer, config, ranks)
+        loss = supervised_loss(phase.model, packs, tokenizer, tokens, backward=True)
+        loss = ranks.sum({"loss": loss})["loss"]
+        norm = _descend(phase.model, phase.optimizer, config, ranks)
         guard.step(step, norm is None, lambda packs=packs: [_text(tokenizer, p) for p in packs])
         clock.lap("train")
         if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
-            curve.append({"step": step + 1, **measure(model, step + 1)})
+            with phase.whole():
+                curve.append({"step": step + 1, **measure(model, step + 1)})
             log.metrics(step + 1, curve[-1] | {"step": {"value": step + 1}})
             clock.lap("eval")
         figures = {"tokens": tokens, "skipped": float(norm is None), "seconds": dict(clock.seconds)}
         log.step(step, figures if norm is None else {"loss": loss, "grad_norm": norm} | figures)
         clock.seconds.clear()
-        _save(folder, model, optimizer, ranks, step, config, curve, {}, stop.now())
+        phase.save(step, stop.now(), {"curve": curve, "skipped_in_a_row": guard.in_a_row})
+    phase.end()
     log.close()
     stop.finish(name)
     return curve
@@ -122,30 +127,36 @@ def train_grpo(
     them, and at once, ending the phase, where `validation/hacking_gap` passes `config.max_gap`.
     """
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
-    optimizer = make_optimizer(model, config.lr, config.weight_decay)
-    start, curve, extra = _resume(folder, model, optimizer, with_extra=True)
+    phase = Phase(folder, model, config, ranks, judges_of(task), reference)
+    start, curve, extra = phase.resume()
     stream = Stream(items, seed, extra.get("cursor", 0))
     best, notes = extra.get("best", -math.inf), extra.get("notes", [])
     log = Log(folder, name, ranks, start, config.steps)
     clock = Clock()
 
     if not curve:
-        curve.append({"step": 0, **measure(model, 0)})
+        with phase.whole():
+            curve.append({"step": 0, **measure(model, 0)})
     stop, guard = CleanStop(ranks), Guard(folder, config.max_skipped, ranks)
+    guard.in_a_row = extra.get("skipped_in_a_row", 0)
     for step in stop.until(start, config.steps):
         lr = config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.1)
-        _set_lr(optimizer, lr)
+        _set_lr(phase.optimizer, lr)
         step_seed = derive_seed(seed, "rollout", step)
-        groups, sums = rollout_groups(model, tokenizer, task, stream.take, config, ranks, step_seed, clock)
+        with phase.whole():
+            groups, sums = rollout_groups(
+                model, tokenizer, task, stream.take, config, ranks, step_seed, clock
+            )
         trained = train_on_groups(
-            model, optimizer, groups, config, ranks, step_seed, reference, task.max_turns
+            phase.model, phase.optimizer, groups, config, ranks, step_seed, phase.reference, task.max_turns
         )
         skipped = trained.get("skipped", 0) > 0
         guard.step(step, skipped, lambda groups=groups: [_readable(tokenizer, g) for g in groups])
         clock.lap("train")
         measured = (step + 1) % config.eval_every == 0 or step + 1 == config.steps
         if measured:
-            curve.append({"step": step + 1, **measure(model, step + 1)})
+            with phase.whole():
+                curve.append({"step": step + 1, **measure(model, step + 1)})
             log.metrics(step + 1, {k: v for k, v in curve[-1].items() if k != "step"})
             for group in groups[:1]:
                 log.text(step + 1, "group", "\n".join(_readable(tokenizer, group)))
@@ -162,12 +173,10 @@ def train_grpo(
             value = curve[-1][keep_best]["value"]
             if value >= best:
                 best = value
-                if ranks.main:
-                    save_state(folder / "best.safetensors", model, optimizer, {"step": step + 1})
+                phase.save_best(step)
             gap = curve[-1].get("validation/hacking_gap", {"value": 0.0})["value"]
             if gap > config.max_gap or (step + 1 == config.steps and value < best - 0.02):
-                ranks.barrier()
-                at = load_state(folder / "best.safetensors", model, optimizer)["step"]
+                at = phase.load_best()
                 why = (
                     f"gap of reward over truth {gap:.3f}"
                     if gap > config.max_gap
@@ -175,17 +184,9 @@ def train_grpo(
                 )
                 notes.append(f"fell back to step {at} ({keep_best} {best:.3f}) at step {step + 1}: {why}")
                 break
-        _save(
-            folder,
-            model,
-            optimizer,
-            ranks,
-            step,
-            config,
-            curve,
-            {"cursor": stream.cursor, "best": best, "notes": notes},
-            stop.now(),
-        )
+        progress = {"cursor": stream.cursor, "best": best, "notes": notes}
+        phase.save(step, stop.now(), {"curve": curve, "skipped_in_a_row": guard.in_a_row} | progress)
+    phase.end()
     log.close()
     stop.finish(name)
     return curve, notes
@@ -226,31 +227,12 @@ def _descend(
 ) -> float | None:
     """A step on the summed gradients; returns their norm, or None where it was unusable and skipped."""
     ranks.sum_gradients(model)
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    norm = ranks.clip_gradients(model, config.max_grad_norm)
     good = usable(norm, config.skip_norm)
     if good:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm if good else None
-
-
-def _resume(folder: Path, model: Model, optimizer: torch.optim.Optimizer, with_extra: bool = False):
-    folder.mkdir(parents=True, exist_ok=True)
-    check_space(folder, model.n_params)
-    path = folder / "state.safetensors"
-    extra = load_state(path, model, optimizer) if path.is_file() else {"step": 0, "curve": []}
-    return (extra["step"], extra["curve"], extra) if with_extra else (extra["step"], extra["curve"])
-
-
-def _save(
-    folder, model, optimizer, ranks: Ranks, step: int, config, curve: list[dict], extra: dict, stopping: bool
-) -> None:
-    """A checkpoint after every `save_every` steps, after the last, and when the run is asked to stop."""
-    if (step + 1) % config.save_every == 0 or step + 1 == config.steps or stopping:
-        if ranks.main:
-            state = {"step": step + 1, "curve": curve, **extra}
-            save_state(folder / "state.safetensors", model, optimizer, state)
-        ranks.barrier()
 
 
 def _summary(sums: dict[str, float], trained: dict[str, float], ranks: Ranks) -> dict[str, float]:
