@@ -260,6 +260,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         raise InputError(f"cannot read configuration {path}: {e.strerror}") from e
     except (ValueError, RecursionError) as e:  # of TOML, of JSON, or of UTF-8
         raise InputError(f"{path}: not valid: {e}") from e
+    _check_table(tree, "the file", str(path))
     for override in overrides:
         _override(tree, override)
     return from_dict(tree, str(path))
@@ -287,7 +288,7 @@ def _override(tree: dict, text: str) -> None:
         raise InputError(f"cannot read override {text!r}: write --section.field=value")
     try:
         parsed = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value  # a bare word is text
     *path, last = name.replace("-", "_").split(".")
     for part in path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanov2.errors import InputError
-from nanov2.records import ProofRecord
+from nanov2.records import ProofRecord, is_text
 
 WORDS = {"correct": 1.0, "incorrect": 0.0, "true": 1.0, "false": 0.0, "right": 1.0, "wrong": 0.0}
 
@@ -80,7 +81,7 @@ class GradedFile:
 
     def _text(self, row: object, name: str, number: int) -> str:
         value = self._cell(row, name, number)
-        if not isinstance(value, str) or not value.strip():
+        if not is_text(value) or not value.strip():
             raise InputError(f"{self.path}, line {number}: {self.columns.get(name, name)!r} must be text")
         return value
 
@@ -96,7 +97,7 @@ class GradedFile:
             )
         except (ValueError, TypeError) as e:
             raise InputError(f"{self.path}, line {number}: {value!r} is not a grade") from e
-        if grade != grade or grade < 0:
+        if not math.isfinite(grade) or grade < 0:
             raise InputError(f"{self.path}, line {number}: {value!r} is not a grade")
         return 1.0 if grade >= self.full else 0.5 if grade >= self.half else 0.0
 

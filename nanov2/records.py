@@ -124,7 +124,7 @@ def parse_record(line: str, kind: type[Record], where: str) -> Record:
         raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     if unknown := row.keys() - fields.keys():
-        raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r}; known: {', '.join(fields)}")
+        raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r:.80}; known: {', '.join(fields)}")
     required = {f.name for f in fields.values() if f.default is dataclasses.MISSING}
     if missing := required - row.keys():
         raise InputError(f"{where}: field {sorted(missing)[0]!r} is missing")
@@ -138,15 +138,23 @@ def parse_record(line: str, kind: type[Record], where: str) -> Record:
 def _check(name: str, value: object, where: str) -> None:
     if name in ("score", "quality"):
         if value is not None and (isinstance(value, bool) or value not in LEVELS):
-            raise InputError(f"{where}: {name} must be 0, 0.5, 1 or null, found {value!r}")
+            raise InputError(f"{where}: {name} must be 0, 0.5, 1 or null, found {value!r:.80}")
     elif name == "reward":
-        if value is not None and not isinstance(value, (int, float)):
-            raise InputError(f"{where}: reward must be a number or null, found {value!r}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise InputError(f"{where}: reward must be a number or null, found {value!r:.80}")
     elif name == "turns":
         pairs = isinstance(value, list) and all(
-            isinstance(t, list) and len(t) == 2 and all(isinstance(x, str) for x in t) for t in value
+            isinstance(t, list) and len(t) == 2 and all(map(is_text, t)) for t in value
         )
         if not pairs:
             raise InputError(f"{where}: turns must be a list of [task, text]")
-    elif not isinstance(value, str):
-        raise InputError(f"{where}: {name} must be text, found {value!r}")
+    elif not is_text(value):
+        raise InputError(f"{where}: {name} must be text, found {value!r:.80}")
+
+
+def is_text(value: object) -> bool:
+    """A string of whole characters: JSON can spell half of a surrogate pair, which no file can hold."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
