@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 
 from nanov2.charts import chart, dumbbells
+from nanov2.errors import InputError, as_written
 from nanov2.records import write_atomically
 from nanov2.run import PHASES
 
@@ -26,13 +27,19 @@ CURVES = {  # what is drawn of metrics.jsonl, if it is there
 
 
 def read_json(path: Path, default):
-    return json.loads(path.read_text()) if path.is_file() else default
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else default
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{path}: not valid JSON: {e}") from e
 
 
 def read_lines(path: Path) -> list[dict]:
     """JSON lines; a last one that is still being written is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{path}: not lines of JSON: {e}") from e
 
 
 def collect(run: Path) -> list[dict]:
@@ -277,7 +284,11 @@ nav a{margin-right:10px}
 
 def build_report(run: str | Path) -> tuple[Path, Path]:
     """Write report.html and report.json into the run folder; returns their paths."""
-    run = Path(run)
+    with as_written(Path(run)):
+        return _build_report(Path(run))
+
+
+def _build_report(run: Path) -> tuple[Path, Path]:
     facts, phases = read_json(run / "run.json", {}), collect(run)
     rows = headline(phases)
     page, data = run / "report.html", run / "report.json"

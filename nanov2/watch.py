@@ -9,15 +9,14 @@ It only reads the run folder, so it may be started, stopped and started again at
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
 import time
 from pathlib import Path
 
-from nanov2.errors import InputError
-from nanov2.report import collect
+from nanov2.errors import InputError, as_written
+from nanov2.report import collect, read_json
 
 SHOWN = ("loss", "reward", "truth", "truth_quality", "truth_draft", "meta", "entropy", "cut", "grad_norm")
 BARS = "▁▂▃▄▅▆▇█"
@@ -51,11 +50,16 @@ def steps_of(config: dict, phase: str, lap: int) -> int | None:
 
 def frame(run: Path, width: int) -> tuple[str, bool]:
     """What is on the screen now, and whether the run is done."""
+    with as_written(run):
+        return _frame(run, width)
+
+
+def _frame(run: Path, width: int) -> tuple[str, bool]:
     if not (run / "run.json").is_file():
         raise InputError(
             f"{run} is not a run folder: run.json is missing; start train.py with --dir={run} first"
         )
-    facts = json.loads((run / "run.json").read_text())
+    facts = read_json(run / "run.json", {})
     phases = collect(run)
     lines = [safe(f"{run}  seed {facts.get('seed')}  {facts.get('ranks')} rank(s)", width), ""]
     for p in phases:
