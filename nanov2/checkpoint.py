@@ -31,22 +31,37 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Model,
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"no model in {folder}: {name} is missing")
+    path = folder / "config.json"
     try:
-        config = ModelConfig(**json.loads((folder / "config.json").read_text()))
-    except (TypeError, ValueError) as e:
-        raise InputError(f"{folder / 'config.json'}: not a model configuration: {e}") from e
-    model = Model(config)
-    weights, _ = _read(folder / "model.safetensors")
+        config = ModelConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError, RecursionError, ArithmeticError) as e:
+        raise InputError(f"{path}: not a model configuration: {e}") from e
+    weights = _read(folder / "model.safetensors")
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as e:
-        raise InputError(f"{folder / 'model.safetensors'} does not fit config.json: {e}") from e
-    return model.to(device), Tokenizer.load(folder / "tokenizer.json")
+        if config.n_layers > len(weights):
+            raise ValueError(f"{config.n_layers} layers, but {len(weights)} tensors")
+        with torch.device("meta"):  # so that an absurd shape costs nothing
+            model = Model(config)
+        model.load_state_dict(weights, assign=True)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as e:
+        first = str(e).strip().splitlines()
+        raise InputError(f"{folder / 'model.safetensors'} does not fit config.json: {' '.join(first)}") from e
+    return model.to(device), _tokenizer(folder / "tokenizer.json", config)
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.load(path)
+    except Exception as e:  # the library raises nothing narrower
+        raise InputError(f"{path}: not a tokenizer of nanov2: {e}") from e
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(f"{path}: {tokenizer.vocab_size} tokens, but the model has {config.vocab_size}")
+    return tokenizer
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(str(path), framework="pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118
+            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as e:
         raise InputError(f"cannot read {path}: {e}; delete it, and what it holds is made again") from e

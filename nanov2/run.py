@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from nanov2.checkpoint import load_model, save_model
-from nanov2.config import Config
+from nanov2.config import Config, load_config
 from nanov2.distributed import Ranks
 from nanov2.errors import InputError
 from nanov2.evaluate import problem_sets
@@ -61,7 +61,7 @@ class Run:
         settings = json.loads(json.dumps(self.config.to_dict()))
         path = self.dir / "config.json"
         if path.is_file():
-            old = json.loads(path.read_text())
+            old = json.loads(json.dumps(load_config(path).to_dict()))  # settings new since have defaults
             done = {p.parent.name for p in self.dir.glob("**/phase.json")}
             fixed = done | ({"seed", "model", "world", "noise"} if done else set())
             changed = sorted(k for k in fixed if _differ(settings.get(k), old.get(k)))
