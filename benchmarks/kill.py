@@ -106,7 +106,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--each", type=int, default=10, help="at most so many kills of one flywheel")
+    parser.add_argument("--each", type=int, default=4, help="at most so many kills of one flywheel")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--shard", default="none")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -127,7 +127,7 @@ def main() -> None:
         runs += 1
         folder = args.dir.resolve() / f"run{runs}"
         spend = min(args.each, args.kills - len(kills))
-        kills += disturbed(folder, rng, took / 3, spend, args, settings)
+        kills += disturbed(folder, rng, 0.7 * took, spend, args, settings)
         found = results(folder)
         different = [n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)]
         print(f"run {runs}: {len(kills)} kills so far, {len(different)} of {len(expected)} files differ")
