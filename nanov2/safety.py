@@ -26,8 +26,8 @@ class CleanStop:
     """In `until`, SIGTERM and SIGINT ask the training loop to stop after its step.
 
     A second signal, two seconds after the first or later, ends the process at once (torchrun passes one
-    Ctrl-C on twice). Elsewhere signals act as always: phases write their results whole, so nothing is lost
-    but the time since the last checkpoint.
+    Ctrl-C on twice). Elsewhere a signal ends the script at once: phases write their results whole, so
+    nothing is lost but the time since the last checkpoint.
     """
 
     def __init__(self, ranks: Ranks):

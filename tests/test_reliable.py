@@ -1,11 +1,16 @@
 """Snapshots that survive kills, full disks and tampering; and phases that go on where they were."""
 
+import os
 import shutil
+import signal
 from collections import namedtuple
 
 import pytest
 import torch
 from conftest import small_model
+from safetensors.torch import load_file
+from test_phases import flywheel
+from test_safety import BASE, wait_for_steps
 from test_sharding import STEPS, train
 
 from nanov2 import snapshots as snapshots_module
@@ -155,3 +160,28 @@ def test_a_torn_line_of_the_metrics_does_not_stop_a_run(tmp_path):
     path.write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo')
     Log(tmp_path, "x", Ranks(), 1, 4).close()
     assert path.read_text() == '{"step": 0, "loss": 1.0}\n'
+
+
+def test_a_signal_outside_of_a_training_loop_ends_a_run_in_one_line(tmp_path):
+    process = flywheel(tmp_path / "run", "--base.steps=1", "--world.problems=20000", wait=False)
+    wait_for_steps(tmp_path / "run", 1)  # of the base's only step: what follows is sampling
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "the same command goes on" in err and "Traceback" not in err
+
+
+def test_C14_under_torchrun_a_signal_stops_all_ranks_after_the_same_step(tmp_path):
+    """torchrun passes the signal on; its ranks agree on the step, save, and go on to the same figures."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert flywheel(whole, *BASE, "--parallel.shard=full", ranks=2)[0] == 0
+    process = flywheel(stopped, *BASE, "--parallel.shard=full", ranks=2, wait=False)
+    wait_for_steps(stopped, 20)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert "the same command goes on" in err
+    (saved,) = stopped.glob("base/snapshots/step-*")
+    done = len((stopped / "base" / "metrics.jsonl").read_text().splitlines())
+    assert step_of(saved) == done < 240 and len(list(saved.glob("*.safetensors"))) == 2
+    assert flywheel(stopped, *BASE, "--parallel.shard=full", ranks=2)[0] == 0
+    a, b = (load_file(f / "base" / "model.safetensors") for f in (whole, stopped))
+    assert all((a[name] == b[name]).all() for name in a)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import small_model, some_problems, some_proofs
 
+from benchmarks import scaling
 from nanov2.config import BaseConfig, GRPOConfig
 from nanov2.demos import Noise, make_demonstration
 from nanov2.distributed import Ranks, derive_rng, derive_seed
@@ -255,3 +256,8 @@ def test_a_run_begun_on_two_ranks_goes_on_alone(tmp_path):
     assert all(
         torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(continued.parameters(), alone.parameters())
     )
+
+
+def test_the_simulated_costs_of_two_ranks_are_the_measured_ones():
+    for name, simulated, measured in scaling.measure():
+        assert measured == pytest.approx(simulated, rel=0.001), name
