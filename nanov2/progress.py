@@ -59,6 +59,7 @@ class Phase:
         if (step + 1) % self.config.save_every == 0 or step + 1 == self.config.steps or stopping:
             extra = {"step": step + 1, "judges": self.hashes} | progress
             self.snapshots.save("step", self.model, self.optimizer, extra)
+        self.snapshots.poll()
 
     def save_best(self, step: int) -> None:
         self.snapshots.save("best", self.model, self.optimizer, {"step": step + 1})
@@ -69,6 +70,7 @@ class Phase:
 
     def end(self) -> None:
         """The caller's model and the judges hold all their weights again."""
+        self.snapshots.finish()
         for placed in (self.trained, *self.frozen.values()):
             placed.give_back()
 

@@ -20,9 +20,11 @@ import re
 import shutil
 import sys
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -33,28 +35,54 @@ from nanov2.records import write_atomically
 
 
 class Snapshots:
-    """The snapshots of one phase. Every rank calls every method; `keep` is how many are kept."""
+    """The snapshots of one phase. Every rank calls every method; `keep` is how many are kept.
+
+    Shards are written while training goes on: `save` copies them and returns, and the snapshot is complete
+    after the `poll` that finds all ranks done, or after `finish`, which waits for them.
+    """
 
     def __init__(self, folder: Path, ranks: Ranks, keep: int = 2):
         self.folder, self.ranks, self.keep = folder / "snapshots", ranks, keep
+        self._writing: tuple[Future, Path, Path] | None = None  # shards under way, and the two names
+        self._group = None  # of the writing thread, whose messages must not meet those of training
 
     def save(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> None:
         """Write weights, optimiser, random generators and `extra` (JSON, with "step") as NAME-STEP.
 
         InputError, on every rank, where the disk does not take it; older snapshots are kept then.
         """
+        self.finish()
         final = self.folder / f"{name}-{extra['step']:08d}"
         part = self.folder / f".{final.name}.part"
         tensors = state_tensors(model, optimizer)
         state = extra | {"random": self.ranks.gather([_random_state()]), "ranks": self.ranks.size}
         self._on_main(lambda: _fresh(part, sum(t.numel() * t.element_size() for t in tensors.values())))
-        self._write_tensors(part, tensors)
         self._on_main(lambda: write_atomically(part / "state.json", json.dumps(state)))
+        self._writing = self._write(part, tensors), part, final
+        self.poll()
+
+    def poll(self) -> None:
+        """Complete a snapshot whose shards have all been written."""
+        if self._writing:
+            done = self.ranks.sum({"done": float(self._writing[0].done())})["done"]
+            if done == self.ranks.size:
+                self.finish()
+
+    def finish(self) -> None:
+        """Wait for the shards that are being written, if any, and complete their snapshot."""
+        if not self._writing:
+            return
+        future, part, final = self._writing
+        self._writing = None
+        failed = [e for e in self.ranks.gather([_failure(future)]) if e]
+        if failed:
+            raise InputError(f"cannot write {self.folder}: {failed[0]}; earlier snapshots are kept")
         sums = self._checksums(part)
         self._on_main(lambda: self._complete(part, final, sums))
 
     def newest(self, name: str) -> Path | None:
         """The newest snapshot NAME-… whose checksums hold, or None."""
+        self.finish()
         for path in self.ranks.from_main(self._found(name)):
             if self._holds(path):
                 return path
@@ -92,16 +120,21 @@ class Snapshots:
         if error := self.ranks.from_main(error):
             raise InputError(error)
 
-    def _write_tensors(self, part: Path, tensors: dict[str, Tensor]) -> None:
+    def _write(self, part: Path, tensors: dict[str, Tensor]) -> Future:
+        """Begin to write the tensors; whole ones are written when this returns."""
         if not any(isinstance(t, DTensor) for t in tensors.values()):
             whole = {name: t.cpu().contiguous() for name, t in tensors.items()} if self.ranks.main else {}
             self._on_main(lambda: write_atomically(part / "state.safetensors", save(whole)))
-            return
+            done: Future = Future()
+            done.set_result(None)
+            return done
         import torch.distributed.checkpoint as dcp
 
+        self._group = self._group or dist.new_group(backend="gloo")
+        writer = dcp.HuggingFaceStorageWriter(str(part), save_distributed=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its own deprecations
-            dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
+            return dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
 
     def _checksums(self, folder: Path) -> dict[str, str]:
         """BLAKE2b of every file, each rank reading its share; the same on all ranks."""
@@ -183,6 +216,12 @@ def _fresh(part: Path, need: int) -> None:
     if free < need + (16 << 20):
         raise InputError(f"{free >> 20} MiB free on the disk, {(need >> 20) + 16} MiB wanted")
     part.mkdir()
+
+
+def _failure(future: Future) -> str:
+    """Why the writing failed, once it has ended; empty where it did not."""
+    error = future.exception()
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300] if error else ""
 
 
 def _digest(path: Path) -> str:
