@@ -244,6 +244,6 @@ def open_state(path: Path, settings: dict) -> dict[str, Pool]:
                 c["critiques"] = [Weighed(**w) for w in c["critiques"]]
             row["candidates"] = [Candidate(**c) for c in row["candidates"]]
             pools[row["problem"]] = Pool(**row)
-        except (ValueError, TypeError, KeyError, RecursionError) as e:
+        except (ValueError, TypeError, KeyError) as e:
             raise InputError(f"{path}, line {number}: not the state of a search; delete the file") from e
     return pools
