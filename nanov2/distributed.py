@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,11 @@ class Ranks:
             self.device = torch.device("cpu")
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    @cached_property
+    def writers(self) -> dist.ProcessGroup:
+        """All ranks over gloo, for a thread that writes: its messages must not meet those of training."""
+        return dist.new_group(backend="gloo")
 
     @property
     def main(self) -> bool:

@@ -24,7 +24,6 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -44,7 +43,6 @@ class Snapshots:
     def __init__(self, folder: Path, ranks: Ranks, keep: int = 2):
         self.folder, self.ranks, self.keep = folder / "snapshots", ranks, keep
         self._writing: tuple[Future, Path, Path] | None = None  # shards under way, and the two names
-        self._group = None  # of the writing thread, whose messages must not meet those of training
 
     def save(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> None:
         """Write weights, optimiser, random generators and `extra` (JSON, with "step") as NAME-STEP.
@@ -130,11 +128,10 @@ class Snapshots:
             return done
         import torch.distributed.checkpoint as dcp
 
-        self._group = self._group or dist.new_group(backend="gloo")
         writer = dcp.HuggingFaceStorageWriter(str(part), save_distributed=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its own deprecations
-            return dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
+            return dcp.async_save(tensors, storage_writer=writer, process_group=self.ranks.writers)
 
     def _checksums(self, folder: Path) -> dict[str, str]:
         """BLAKE2b of every file, each rank reading its share; the same on all ranks."""

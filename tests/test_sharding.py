@@ -89,12 +89,8 @@ def train(kind, folder, ranks, **changes):
     return model, rows
 
 
-def _rank(rank, port, job, path, *args):
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": str(2 // int(os.environ.get("NODES", "1"))),
-    }
+def _rank(rank, port, job, path, size, nodes, *args):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size // nodes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     ranks = Ranks()
@@ -104,11 +100,11 @@ def _rank(rank, port, job, path, *args):
         ranks.close()
 
 
-def on_two_ranks(job, path, *args):
-    """`job(ranks, path, …)` on two processes over gloo; returns both results."""
+def on_ranks(job, path, *args, size=2, nodes=1):
+    """`job(ranks, path, …)` on so many processes over gloo; returns what each of them returned."""
     port = 20000 + derive_seed(str(path), job.__name__, args) % 20000
-    torch.multiprocessing.spawn(_rank, (port, job, str(path), *args), nprocs=2)
-    return [torch.load(path / f"result{rank}.pt") for rank in range(2)]
+    torch.multiprocessing.spawn(_rank, (port, job, str(path), size, nodes, *args), nprocs=size)
+    return [torch.load(path / f"result{rank}.pt") for rank in range(size)]
 
 
 def _train_kinds(ranks, path, shard, kinds):
@@ -125,7 +121,7 @@ KINDS = ("supervised", "single", "multi")
 
 def test_two_ranks_in_shards_train_as_one_process_does(tmp_path):
     """20 steps of every phase's kind: loss and weights to 1e-5 in fp32 (C1, C16, C17)."""
-    sharded, other = on_two_ranks(_train_kinds, tmp_path, "full", KINDS)
+    sharded, other = on_ranks(_train_kinds, tmp_path, "full", KINDS)
     for kind in KINDS:
         model, rows = train(kind, tmp_path / kind, Ranks())
         weights, sharded_rows = sharded[kind]
@@ -159,33 +155,34 @@ def _bytes(ranks, path):
 
 
 def test_each_of_two_ranks_holds_about_half_of_weights_gradients_and_optimiser(tmp_path):
-    for share, shell_empty, shell_filled in on_two_ranks(_bytes, tmp_path):
+    for share, shell_empty, shell_filled in on_ranks(_bytes, tmp_path):
         assert 0.45 <= share <= 0.55 and shell_empty and shell_filled
 
 
-def _hybrid(ranks, path):
-    """Two nodes of one rank: copies, not shards. And bf16 computes in bf16 with fp32 shards."""
-    out = _train_kinds(ranks, path, "hybrid", ("multi",))
+def test_hybrid_shards_over_two_nodes_train_as_one_process_does(tmp_path):
+    """Two nodes of two ranks: shards within a node, copies across; many micro-batches a step."""
+    sharded, *_ = on_ranks(_train_kinds, tmp_path, "hybrid", ("multi",), size=4, nodes=2)
+    model, _ = train("multi", tmp_path / "one", Ranks())
+    weights, _ = sharded["multi"]
+    assert all(torch.allclose(p, weights[n], rtol=0, atol=1e-5) for n, p in model.state_dict().items())
+
+
+def _bf16(ranks, path):
     ranks.shard, ranks.precision = "full", "bf16"
     model = small_model(Tokenizer.for_world())
     placed = Sharded(model, ranks)
     with placed.whole():
         sampled = model.output_weight.dtype
     kept = next(placed.model.parameters()).dtype
-    rows = train("supervised", path / "bf16", ranks)[1]
-    return out, sampled, kept, [r["loss"] for r in rows]
+    _, rows = train("supervised", path / "bf16", ranks)
+    return sampled, kept, [r["loss"] for r in rows]
 
 
-def test_hybrid_shards_and_bf16_train_too(tmp_path, monkeypatch):
-    monkeypatch.setenv("NODES", "2")
-    (out, sampled, kept, losses), _ = on_two_ranks(_hybrid, tmp_path)
+def test_bf16_computes_in_bf16_and_keeps_the_weights_in_fp32(tmp_path):
+    (sampled, kept, losses), _ = on_ranks(_bf16, tmp_path)
     assert sampled == torch.bfloat16 and kept == torch.float32
-    rows = train("supervised", tmp_path / "fp32", Ranks())[1]
+    _, rows = train("supervised", tmp_path / "fp32", Ranks())
     assert losses == pytest.approx([r["loss"] for r in rows], abs=0.05)
-    model, _ = train("multi", tmp_path / "one", Ranks())
-    assert all(
-        torch.allclose(p, out["multi"][0][n], rtol=0, atol=1e-5) for n, p in model.state_dict().items()
-    )
 
 
 def _stop_and_go_on(ranks, path, shard):
@@ -203,7 +200,7 @@ def _stop_and_go_on(ranks, path, shard):
 
 @pytest.mark.parametrize("shard", ["none", "full"])
 def test_C14_on_two_ranks_a_stop_halfway_changes_no_bit(tmp_path, shard):
-    for equal, _ in on_two_ranks(_stop_and_go_on, tmp_path, shard):
+    for equal, _ in on_ranks(_stop_and_go_on, tmp_path, shard):
         assert equal
     steps = [
         json.loads(x)["step"] for x in (tmp_path / f"{shard}-parts/metrics.jsonl").read_text().splitlines()
@@ -230,7 +227,7 @@ def _read_state(ranks, path):
 
 
 def test_snapshots_of_two_ranks_are_read_by_one_and_back(tmp_path):
-    on_two_ranks(_write_state, tmp_path)
+    on_ranks(_write_state, tmp_path)
     snapshots = Snapshots(tmp_path / "run", Ranks())
     files = {p.name for p in snapshots.newest("step").iterdir()}
     assert len([f for f in files if f.endswith(".safetensors")]) == 2 and not any(
@@ -241,14 +238,14 @@ def test_snapshots_of_two_ranks_are_read_by_one_and_back(tmp_path):
     extra = snapshots.load(snapshots.newest("step"), model, optimizer)
     assert extra["step"] == STEPS and extra["cursor"] == STEPS * GRPO.prompts
     Snapshots(tmp_path / "one", Ranks()).save("step", model, optimizer, extra)
-    for weights, moments, step in on_two_ranks(_read_state, tmp_path):
+    for weights, moments, step in on_ranks(_read_state, tmp_path):
         assert step == STEPS
         for name, p in model.named_parameters():
             assert torch.equal(weights[name], p) and torch.equal(moments[name], optimizer.state[p]["exp_avg"])
 
 
 def test_a_run_begun_on_two_ranks_goes_on_alone(tmp_path):
-    on_two_ranks(_write_state, tmp_path)
+    on_ranks(_write_state, tmp_path)
     shutil.rmtree(tmp_path / "run" / "snapshots" / "step-00000020")
     continued, rows = train("single", tmp_path / "run", Ranks())
     alone, _ = train("single", tmp_path / "alone", Ranks())
