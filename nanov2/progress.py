@@ -66,7 +66,12 @@ class Phase:
 
     def load_best(self) -> int:
         """Back to the best weights so far; returns the step that they are of."""
-        return self.snapshots.load(self.snapshots.newest("best"), self.model, self.optimizer)["step"]
+        path = self.snapshots.newest("best")
+        if path is None:
+            raise InputError(
+                f"{self.snapshots.folder}: no best weights left to go back to; delete the folder"
+            )
+        return self.snapshots.load(path, self.model, self.optimizer)["step"]
 
     def end(self) -> None:
         """The caller's model and the judges hold all their weights again."""
