@@ -229,7 +229,11 @@ def verifier2(run: Run, lap: int) -> dict:
     prompts = WorldPrompts(tokenizer)
     gate = judge(run, meta_judge, "meta", 1, config, prompts) if config.meta_gate else None
     source = ("coldstart", 1) if lap == 1 else ("autolabel", lap - 1)
-    dv = balanced(run.records(*source, "dv.jsonl", ProofRecord), "score")
+    dv = run.records(*source, "dv.jsonl", ProofRecord)
+    if lap > 1:  # what consensus left open, where a person has scored it since
+        unclear = run.records(*source, "unclear.jsonl", ProofRecord)
+        dv = dv + [r for r in unclear if r.score is not None]
+    dv = balanced(dv, "score")
     dmv = balanced(run.records("meta", 1, "dmv.jsonl", CritiqueRecord), "quality")
     derive_rng(run.config.seed, "mixture", lap).shuffle(dmv)
     own = run.records("meta", 1, "held_out_dmv.jsonl", CritiqueRecord)

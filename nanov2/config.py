@@ -195,7 +195,7 @@ class Config:
 
     seed: int = 0  # draws the problems, the weights, every sample
     laps: int = 2  # laps of the flywheel
-    expert: str = "world"  # "world" (exact), "person" (a file to fill in), or the path of a labelled JSONL
+    expert: str = "world"  # "world" (exact), "person" (a file to fill in), "page" (waits), a labelled JSONL
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     noise: Noise = field(default_factory=Noise)

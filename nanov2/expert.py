@@ -2,12 +2,14 @@
 
 - WorldExpert: exact, for the embedded world.
 - FileExpert: looks the scores up in a labelled JSONL file.
-- PersonExpert: writes what is waiting to a file, and the phase goes on when it comes back filled in.
+- PersonExpert: writes what is waiting to a file, and the phase goes on when it comes back filled in: when it
+  is started again, or by itself where it waits for the judging page (judge.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -77,10 +79,13 @@ class FileExpert:
 
 
 class PersonExpert:
-    """Judgements by hand: items wait in `folder`, with `score` or `quality` null, to be filled in."""
+    """Judgements by hand: items wait in `folder`, with `score` or `quality` null, to be filled in.
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
+    `wait`: look every second whether they are, rather than stop with an InputError.
+    """
+
+    def __init__(self, folder: Path, wait: bool = False):
+        self.folder, self.wait = Path(folder), wait
 
     def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
         return self._ask(records, self.folder / "proofs_to_score.jsonl", ProofRecord, "score")
@@ -92,25 +97,34 @@ class PersonExpert:
         def key(r):
             return (r.problem, r.proof, getattr(r, "critique", ""))
 
-        known = {key(r): getattr(r, name) for r in read_jsonl(path, kind)} if path.is_file() else {}
-        filled = [dataclasses.replace(r, **{name: known.get(key(r))}, label="person") for r in records]
-        open_items = sum(getattr(r, name) is None for r in filled)
-        if open_items:
+        told = False
+        while True:
+            known = {key(r): getattr(r, name) for r in read_jsonl(path, kind)} if path.is_file() else {}
+            filled = [dataclasses.replace(r, **{name: known.get(key(r))}, label="person") for r in records]
+            open_items = sum(getattr(r, name) is None for r in filled)
+            if not open_items:
+                return filled
             if any(key(r) not in known for r in records):  # never overwrite what a person has written
                 write_jsonl(path, filled)
+            if self.wait:
+                if not told:
+                    print(f"{open_items} items wait in {path}: python -m nanov2.judge {self.folder.parent}")
+                    told = True
+                time.sleep(1.0)
+                continue
             raise InputError(
                 f"{open_items} of {len(records)} items wait for an expert: set every {name!r} to 0, 0.5 or 1 "
                 f"in {path}, then run the same command again"
             )
-        return filled
 
 
 def make_expert(setting: str, folder: Path) -> Expert:
-    """The expert that the configuration names: "world", "person", or the path of a labelled file."""
+    """The expert that the configuration names: "world", "person", "page" (a person, waited for), or
+    the path of a labelled file."""
     if setting == "world":
         return WorldExpert()
-    if setting == "person":
-        return PersonExpert(folder)
+    if setting in ("person", "page"):
+        return PersonExpert(folder, wait=setting == "page")
     path = Path(setting)
     critiques = path.with_name("critiques.jsonl")
     return FileExpert(path, critiques if critiques.is_file() else None)

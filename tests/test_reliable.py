@@ -163,11 +163,12 @@ def test_a_torn_line_of_the_metrics_does_not_stop_a_run(tmp_path):
 
 
 def test_a_signal_outside_of_a_training_loop_ends_a_run_in_one_line(tmp_path):
-    process = flywheel(tmp_path / "run", "--base.steps=1", "--world.problems=20000", wait=False)
+    long = ["--world.problems=20000", "--coldstart.problems=20000"]
+    process = flywheel(tmp_path / "run", "--base.steps=1", *long, wait=False)
     wait_for_steps(tmp_path / "run", 1)  # of the base's only step: what follows is sampling
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "the same command goes on" in err and "Traceback" not in err
+    assert process.returncode == 0 and "the same command goes on" in err and "Traceback" not in err, err
 
 
 def test_C14_under_torchrun_a_signal_stops_all_ranks_after_the_same_step(tmp_path):
