@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 
 # Okabe and Ito: safe for colour-blind readers
@@ -23,7 +24,14 @@ def chart(
     def place(x: float, y: float) -> tuple[float, float]:
         return left + w * (x - x0) / ((x1 - x0) or 1), top + h * (1 - (y - y0) / ((y1 - y0) or 1))
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    # what explore.js reads values from
+    data = escape(json.dumps([[k, [[x, float(f"{y:.5g}")] for x, y in v]] for k, v in series.items()]))
+    box = json.dumps([left, top, w, h, x0, x1])
+    full = height + 14 * ((len(series) - 1) // 2)  # a line of the legend for two names
+    parts = [
+        f'<svg viewBox="0 0 {width} {full}" role="img" aria-label="{escape(title)}" '
+        f'data-series="{data}" data-box="{box}">'
+    ]
     parts.append(f'<text x="{left}" y="16" class="ct">{escape(title)}</text>')
     for i in range(5):
         y = y0 + (y1 - y0) * i / 4
@@ -41,7 +49,11 @@ def chart(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" '
             f'stroke-dasharray="{dash}"><title>{escape(name)}: ends at {line[-1][1]:.3f}</title></polyline>'
         )
-        parts.append(f'<text x="{left + 110 * i}" y="{height - 6}" fill="{colour}">{escape(name)}</text>')
+        x, y = left + 200 * (i % 2), height - 6 + 14 * (i // 2)
+        parts.append(
+            f'<path d="M{x} {y - 4}h16" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        )
+        parts.append(f'<text x="{x + 20}" y="{y}">{escape(name)}</text>')
     return "".join(parts) + "</svg>"
 
 

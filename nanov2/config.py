@@ -172,7 +172,7 @@ class EvalConfig:
     proofs: int = 800  # held-out proofs that a verifier is measured on
     samples: int = 2  # samples per held-out problem for a generator
     rounds: int = 4  # refinement rounds at inference: at most so many proofs in a row
-    shown: int = 12  # samples kept for the report, per phase
+    shown: int = 40  # samples kept for the report, per phase
 
 
 @dataclass(frozen=True)

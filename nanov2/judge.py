@@ -29,8 +29,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WORLD_RUBRIC = {
     "score": "1: every step is a given fact and the chain proves the goal.\n0.5: one slip: a pair given with "
     "another relation, or a chain too weak for the goal.\n0: a pair not given, a wrong end, two slips.",
-    "quality": "1: every finding and the score are right.\n0.5: one finding is wrong, the score is right.\n"
-    "0: invented or missed issues that change the score.",
+    "quality": "1: every finding is right, and the score follows from them.\n"
+    "0.5: one finding is wrong, invented or missed, and the score is right all the same.\n"
+    "0: anything else.",
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; "
@@ -52,7 +53,8 @@ def steps(text: str) -> list[str]:
 def claims(text: str) -> list[str]:
     """What a critique claims to be wrong or right, one entry each to confirm or reject."""
     if critique := parse_critique(text):
-        return [" ".join(map(str, finding)) for finding in critique.findings]
+        given = [f"{' '.join(f.step)}: given {f.relation}, {f.verdict}" for f in critique.findings]
+        return [*given, f"the chain's end: {critique.ends}", f"the chain's strength: {critique.strict}"]
     return [p for p in steps(text) if "\\boxed" not in p]
 
 

@@ -1,24 +1,32 @@
 """report.html and report.json of a run folder: what each step gained, measured against the truth.
 
     python -m nanov2.report runs/proofworld [picture.svg]
+    python -m nanov2.report runs/proofworld --compare runs/other     # both in the first one's page
 
 One self-contained page that opens from disk: a first screen with the headline figures, then a section
-per phase with curves, tables and real samples. Everything shown is escaped. An unfinished run shows what
-is there.
+per phase with curves, tables and real samples, which explore.js filters, follows through phases and laps,
+and reads values off. Everything shown is escaped, and the page may run no script but that one. An
+unfinished run shows what is there.
 """
 
 from __future__ import annotations
 
+import argparse
+import base64
+import hashlib
 import json
+import math
 import sys
 from html import escape
 from pathlib import Path
 
+from nanov2.cards import sample_card
 from nanov2.charts import chart, dumbbells
 from nanov2.errors import InputError, as_written
 from nanov2.records import write_atomically
 from nanov2.run import PHASES
 
+MAX_SAMPLES = 60  # of a phase
 CURVES = {  # what is drawn of metrics.jsonl, if it is there
     "reward and truth": ("reward", "truth", "truth_quality", "truth_draft", "meta"),
     "entropy": ("entropy",),
@@ -152,23 +160,60 @@ def headline(phases: list[dict]) -> list[dict]:
     return rows
 
 
-def charts(phase: dict) -> str:
-    out = []
-    for title, names in CURVES.items():
-        out.append(chart(title, {n: [(m["step"], m[n]) for m in phase["metrics"] if n in m] for n in names}))
+def curves(phase: dict) -> dict[str, dict[str, list]]:
+    """Title → name → points (step, value) of what is drawn of a phase."""
+    out = {
+        title: {n: [(m["step"], m[n]) for m in phase["metrics"] if n in m] for n in names}
+        for title, names in CURVES.items()
+    }
     names = ("score_accuracy", "critique_quality", "invented_issue_rate", "meta_accuracy", "true_score",
              "verifier_reward", "draft_true_score", "final_true_score")  # fmt: skip
-    held_out = {
+    out["held-out validation"] = {
         n: [(c["step"], m["value"]) for c in phase["curve"] for k, m in c.items() if k.endswith("/" + n)]
         for n in names
     }
-    return '<div class="charts">' + "".join([*out, chart("held-out validation", held_out)]) + "</div>"
+    return out
+
+
+def charts(phase: dict, other: dict | None = None) -> str:
+    """A phase's curves, with those of the other run's same phase in them where one is given."""
+    theirs = curves(other) if other else {}
+    drawn = []
+    for title, lines in curves(phase).items():
+        more = {f"{n} (other)": line for n, line in theirs.get(title, {}).items()}
+        drawn.append(chart(title, lines | more))
+    return f'<div class="charts">{"".join(drawn)}</div>'
+
+
+def comparison(phases: list[dict], others: dict, name: str) -> str:
+    """Every held-out figure after training, of both runs, with the difference and whether it is clear."""
+    rows = []
+    for p in phases:
+        for metric, a in p["after"].items():
+            b = others.get((p["phase"], p["lap"]), {}).get("after", {}).get(metric)
+            if b:
+                # independent samples: the half widths of the two intervals add in quadrature
+                half = math.hypot(*((x["high"] - x["low"]) / 2 for x in (a, b)))
+                delta = b["value"] - a["value"]
+                rows.append(
+                    [
+                        p["folder"],
+                        metric,
+                        f"{a['value']:.3f}",
+                        f"{b['value']:.3f}",
+                        f"{delta:+.3f}",
+                        f"{delta - half:+.3f} – {delta + half:+.3f}",
+                        "yes" if abs(delta) > half else "",
+                    ]
+                )
+    head = ["phase", "held-out figure", "this run", name, "difference", "95% interval", "outside chance"]
+    return f'<h2 id="comparison">Compared with {escape(name)}</h2>' + table(head, rows)
 
 
 def table(columns: list, rows: list[list]) -> str:
     head = "".join(f"<th>{escape(str(c))}</th>" for c in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(c))}</td>" for c in r) + "</tr>" for r in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def figures_table(phase: dict) -> str:
@@ -185,49 +230,6 @@ def figures_table(phase: dict) -> str:
             ]
         )
     return table(["held-out figure", "before", "after", "95% interval", "items"], rows) if rows else ""
-
-
-def marked(critique: str, marks: list[bool]) -> str:
-    """A critique as HTML, every wrong finding marked (✗ and a colour); as it is where marks do not fit."""
-    words = critique.split()
-    parts = [" ".join(words[i : i + 5]) for i in range(0, len(words) - 3, 5)] + words[-3:-1]
-    if len(parts) != len(marks):
-        return escape(critique)
-    shown = (escape(p) if ok else f"<mark>✗ {escape(p)}</mark>" for p, ok in zip(parts, marks, strict=True))
-    return "  ".join(shown) + "  " + escape(words[-1])
-
-
-def sample_card(sample: dict) -> str:
-    """One sample: problem, proof, critique and meta-critique side by side, invented issues marked."""
-    cells = []
-    if "proof" in sample:
-        cells.append(("proof", sample["proof"], f"expert: {sample.get('truth')}"))
-    if "critique" in sample:
-        note = [f"says {sample['score']}"] if sample.get("score") is not None else []
-        if "quality" in sample:
-            note.append(f"expert: quality {sample['quality']}")
-        if sample.get("invented"):
-            note.append(f"⚠ invents {sample['invented']} issue(s)")
-        cells.append(("critique", sample["critique"], ", ".join(note)))
-    if "meta" in sample:
-        cells.append(("meta-critique", sample["meta"], f"says quality {sample.get('meta_quality')}"))
-    truths = sample.get("turn_truth") or []
-    for i, (task, text) in enumerate(sample.get("turns", [])):
-        truth = truths[i] if i < len(truths) else None
-        cells.append((task, text, f"expert: {truth}" if truth is not None else ""))
-    for key in ("reward", "label", "note"):
-        if sample.get(key) is not None:
-            cells.append((key, str(sample[key]), ""))
-
-    def show(name: str, text: str) -> str:
-        return marked(text, sample["marks"]) if name == "critique" and sample.get("marks") else escape(text)
-
-    body = "".join(
-        f'<div class="cell{" bad" if "⚠" in note else ""}"><b>{escape(name)}</b> '
-        f"<i>{escape(note)}</i><pre>{show(name, str(text))}</pre></div>"
-        for name, text, note in cells
-    )
-    return f'<div class="sample"><pre class="x">{escape(sample.get("problem", ""))}</pre>{body}</div>'
 
 
 def time_split(phase: dict) -> str:
@@ -259,93 +261,122 @@ def compute_curves(run: Path) -> str:
     return f'<h2>Verification compute, harder problems</h2><div class="charts">{drawn}</div>' if drawn else ""
 
 
-STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1b2433;--soft:#f3f5f9;--line:#ccd3df}
-:root{--bad:#b3261e;--good:#00705a;--mark:#ffe3e0}
-@media(prefers-color-scheme:dark){:root{--bg:#141a23;--fg:#e6ecf5;--soft:#1e2733;--line:#3a4657}
-:root{--bad:#ff8a80;--good:#5fd3b3;--mark:#5a2320}}
-body{background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
-body{max-width:1100px;margin:0 auto;padding:16px}
-table{border-collapse:collapse;font-size:14px}
-td,th{border:1px solid var(--line);padding:3px 9px;text-align:left}
-.scroll{overflow-x:auto;margin:8px 0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:10px}
-svg{background:var(--soft);border-radius:6px;width:100%}.charts svg{max-width:520px}
-svg text{font-size:11px;fill:var(--fg)}
-.ct{font-weight:600}.grid{stroke:var(--line);stroke-width:.6}
-.sample{background:var(--soft);border-radius:6px;padding:8px;margin:8px 0}
-pre{white-space:pre-wrap;margin:2px 0;font-size:13px}.x{font-weight:600}
-.cell{border-left:3px solid var(--line);padding-left:8px;margin:5px 0}
-.bad{border-color:var(--bad)}mark{background:var(--mark);color:inherit;border-radius:3px}
-.no{color:var(--bad);font-weight:600}.yes{color:var(--good);font-weight:600}
-nav a{margin-right:10px}
-"""
+FILTERS = """<form id="filters" hidden aria-label="Filter the samples">
+<label>phase <select id="f-phase"><option value="">all</option></select></label>
+<label>expert's score <select id="f-score"><option value="">all</option></select></label>
+<label>what is wrong <select id="f-error"><option value="">anything</option></select></label>
+<label>text <input id="f-text" type="search" size="14"></label>
+<button type="button" id="f-clear" hidden>clear</button> <span id="f-count" role="status"></span></form>
+<div id="tip" role="status" hidden></div>"""
 
 
-def build_report(run: str | Path) -> tuple[Path, Path]:
-    """Write report.html and report.json into the run folder; returns their paths."""
+def build_report(run: str | Path, compare: str | Path | None = None) -> tuple[Path, Path]:
+    """Write report.html and report.json into the run folder; returns their paths.
+
+    `compare`: another run folder, whose figures and curves are put beside this one's.
+    """
+    others = {}
+    if compare is not None:
+        if not Path(compare).is_dir():
+            raise InputError(f"{compare} is no folder: give the folder of a run to compare with")
+        with as_written(Path(compare)):
+            others = {(p["phase"], p["lap"]): p for p in collect(Path(compare))}
     with as_written(Path(run)):
-        return _build_report(Path(run))
+        return _build_report(Path(run), others, Path(compare).name if compare else "")
 
 
-def _build_report(run: Path) -> tuple[Path, Path]:
+def section(p: dict, other: dict | None) -> str:
+    """One phase: figures, curves, tables, notes, time, samples."""
+    title = p["title"] + (f" · lap {p['lap']}" if p["lap"] > 1 else "")
+    tables = "".join(f"<h3>{escape(t['title'])}</h3>{table(t['columns'], t['rows'])}" for t in p["tables"])
+    cards = "".join(sample_card(s, p["folder"]) for s in p["samples"][:MAX_SAMPLES])
+    return (
+        f'<section><h2 id="{p["phase"]}-{p["lap"]}">{escape(title)}</h2>'
+        + (f"<p>{p['seconds']:.0f} s</p>" if p["seconds"] else "<p>unfinished</p>")
+        + figures_table(p)
+        + charts(p, other)
+        + tables
+        + "".join(f"<p>{escape(n)}</p>" for n in p["notes"])
+        + time_split(p)
+        + (f'<details class="samples"><summary>Samples</summary>{cards}</details>' if cards else "")
+        + "</section>"
+    )
+
+
+def top_table(rows: list[dict]) -> str:
+    said = {
+        True: '<span class="yes">✓ reached</span>',
+        False: '<span class="no">✗ not reached</span>',
+        None: "–",
+    }
+
+    def number(x) -> str:
+        return "" if x is None else f"{x:.3f}"
+
+    body = "".join(
+        f"<tr><td>{escape(r['step'])}</td><td>{escape(r['metric'])}</td><td>{number(r['before'])}</td>"
+        f"<td><b>{number(r['after'])}</b></td><td>{escape(r['expectation'])}</td><td>{said[r['met']]}</td></tr>"
+        for r in rows
+    )
+    head = "<tr><th>step</th><th>on held-out items</th><th>before</th><th>after</th><th>wanted</th>"
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="What was gained"><table>{head}'
+        f"<th>result</th></tr>{body}</table></div>"
+    )
+
+
+def _build_report(run: Path, others: dict, other_name: str) -> tuple[Path, Path]:
     facts, phases = read_json(run / "run.json", {}), collect(run)
     rows = headline(phases)
     page, data = run / "report.html", run / "report.json"
     slim = [{k: v for k, v in p.items() if k not in ("metrics", "samples")} for p in phases]
     write_atomically(data, json.dumps({"run": facts, "headline": rows, "phases": slim}, indent=1))
 
-    def number(x) -> str:
-        return "" if x is None else f"{x:.3f}"
-
-    said = {
-        True: '<span class="yes">✓ reached</span>',
-        False: '<span class="no">✗ not reached</span>',
-        None: "–",
-    }
-    top = "".join(
-        f"<tr><td>{escape(r['step'])}</td><td>{escape(r['metric'])}</td><td>{number(r['before'])}</td>"
-        f"<td><b>{number(r['after'])}</b></td><td>{escape(r['expectation'])}</td><td>{said[r['met']]}</td></tr>"
-        for r in rows
-    )
     seconds = sum(p["seconds"] or 0 for p in phases)
     intro = (
         f"{facts.get('ranks', '?')} rank(s), seed {facts.get('seed', '?')}, {seconds / 60:.1f} minutes, "
         f"commit {str(facts.get('commit', '?'))[:12]}, started {facts.get('started', '?')}"
     )
-    sections, links = [], []
-    for p in phases:
-        anchor = f"{p['phase']}-{p['lap']}"
-        title = p["title"] + (f" · lap {p['lap']}" if p["lap"] > 1 else "")
-        links.append(f'<a href="#{anchor}">{escape(p["phase"])}{p["lap"] if p["lap"] > 1 else ""}</a>')
-        sections.append(
-            f'<h2 id="{anchor}">{escape(title)}</h2>'
-            + (f"<p>{p['seconds']:.0f} s</p>" if p["seconds"] else "<p>unfinished</p>")
-            + figures_table(p)
-            + charts(p)
-            + "".join(f"<h4>{escape(t['title'])}</h4>{table(t['columns'], t['rows'])}" for t in p["tables"])
-            + "".join(f"<p>{escape(n)}</p>" for n in p["notes"])
-            + time_split(p)
-            + "<details><summary>Samples</summary>"
-            + "".join(sample_card(s) for s in p["samples"][:16])
-            + "</details>"
-        )
+    links = "".join(
+        f'<a href="#{p["phase"]}-{p["lap"]}">{escape(p["phase"])}{p["lap"] if p["lap"] > 1 else ""}</a> '
+        for p in phases
+    )
     settings = escape(json.dumps(facts.get("config", {}), indent=1))
+    style, script = ((Path(__file__).parent / f"explore.{kind}").read_text() for kind in ("css", "js"))
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{allowed}'"
     write_atomically(
         page,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>nanov2: {escape(run.name)}</title>'
-        f"<style>{STYLE}</style><h1>What the cycle gained</h1><p>{escape(intro)}</p>"
-        f'<div class="scroll"><table><tr><th>step</th><th>on held-out items</th><th>before</th><th>after</th>'
-        f"<th>wanted</th><th></th></tr>{top}</table></div>{dumbbells(rows)}<nav>{''.join(links)}</nav>{''.join(sections)}"
-        f"{compute_curves(run)}<details><summary>Settings</summary><pre>{settings}</pre></details></html>",
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>nanov2: {escape(run.name)}</title><style>{style}</style></head><body><main>"
+        f"<h1>What the cycle gained</h1><p>{escape(intro)}</p>{top_table(rows)}{dumbbells(rows)}"
+        f'<nav aria-label="Phases">{links}</nav>{FILTERS}'
+        + (comparison(phases, others, other_name) if others else "")
+        + "".join(section(p, others.get((p["phase"], p["lap"]))) for p in phases)
+        + compute_curves(run)
+        + f"<details><summary>Settings</summary><pre>{settings}</pre></details></main>"
+        f"<script>{script}</script></body></html>",
     )
     return page, data
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("picture", nargs="?", help="SVG file for the headline as a picture")
+    parser.add_argument("--compare", type=Path, help="another run, put beside this one")
+    args = parser.parse_args()
+    try:
+        print(*build_report(args.run, args.compare), sep="\n")
+        if args.picture:
+            write_atomically(args.picture, dumbbells(headline(collect(args.run))))
+    except InputError as e:
+        sys.exit(f"error: {e}")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    print(*build_report(sys.argv[1]), sep="\n")
-    if len(sys.argv) > 2:  # the headline as a picture
-        write_atomically(sys.argv[2], dumbbells(headline(collect(Path(sys.argv[1])))))
+    main()

@@ -1,8 +1,6 @@
 """The judging page: its journal, its server, and the page itself in a real Chromium."""
 
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from nanov2.errors import InputError
 from nanov2.judgements import Queue, cohen_kappa
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 from nanov2.world import examine, grade_critique, grade_proof, parse_problem, parse_proof, write_critique
+from tests.browser import AXE, chromium  # noqa: F401
 from tests.conftest import some_proofs
 
 ROOT = Path(__file__).parent.parent
@@ -143,20 +142,6 @@ def test_the_next_of_20000_items_comes_at_once(tmp_path):
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    sync = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        pytest.skip("browser tests need Chromium on the path, or in $CHROMIUM")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    quiet += ["--disable-background-networking", "--disable-component-update"]
-    with sync.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=quiet)
-        yield browser
-        browser.close()
-
-
 class Server:
     """`python -m nanov2.judge` in a process of its own, on a port that stays the same over restarts."""
 
@@ -194,7 +179,7 @@ def serve():
         server.kill()
 
 
-def visit(chromium, server, **options):
+def visit(chromium, server, **options):  # noqa: F811
     """A page as Ada sees it; `page.outside` lists requests that left the machine."""
     page = chromium.new_context(**options).new_page()
     page.outside = []
@@ -219,7 +204,7 @@ def press(page, key):
     )
 
 
-def test_twenty_items_by_keyboard_over_a_reload_and_a_killed_server(tmp_path, chromium, serve):
+def test_twenty_items_by_keyboard_over_a_reload_and_a_killed_server(tmp_path, chromium, serve):  # noqa: F811
     run, path = waiting(tmp_path, 20)
     server = serve(run)
     page = visit(chromium, server)
@@ -241,7 +226,7 @@ def test_twenty_items_by_keyboard_over_a_reload_and_a_killed_server(tmp_path, ch
     assert not page.outside
 
 
-def test_undo_and_notes_by_keyboard(tmp_path, chromium, serve):
+def test_undo_and_notes_by_keyboard(tmp_path, chromium, serve):  # noqa: F811
     run, path = waiting(tmp_path, 3)
     page = visit(chromium, serve(run))
     press(page, "0")
@@ -255,7 +240,7 @@ def test_undo_and_notes_by_keyboard(tmp_path, chromium, serve):
     assert rows[-1]["note"] == "105 us" and rows[-1]["value"] == 1 and rows[0]["id"] == rows[2]["id"]
 
 
-def test_hostile_proofs_are_shown_as_text_and_mathematics_is_set(tmp_path, chromium, serve):
+def test_hostile_proofs_are_shown_as_text_and_mathematics_is_set(tmp_path, chromium, serve):  # noqa: F811
     run, _ = waiting(tmp_path, 3, hostile=True)
     page = visit(chromium, serve(run))
     assert "<script>" in page.locator("#steps").inner_text()
@@ -268,14 +253,15 @@ def test_hostile_proofs_are_shown_as_text_and_mathematics_is_set(tmp_path, chrom
     assert page.title() == "nanov2: judging" and not page.outside
 
 
-def test_findings_of_critiques_are_confirmed_or_rejected_by_keyboard(tmp_path, chromium, serve):
+def test_findings_of_critiques_are_confirmed_or_rejected_by_keyboard(tmp_path, chromium, serve):  # noqa: F811
     run, path = tmp_path / "run", tmp_path / "run" / "meta" / "critiques_to_score.jsonl"
     problem, proof = some_proofs(1)[0]
     write_jsonl(
         path, [CritiqueRecord(problem.text, proof, write_critique(examine(problem, parse_proof(proof))))]
     )
     page = visit(chromium, serve(run))
-    assert page.locator("#claims li").count() == len(parse_proof(proof))
+    assert page.locator("#claims li").count() == len(parse_proof(proof)) + 2  # its end and its strength
+    assert " given " in page.locator("#claims li").first.inner_text()
     page.keyboard.press("c")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("x")
@@ -285,15 +271,15 @@ def test_findings_of_critiques_are_confirmed_or_rejected_by_keyboard(tmp_path, c
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_has_no_serious_accessibility_finding(tmp_path, chromium, serve, scheme):
+def test_the_page_has_no_serious_accessibility_finding(tmp_path, chromium, serve, scheme):  # noqa: F811
     run, _ = waiting(tmp_path, 3, hostile=True)
     page = visit(chromium, serve(run), color_scheme=scheme, bypass_csp=True)
-    page.evaluate((ROOT / "tests/data/axe/axe.min.js").read_text())
+    page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run()")["violations"]
     assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
 
 
-def test_a_flywheel_waits_for_the_expert_in_the_browser_and_goes_on(tmp_path, chromium, serve):
+def test_a_flywheel_waits_for_the_expert_in_the_browser_and_goes_on(tmp_path, chromium, serve):  # noqa: F811
     """The smoke configuration, cut down, whose expert is a scripted browser, to the end of its cycle."""
     run = tmp_path / "run"
     run.mkdir()
