@@ -4,13 +4,14 @@
     torchrun --nproc-per-node=2 autolabel.py --dir=runs/proofworld --autolabel.n=16
     python autolabel.py --dir=runs/proofworld --proofs=mine.jsonl --out=labels.jsonl   # one's own proofs
     python autolabel.py --dir=runs/proofworld --calibrate=0.99     # which n, m, k give that precision?
+    python autolabel.py --data=proofs.jsonl --endpoint=http://127.0.0.1:8080/v1 --model=NAME
 
 The generator πθ v2 writes proofs of new hard problems; the verifier πφ v2 writes n critiques of each and
 looks m times at each that reports an issue (nanov2/consensus.py has the rule). Clear labels go to
 autolabel/labels.jsonl and, with the earlier 𝒟v, to autolabel/dv.jsonl; the unclear ones to
 autolabel/unclear.jsonl, for a person to score, those first whose label would teach most. `--calibrate`
 measures the rule on proofs whose score is known: those of --proofs, or the generator's of the validation
-problems, scored by the exact expert.
+problems, scored by the exact expert. With --endpoint or --model, a chat model labels natural-language proofs.
 """
 
 from nanov2.startup import prepare
@@ -24,7 +25,8 @@ from collections import Counter
 from pathlib import Path
 
 from nanov2 import evaluate as ev
-from nanov2.cli import Config, InputError, open_run, script
+from nanov2 import real
+from nanov2.cli import Config, InputError, open_folder, parse, script
 from nanov2.consensus import (
     Assessed,
     Rule,
@@ -39,11 +41,11 @@ from nanov2.consensus import (
 from nanov2.consolidation import best_samples
 from nanov2.distributed import derive_seed
 from nanov2.logs import print_table
-from nanov2.prompts import WorldPrompts, proof_parses
+from nanov2.prompts import WorldPrompts, proof_parses, true_score
 from nanov2.records import ProofRecord, TrajectoryRecord, read_jsonl, write_jsonl
 from nanov2.reward_model import meta_judge, verifier_judge
 from nanov2.run import Run
-from nanov2.tasks import SelfVerifyTask, true_score
+from nanov2.tasks import SelfVerifyTask
 
 
 def generator_proofs(
@@ -239,7 +241,10 @@ FLAGS = {
 
 
 def main() -> None:
-    args, run = open_run(__doc__, FLAGS)
+    args, overrides = parse(__doc__, real.FLAGS | FLAGS)
+    if config := real.wanted(args, overrides):
+        return real.autolabel_main(config, args)
+    run = open_folder(args, overrides)
     run.lock()
     if args.calibrate:
         calibration(run, args.lap, args.calibrate, args.proofs)

@@ -7,10 +7,14 @@
     python sample.py search --input=problems.jsonl --output=proofs.jsonl   # at high compute, see [search]
     python sample.py verify --input=proofs.jsonl --output=critiques.jsonl
 
+    python sample.py verify --data=proofs.jsonl --endpoint=http://127.0.0.1:8080/v1 --model=NAME --n=4
+    python sample.py refine --problem="Prove that …" --model=models/smollm2   # natural language, locally
+
 Models come from --dir (default runs/proofworld): the newest lap's generator for prove, its
 self-verifying generator for refine, its verifier for verify and meta; --phase and --lap choose another.
 Without --problem or --input a new random problem is made. Each answer is shown with the exact expert's
-opinion of it.
+opinion of it. With --endpoint or --model, a chat model proves, verifies, meta-verifies or refines in
+natural language instead; a graded --data file gives figures.
 """
 
 from nanov2.startup import prepare
@@ -20,7 +24,8 @@ prepare()
 import dataclasses
 from pathlib import Path
 
-from nanov2.cli import open_run, script
+from nanov2 import real
+from nanov2.cli import open_folder, parse, script
 from nanov2.distributed import derive_rng, derive_seed
 from nanov2.errors import InputError
 from nanov2.evaluate import sample_trajectories, sampling, trajectory_records
@@ -168,9 +173,13 @@ def main() -> None:
         "lap": (0, "lap of that phase (0: the newest)"),
         "n": (1, "answers per item"),
         "rounds": (8, "refine: at most so many proofs in a row"),
+        "limit": (0, "only so many items of --data (0: all)"),
         "draw": (0, "seed of the samples, and of the random problem"),
     }
-    args, run = open_run(__doc__, flags, modes)
+    args, overrides = parse(__doc__, real.FLAGS | flags, modes)
+    if config := real.wanted(args, overrides):
+        return real.sample_main(config, args)
+    run = open_folder(args, overrides)
     phase = args.phase or MODEL[args.mode]
     model, tokenizer = run.load(phase, args.lap or newest_lap(run, phase))
     prompts, items = WorldPrompts(tokenizer), read_items(run, args)

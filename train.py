@@ -41,12 +41,12 @@ from nanov2.phases import (
     run_grpo,
     spread,
 )
-from nanov2.prompts import WorldPrompts, claimed_score
+from nanov2.prompts import WorldPrompts, claimed_score, true_score
 from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.report import build_report
 from nanov2.reward_model import meta_judge, verifier_judge
 from nanov2.run import PHASES, Run
-from nanov2.tasks import GeneratorTask, SelfVerifyTask, VerifierTask, true_score
+from nanov2.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.tokenizer import Tokenizer
 from nanov2.training import counted_tokens, document, supervised_loss, train_supervised
 from nanov2.world import Difficulty, make_problem

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from nanov2 import evaluate as ev
 from nanov2.config import load_config
 from nanov2.distributed import Ranks, derive_seed
-from nanov2.prompts import WorldPrompts, claimed_score
+from nanov2.prompts import WorldPrompts, claimed_score, true_score
 from nanov2.report import build_report
 from nanov2.run import Run
 from nanov2.search import Search
-from nanov2.tasks import SelfVerifyTask, true_score
+from nanov2.tasks import SelfVerifyTask
 
 ROUNDS = 8
 

@@ -21,8 +21,8 @@ from autolabel import generator_proofs, label_proofs
 from nanov2.config import load_config
 from nanov2.consensus import Rule, calibrate, settled
 from nanov2.distributed import Ranks
+from nanov2.prompts import true_score
 from nanov2.run import Run
-from nanov2.tasks import true_score
 
 
 def judged(run: Run, lap: int, problems: str, samples: int) -> tuple[list[list], list[float]]:

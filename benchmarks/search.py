@@ -20,10 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanov2.config import load_config
 from nanov2.distributed import Ranks
-from nanov2.prompts import WorldPrompts
+from nanov2.prompts import WorldPrompts, true_score
 from nanov2.run import Run
 from nanov2.search import Pool, Search
-from nanov2.tasks import true_score
 
 
 def true_scores(pools: list[Pool]) -> list[float]:

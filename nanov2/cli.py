@@ -20,9 +20,17 @@ DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "proofworld.toml"
 
 
 def open_run(description: str, flags: dict, positional: dict | None = None) -> tuple[argparse.Namespace, Run]:
-    """Parse the command line and open the run folder.
+    """Parse the command line and open the run folder."""
+    args, overrides = parse(description, flags, positional)
+    return args, open_folder(args, overrides)
 
-    `flags` are name → (default, help); `--config` and `--run` are always there. Whatever else is given as
+
+def parse(
+    description: str, flags: dict, positional: dict | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and what of it overrides the configuration.
+
+    `flags` are name → (default, help); `--config` and `--dir` are always there. Whatever else is given as
     --section.field=value overrides the configuration.
     """
     parser = argparse.ArgumentParser(
@@ -44,6 +52,11 @@ def open_run(description: str, flags: dict, positional: dict | None = None) -> t
     stray = [o for o in overrides if not o.startswith("--") or "=" not in o]
     if stray:
         raise InputError(f"cannot read argument {stray[0]!r}: write --section.field=value, or see --help")
+    return args, overrides
+
+
+def open_folder(args: argparse.Namespace, overrides: list[str]) -> Run:
+    """The run folder that the arguments name."""
     path = Path(args.config) if args.config else DEFAULT_CONFIG
     folder = Path(args.dir) if args.dir else Path("runs") / path.stem
     if not args.config and (folder / "config.json").is_file():  # go on with the settings that the run has
@@ -52,7 +65,7 @@ def open_run(description: str, flags: dict, positional: dict | None = None) -> t
     threads, ranks = set_threads(), Ranks()
     if ranks.main:
         print(f"{folder}: {ranks.size} rank(s) of {threads} thread(s) on {ranks.device}", file=sys.stderr)
-    return args, Run(folder, config, ranks)
+    return Run(folder, config, ranks)
 
 
 def script(main: Callable[[], None]) -> None:
@@ -78,4 +91,4 @@ def _stop(number: int, frame) -> None:
     raise Stopped("stopped; what was finished or checkpointed is kept: the same command goes on from there")
 
 
-__all__ = ["Config", "InputError", "open_run", "script"]
+__all__ = ["Config", "InputError", "open_folder", "open_run", "parse", "script"]

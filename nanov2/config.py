@@ -17,7 +17,9 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nanov2.data import DataConfig
 from nanov2.demos import Noise
+from nanov2.endpoint import EndpointConfig
 from nanov2.errors import InputError
 from nanov2.model import ModelConfig
 from nanov2.world import Difficulty
@@ -213,6 +215,8 @@ class Config:
     autolabel: AutolabelConfig = field(default_factory=AutolabelConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def phase(self, name: str, lap: int = 1) -> GRPOConfig:
@@ -248,22 +252,26 @@ def describe() -> str:
     return "\n".join(["settings, as --section.field=value or in the TOML file:", *lines])
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """Config from a TOML file and overrides such as `--verifier.steps=10` or `seed=1`.
+def load_config(path: str | Path | None, overrides: list[str] = ()) -> Config:
+    """Config from a TOML file (None: the defaults) and overrides such as `--verifier.steps=10` or `seed=1`.
 
     Raises InputError naming the file or flag, the field and the nearest valid one.
     """
+    tree = {} if path is None else _read(path)
+    _check_table(tree, "the file", str(path))
+    for override in overrides:
+        _override(tree, override)
+    return from_dict(tree, str(path or "settings"))
+
+
+def _read(path: str | Path) -> dict:
     try:
         with open(path, "rb") as f:
-            tree = json.load(f) if Path(path).suffix == ".json" else tomllib.load(f)
+            return json.load(f) if Path(path).suffix == ".json" else tomllib.load(f)
     except OSError as e:
         raise InputError(f"cannot read configuration {path}: {e.strerror}") from e
     except (ValueError, RecursionError) as e:  # of TOML, of JSON, or of UTF-8
         raise InputError(f"{path}: not valid: {e}") from e
-    _check_table(tree, "the file", str(path))
-    for override in overrides:
-        _override(tree, override)
-    return from_dict(tree, str(path))
 
 
 def from_dict(tree: dict, where: str) -> Config:

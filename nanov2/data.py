@@ -1,6 +1,6 @@
-"""Graded proofs from files: JSONL or CSV, columns by name, grades of any scale to 0, 0.5 and 1.
+"""Problems, proofs and critiques from files: JSONL or CSV, columns by name, grades of any scale.
 
-    GradedFile("proofs.jsonl", {"score": "points"}, full=7, half=4).read()
+    load(DataConfig("grades.csv", proof="solution", score="points", full=7, half=4), ProofRecord)
 
 Bad lines are InputErrors that name file, line and column. Duplicates and overlong items are left out and
 counted; `split` divides by problem, so that no problem is on both sides.
@@ -9,102 +9,207 @@ counted; `split` divides by problem, so that no problem is on both sides.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import random
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Generic
 
 from nanov2.errors import InputError
-from nanov2.records import ProofRecord, is_text
+from nanov2.records import ProblemRecord, Record, parse_json
 
-WORDS = {"correct": 1.0, "incorrect": 0.0, "true": 1.0, "false": 0.0, "right": 1.0, "wrong": 0.0}
+TEXTS = ("problem", "proof", "critique")
+GRADES = ("score", "quality")
+WORDS = {  # grades in words, as shares of `full`
+    **dict.fromkeys(("correct", "true", "right", "pass", "yes"), 1.0),
+    **dict.fromkeys(("partial", "partially correct", "almost"), 0.5),
+    **dict.fromkeys(("incorrect", "false", "wrong", "fail", "no"), 0.0),
+}
 
 
 @dataclass(frozen=True)
-class GradedFile:
-    """Where proofs are and how they are graded."""
+class DataConfig:
+    """A file of problems, proofs or critiques: its columns, and what its grades mean."""
 
-    path: str
-    columns: dict[str, str] = field(default_factory=dict)  # ours (problem, proof, score) → the file's
-    full: float = 1.0  # a grade of at least this is 1
+    path: str = ""  # JSONL, or CSV with a header line
+    problem: str = "problem"  # the column that holds X
+    proof: str = "proof"  # Y
+    critique: str = "critique"  # V
+    score: str = "score"  # the grade of the proof
+    quality: str = "quality"  # the grade of the critique
+    full: float = 1.0  # grades of at least this become 1
     half: float = 0.5  # of at least this, 0.5; below, 0
-    max_chars: int = 100_000  # longer proofs are left out
+    top: float = 0.0  # highest grade of the scale, more is an error; 0 = full
+    maximum: str = ""  # column with each row's full marks: grades are divided by it first
+    max_chars: int = 100_000  # items with a longer text are left out, and counted
+    held_out: float = 0.0  # share of the problems that `split` holds out
 
-    def read(self) -> tuple[list[ProofRecord], Counter]:
-        """The proofs, and how many lines were kept, doubled or too long."""
-        records, seen, counts = [], set(), Counter()
-        for number, row in self._rows():
-            problem, proof = (self._text(row, name, number) for name in ("problem", "proof"))
-            if (problem, proof) in seen:
-                counts["duplicate"] += 1
-            elif len(proof) > self.max_chars:
-                counts["too long"] += 1
-            else:
-                seen.add((problem, proof))
-                records.append(ProofRecord(problem, proof, self._score(row, number)))
-                counts["kept"] += 1
-        if not records:
-            raise InputError(f"{self.path}: no proofs in it")
-        return records, counts
-
-    def _rows(self):
-        path, number = Path(self.path), 1
-        try:
-            with open(path, encoding="utf-8", newline="") as f:
-                if path.suffix == ".csv":
-                    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-                    reader = csv.DictReader(f, strict=True)
-                    for row in reader:
-                        yield reader.line_num, row
-                else:
-                    for number, line in enumerate(f, 1):
-                        if line.strip():
-                            yield number, json.loads(line)
-        except OSError as e:
-            raise InputError(f"cannot read {path}: {e.strerror}") from e
-        except UnicodeDecodeError as e:
-            raise InputError(f"{path}: not UTF-8: {e}") from e
-        except (ValueError, RecursionError) as e:
-            raise InputError(f"{path}, line {number}: not valid JSON: {e}") from e
-        except csv.Error as e:
-            raise InputError(f"{path}, line {reader.line_num}: not valid CSV: {e}") from e
-
-    def _cell(self, row: object, name: str, number: int) -> object:
-        column = self.columns.get(name, name)
-        if not isinstance(row, dict) or row.get(column) is None:
-            known = ", ".join(map(str, row)) if isinstance(row, dict) else "none"
-            raise InputError(f"{self.path}, line {number}: no column {column!r} (columns: {known})")
-        return row[column]
-
-    def _text(self, row: object, name: str, number: int) -> str:
-        value = self._cell(row, name, number)
-        if not is_text(value) or not value.strip():
-            raise InputError(f"{self.path}, line {number}: {self.columns.get(name, name)!r} must be text")
-        return value
-
-    def _score(self, row: object, number: int) -> float:
-        value = self._cell(row, "score", number)
-        if isinstance(value, bool):
-            value = float(value)
-        try:
-            grade = (
-                WORDS[value.strip().lower()] * self.full
-                if str(value).strip().lower() in WORDS
-                else float(value)
+    def __post_init__(self):
+        if not 0 < self.half <= self.full or (self.top and self.top < self.full):
+            raise ValueError(
+                f"data: grades must have 0 < half <= full <= top, found half {self.half:g}, "
+                f"full {self.full:g}, top {self.top:g}"
             )
-        except (ValueError, TypeError) as e:
-            raise InputError(f"{self.path}, line {number}: {value!r} is not a grade") from e
-        if not math.isfinite(grade) or grade < 0:
-            raise InputError(f"{self.path}, line {number}: {value!r} is not a grade")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"data: held_out must be a share of the problems, found {self.held_out:g}")
+
+    def level(self, grade: float) -> float:
+        """0, 0.5 or 1."""
         return 1.0 if grade >= self.full else 0.5 if grade >= self.half else 0.0
 
 
-def split(records: list[ProofRecord], share: float, seed: int) -> tuple[list[ProofRecord], list[ProofRecord]]:
-    """Two parts by problem: about `share` of the problems in the second."""
-    problems = sorted({r.problem for r in records})
+@dataclass
+class Loaded(Generic[Record]):
+    """What a file held."""
+
+    records: list[Record]
+    counts: Counter = field(default_factory=Counter)  # kept, duplicate, …
+    levels: Counter = field(default_factory=Counter)  # (grade as written, level given to it)
+
+    def report(self) -> str:
+        """How many of what, and how grades were mapped: worth a look before any figure is believed."""
+        text = ", ".join(f"{n} {what}" for what, n in self.counts.items())
+        shown = [f"{grade} → {level:g} ({n})" for (grade, level), n in self.levels.most_common(12)]
+        return text + ("; grades " + ", ".join(sorted(shown)) if shown else "")
+
+
+def load(config: DataConfig, kind: type[Record]) -> Loaded[Record]:
+    """The records of a file, in order, with counts of what was left out.
+
+    Every text that `kind` needs must be in every row. A grade may be missing if its column has the default
+    name: then it is None.
+    """
+    texts = [f.name for f in fields(kind) if f.name in TEXTS]
+    grade = "quality" if "critique" in texts else "score" if kind is not ProblemRecord else ""
+    loaded, seen = Loaded([]), {}
+    for where, row in _rows(Path(config.path)):
+        values = {name: _text(row, getattr(config, name), where) for name in texts}
+        key = tuple(normal(v) for v in values.values())
+        if max(map(len, values.values())) > config.max_chars:
+            loaded.counts["too long"] += 1
+            continue
+        if grade:
+            values[grade], written = _grade(config, row, grade, where)
+        if key in seen:
+            same = not grade or seen[key] == values[grade]
+            loaded.counts["duplicate" if same else "duplicate with another grade"] += 1
+            continue
+        seen[key] = values.get(grade)
+        if grade and values[grade] is None:
+            loaded.counts["ungraded"] += 1
+        elif grade:
+            loaded.levels[written, values[grade]] += 1
+        loaded.records.append(kind(**values))
+    loaded.counts = Counter({"kept": len(loaded.records)}) + loaded.counts
+    if not loaded.records:
+        raise InputError(f"{config.path}: nothing in it" + (f" ({loaded.report()})" if loaded.counts else ""))
+    return loaded
+
+
+def normal(text: str) -> str:
+    """The text without what does not matter to whether two are the same: spacing and capitals."""
+    return " ".join(text.split()).casefold()
+
+
+def split(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Two parts by problem: about `share` of the problems in the second. Spacing does not make a problem."""
+    problems = sorted({normal(r.problem) for r in records})
     random.Random(seed).shuffle(problems)
     held_out = set(problems[: round(share * len(problems))])
-    return [r for r in records if r.problem not in held_out], [r for r in records if r.problem in held_out]
+    parts = ([], [])
+    for r in records:
+        parts[normal(r.problem) in held_out].append(r)
+    return parts
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """(file and line, row)."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as f:  # spreadsheets write a byte-order mark
+            yield from (_csv_rows if path.suffix.lower() == ".csv" else _json_rows)(f, path)
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: not UTF-8: {e}") from e
+
+
+def _json_rows(f, path: Path) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(f, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = parse_json(line, where)
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: must be a JSON object, found {type(row).__name__}")
+        yield where, row
+
+
+def _csv_rows(f, path: Path) -> Iterator[tuple[str, dict]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the library's limit is 128 KiB
+    reader, first = csv.reader(f, strict=True), 1
+    try:
+        header = next(reader, [])
+        while True:
+            first = reader.line_num + 1  # a row can span lines
+            row = next(reader, None)
+            if row is None:
+                return
+            if row and len(row) != len(header):
+                counts = f"{len(row)} cells, the header {len(header)}"
+                raise InputError(f"{path}, line {first}: the row has {counts}")
+            if row:
+                yield f"{path}, line {first}", dict(zip(header, row, strict=True))
+    except csv.Error as e:
+        raise InputError(f"{path}, line {first}: not valid CSV: {e}") from e
+
+
+def _text(row: dict, column: str, where: str) -> str:
+    value = row.get(column)
+    if value is None:
+        raise InputError(f"{where}: no column {column!r} (columns: {', '.join(row) or 'none'})")
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}, column {column!r}: must be text that is not empty, found {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise InputError(f"{where}, column {column!r}: not Unicode text: {e.reason}") from e
+    return value
+
+
+def _grade(config: DataConfig, row: dict, name: str, where: str) -> tuple[float | None, str]:
+    """(0, 0.5 or 1; the grade as it is written), or (None, "") where there is none."""
+    column = getattr(config, name)
+    value = row.get(column)
+    if value is None or value == "":
+        if column == name or column in row:
+            return None, ""
+        raise InputError(f"{where}: no column {column!r} (columns: {', '.join(row) or 'none'})")
+    grade, top = _number(value, config, f"{where}, column {column!r}"), config.top or config.full
+    written = f"{value:g}" if isinstance(value, (int, float)) else str(value).strip()
+    if config.maximum:
+        most = _number(row.get(config.maximum), config, f"{where}, column {config.maximum!r}")
+        if most <= 0:
+            raise InputError(
+                f"{where}, column {config.maximum!r}: full marks must be above 0, found {most:g}"
+            )
+        grade, written = grade / most, f"{written}/{most:g}"
+    if not 0 <= grade <= top:
+        raise InputError(
+            f"{where}, column {column!r}: grade {written} is not from 0 to {top:g}; "
+            "set data.full, data.half and data.top to the scale of the file"
+        )
+    return config.level(grade), written
+
+
+def _number(value: object, config: DataConfig, where: str) -> float:
+    word = str(value).strip().lower()  # JSON's true and false too
+    try:
+        number = WORDS[word] * config.full if word in WORDS else float(value)
+    except (ValueError, TypeError) as e:
+        raise InputError(f"{where}: {value!r:.60} is not a grade") from e
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {value!r:.60} is not a grade")
+    return number

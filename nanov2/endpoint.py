@@ -14,126 +14,171 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from nanov2.errors import InputError
 from nanov2.natural import Messages
-from nanov2.records import parse_json, read_lines
+from nanov2.records import parse_json
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """How models of natural language are asked, behind an endpoint or in this process."""
+
+    url: str = ""  # base URL, up to /v1
+    model: str = ""  # the model's name there; without url: a local model folder
+    temperature: float = 1.0
+    max_tokens: int = 8192  # limit of an answer; a longer one is cut off, and counted as such
+    concurrency: int = 16  # requests at a time; in this process: rows decoded together
+    retries: int = 6  # of a request that failed in a way that can pass
+    timeout: float = 600.0  # seconds for one answer
+    seed: int = 0  # draws the samples, where the server heeds it
+    cache: str = "runs/answers.jsonl"  # file of the answers so far; "" = none is kept
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion. `text` is None where it was cut off by the limit: no answer, not a wrong one."""
+    """One completion. `text` is None where there is no answer, which is not a wrong one."""
 
     text: str | None
     tokens: int = 0
+    missing: str = ""  # why there is no text: "cut off", "too long" (the question), "empty"
 
 
 class Endpoint:
-    """Asks `model` at `url`, at most `concurrency` requests at a time."""
+    """Asks `config.model` at `config.url`, at most `concurrency` requests at a time."""
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        cache: Path | None = None,
-        concurrency: int = 16,
-        retries: int = 6,
-        timeout: float = 600.0,
-        max_tokens: int = 8192,
-        temperature: float = 1.0,
-    ):
+    def __init__(self, config: EndpointConfig):
         try:
             import openai
         except ImportError as e:
-            raise InputError("endpoints need the openai library: pip install openai") from e
-        self.openai, self.url, self.model = openai, url, model
-        self.concurrency, self.max_tokens, self.temperature = concurrency, max_tokens, temperature
-        self.options = {
-            "base_url": url,
-            "api_key": os.environ.get("OPENAI_API_KEY", "none"),
-            "max_retries": retries,
-            "timeout": timeout,
-        }
-        self.cache = Cache(cache)
+            raise InputError('endpoints need the openai library: pip install "nanov2[endpoint]"') from e
+        if not config.url.startswith(("http://", "https://")):
+            raise InputError(f"endpoint: {config.url!r} is not a URL such as http://127.0.0.1:8080/v1")
+        if not config.model:
+            raise InputError("endpoint: which model? Give --model=NAME, as the server calls it")
+        self.openai, self.config = openai, config
+        self.key = os.environ.get("OPENAI_API_KEY", "none")
+        self.cache = Cache(config.cache)
 
-    def ask(self, questions: list[Messages], n: int = 1) -> list[list[Answer]]:
-        """n answers to each question. InputError, with what was done kept, where the endpoint gives up."""
-        return asyncio.run(self._ask(questions, n))
+    def ask(self, questions: list[Messages], n: int = 1, first: int = 0) -> list[list[Answer]]:
+        """Answers number first … first + n − 1 to each question, of the endless row that each has.
 
-    async def _ask(self, questions: list[Messages], n: int) -> list[list[Answer]]:
-        gate = asyncio.Semaphore(self.concurrency)
-        async with self.openai.AsyncOpenAI(**self.options) as client:
-            tasks = [asyncio.create_task(self._one(client, gate, q, i)) for q in questions for i in range(n)]
+        InputError, with what was done kept, where the endpoint gives up.
+        """
+        keys = [[question_key(self.config, q, i) for i in range(first, first + n)] for q in questions]
+        new = {k: q for q, row in zip(questions, keys, strict=True) for k in row if k not in self.cache}
+        if new:
+            asyncio.run(self._ask(new))
+        return [[self.cache[k] for k in row] for row in keys]
+
+    async def _ask(self, new: dict[str, Messages]) -> None:
+        c, gate = self.config, asyncio.Semaphore(self.config.concurrency)
+        options = {"base_url": c.url, "api_key": self.key, "max_retries": c.retries, "timeout": c.timeout}
+        async with self.openai.AsyncOpenAI(**options) as client:
+            tasks = [asyncio.create_task(self._one(client, gate, key, q)) for key, q in new.items()]
             try:
-                flat = await asyncio.gather(*tasks)
+                with tqdm(total=len(tasks), desc=c.model, unit="answer", disable=None) as bar:
+                    for task in asyncio.as_completed(tasks):
+                        await task
+                        bar.update()
             except self.openai.OpenAIError as e:
+                raise InputError(f"{c.url}: {self._reason(e)}; answers so far are kept, start again") from e
+            finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                raise InputError(
-                    f"{self.url}: {self._reason(e)}; answers so far are kept, start again"
-                ) from e
-        return [list(flat[i * n : (i + 1) * n]) for i in range(len(questions))]
 
-    async def _one(self, client, gate: asyncio.Semaphore, messages: Messages, index: int) -> Answer:
-        key = self.key(messages, index)
-        if (known := self.cache.get(key)) is not None:
-            return known
+    async def _one(self, client, gate: asyncio.Semaphore, key: str, messages: Messages) -> None:
+        c = self.config
         async with gate:
-            reply = await client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                temperature=self.temperature,
-                max_tokens=self.max_tokens,
-                seed=int(key[:7], 16),  # the samples of one question differ, and are the same again
-            )
-        choice = reply.choices[0] if reply.choices else None
-        whole = choice is not None and choice.finish_reason != "length" and choice.message.content is not None
-        tokens = reply.usage.completion_tokens if reply.usage else 0
-        answer = Answer(choice.message.content if whole else None, tokens)
-        self.cache.put(key, answer)
-        return answer
+            try:
+                reply = await client.chat.completions.create(
+                    model=c.model,
+                    messages=messages,
+                    temperature=c.temperature,
+                    max_tokens=c.max_tokens,
+                    seed=int(key[:7], 16),  # the samples of one question differ, and are the same again
+                )
+                self.cache[key] = self._read(reply)
+            except self.openai.BadRequestError as e:
+                if "context" not in str(e.message).lower():
+                    raise
+                self.cache[key] = Answer(None, 0, "too long")  # one long proof does not end the run
+            except json.JSONDecodeError as e:
+                raise self._odd(e) from e
 
-    def key(self, messages: Messages, index: int) -> str:
-        parts = [self.model, messages, self.temperature, self.max_tokens, index]
-        return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+    def _read(self, reply) -> Answer:
+        try:
+            choice, usage = reply.choices[0], reply.usage
+            text, cut = choice.message.content, choice.finish_reason == "length"
+        except (AttributeError, IndexError, TypeError) as e:
+            raise self._odd(reply) from e
+        missing = "cut off" if cut else "" if text else "empty"
+        text = (text or "").encode(errors="replace").decode()  # half a surrogate pair cannot be sent on
+        return Answer(None if missing else text, usage.completion_tokens if usage else 0, missing)
+
+    def _odd(self, reply: object) -> InputError:
+        return InputError(
+            f"{self.config.url}: a reply that is not a chat completion ({str(reply)[:60]!r}); "
+            "does the URL end where the API begins, mostly in /v1?"
+        )
 
     def _reason(self, error: Exception) -> str:
+        c = self.config
         if isinstance(error, self.openai.APITimeoutError):
-            return (
-                f"no answer within {self.options['timeout']:g} s, {self.options['max_retries']} times again"
-            )
+            return f"no answer within {c.timeout:g} s, {c.retries} times again"
         if isinstance(error, self.openai.APIConnectionError):
             return f"cannot connect ({error.__cause__ or error}); is the server running?"
-        if isinstance(error, self.openai.APIStatusError):
-            return f"status {error.status_code}: {str(error.message)[:300]}"
-        return str(error)[:300]
+        text = " ".join(str(getattr(error, "message", error)).replace(self.key, "(key)").split())[:300]
+        status = getattr(error, "status_code", None)
+        return f"status {status}: {text}" if status else text
+
+
+def question_key(config: EndpointConfig, messages: Messages, index: int) -> str:
+    """What an answer hangs on, as a hash: model, messages, sampling, and which of the samples it is."""
+    parts = [config.model, messages, config.temperature, config.max_tokens, config.seed, index]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class Cache:
     """Answers by key: in memory, and a line each in a file that is only appended to."""
 
-    def __init__(self, path: Path | None):
-        self.path, self.known = path, {}
-        if path is None or not path.is_file():
+    def __init__(self, path: str | Path = ""):
+        self.path, self.known = Path(path) if path else None, {}
+        if self.path is None or not self.path.exists():
             return
-        lines = read_lines(path)
-        if lines and not lines[-1].endswith("\n"):  # the last was cut off in writing
-            lines.pop()
-            path.write_text("".join(lines), encoding="utf-8")
-        for number, line in enumerate(lines, 1):
-            row = parse_json(line, f"{path}, line {number}")
+        try:
+            data = self.path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            if whole != data:  # the last line was cut off in writing
+                with open(self.path, "r+b") as f:
+                    f.truncate(len(whole))
+        except OSError as e:
+            raise InputError(f"cannot read {self.path}: {e.strerror}") from e
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            row = parse_json(line, f"{self.path}, line {number}")
             try:
-                key = row.pop("key")
-                self.known[key] = Answer(**row)
+                key, answer = row.pop("key"), Answer(**row)
+                if not isinstance(key, str) or not isinstance(answer.text, str | None):
+                    raise TypeError
+                self.known[key] = answer
             except (TypeError, KeyError, AttributeError) as e:
-                raise InputError(f"{path}, line {number}: not a cached answer; delete the line") from e
+                raise InputError(f"{self.path}, line {number}: not a kept answer; delete the line") from e
 
-    def get(self, key: str) -> Answer | None:
-        return self.known.get(key)
+    def __contains__(self, key: str) -> bool:
+        return key in self.known
 
-    def put(self, key: str, answer: Answer) -> None:
+    def __getitem__(self, key: str) -> Answer:
+        return self.known[key]
+
+    def __setitem__(self, key: str, answer: Answer) -> None:
         self.known[key] = answer
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as f:
                 f.write(json.dumps({"key": key, **asdict(answer)}) + "\n")
+        except OSError as e:
+            raise InputError(f"cannot write {self.path}: {e.strerror}; start again once there is room") from e

@@ -7,6 +7,7 @@ None, a state of its own, never a score.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -35,6 +36,10 @@ MV_START, MV_END = (
     'Based on my analysis, I will rate the "solution evaluation" as:',
 )
 
+# Headings of a generator's answer; models add a colon or bold face.
+SOLUTION = re.compile(r"^#{1,6}[ \t]*\**Solution\**:?\**[ \t]*$", re.M | re.I)
+SELF_EVALUATION = re.compile(r"^#{1,6}[ \t]*\**Self[ -]Evaluation\**:?\**[ \t]*$", re.M | re.I)
+
 Messages = list[dict[str, str]]
 
 
@@ -62,7 +67,8 @@ def prove(problem: str) -> Messages:
 
 
 def verify(problem: str, proof: str) -> Messages:
-    """A critique: issues, then a score. Section 2.1.1."""
+    """A critique: issues, then a score. Section 2.1.1. The author's own evaluation is not shown."""
+    proof = SELF_EVALUATION.split(proof, maxsplit=1)[0].strip()
     return user(
         f"Evaluate a proof.\n\n{quoted('Problem', problem)}\n\n{quoted('Proof', proof)}\n\n{RUBRIC_V}\n\n"
         f"Answer with the line {V_START!r}, the issues that you find, each with its place and reason, and "
@@ -111,40 +117,111 @@ def boxed(text: str) -> str | None:
     return text[last[0] + 1 : last[1]].strip() if last else None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a verifier's or meta-verifier's answer says."""
+
+    score: float | None
+    state: str  # "read", or why there is no score: "cut off", "no box", "other score"
+    in_form: bool = False  # both lines of the form are there, in order, and the box after them
+
+
+def read(answer: str | None, start: str = V_START, end: str = V_END) -> Reading:
+    """The last box of an answer as 0, 0.5 or 1. None, or thinking that never ends, was cut off."""
+    text = without_thinking(answer) if answer is not None else None
+    if text is None:
+        return Reading(None, "cut off")
+    inside = boxed(text)
+    if inside is None:
+        return Reading(None, "no box")
+    inside = re.sub(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", inside).strip("$ ")
+    if re.fullmatch(r"\\[td]?frac\{?1\}?\{?2\}?|1/2", inside):
+        inside = "0.5"
+    # `\d` would take the digits of every script
+    value = float(inside) if re.fullmatch(r"[0-9](?:\.[0-9]{0,9})?|\.[0-9]{1,9}", inside) else None
+    if value not in SCORES:
+        return Reading(None, "other score")
+    return Reading(value, "read", in_form(text, start, end))
+
+
+def read_any(answer: str | None) -> Reading:
+    """A critique or a meta-critique, whichever it is."""
+    critique, meta = read(answer), read(answer, MV_START, MV_END)
+    return meta if meta.in_form else critique
+
+
+def in_form(text: str, start: str, end: str) -> bool:
+    """Whether the first line of the form, the last line, and a box come in this order."""
+    text = text.lower().replace("overal score", "overall score")  # the released code's spelling
+    last = text.rfind(end.lower())
+    return 0 <= text.find(start.lower()) < last < text.rfind("\\boxed")
+
+
 def read_score(answer: str | None) -> float | None:
     """0, 0.5 or 1 from a verifier's or meta-verifier's answer; None where there is none of them."""
-    text = without_thinking(answer) if answer is not None else None
-    inside = boxed(text) if text is not None else None
-    if inside is None:
-        return None
-    inside = re.sub(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", inside).strip("$ ")
-    if inside in (r"\frac{1}{2}", r"\tfrac{1}{2}", r"\dfrac{1}{2}", "1/2"):
-        return 0.5
-    try:
-        value = float(inside) if re.fullmatch(r"\d(?:\.\d*)?|\.\d+", inside) else -1.0
-    except ValueError:
-        value = -1.0
-    return value if value in SCORES else None
+    return read(answer).score
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A generator's answer: its proof, and the score that it gives itself."""
+    """A generator's answer: its proof, its evaluation of it, and the score that it gives itself."""
 
     text: str
-    self_score: float | None
+    self_score: float | None = None
+    critique: str = ""
 
 
 def read_proof(answer: str | None) -> Proof | None:
     """The parts of a generator's answer; None where there is no `## Solution`."""
     text = without_thinking(answer) if answer is not None else None
-    found = re.search(r"^#+\s*Solution\s*$(.*?)(?:^#+\s*Self Evaluation\s*$(.*)|\Z)", text or "", re.M | re.S)
-    if not found or not found[1].strip():
+    heading = SOLUTION.search(text or "")
+    if not heading:
         return None
-    return Proof(found[1].strip(), read_score(found[2]) if found[2] else None)
+    proof, *evaluation = SELF_EVALUATION.split(text[heading.end() :], maxsplit=1)
+    if not proof.strip():
+        return None
+    critique = evaluation[0].strip() if evaluation else ""
+    return Proof(proof.strip(), read_score(critique) if critique else None, critique)
 
 
 def reports_issue(critique: str) -> bool:
     """Whether a critique finds fault: any score below 1."""
     score = read_score(critique)
     return score is not None and score < 1
+
+
+class NaturalDomain:
+    """Natural-language proofs as a `nanov2.prompts.Domain`; prompts are chat messages.
+
+    Nobody knows the truth of a new proof: `grades` (problem, proof → score) holds what people gave, and for
+    the rest it is NaN. With `strict`, an answer outside the form has no score: R_format of training. A
+    judge that was never trained on the form is read leniently.
+    """
+
+    prove, verify, meta = staticmethod(prove), staticmethod(verify), staticmethod(meta)
+    claims_issue = staticmethod(reports_issue)
+
+    def __init__(self, grades: dict[tuple[str, str], float] | None = None, strict: bool = False):
+        self.grades, self.strict = grades or {}, strict
+
+    def revise(self, problem: str, proof: str, critique: str) -> Messages:
+        return refine(problem, proof, [critique])
+
+    def proof_parses(self, text: str | None) -> bool:
+        return read_proof(text) is not None
+
+    def claimed_score(self, critique: str | None) -> float | None:
+        return self._read(critique, V_START, V_END)
+
+    def claimed_quality(self, meta: str | None) -> float | None:
+        return self._read(meta, MV_START, MV_END)
+
+    def _read(self, answer: str | None, start: str, end: str) -> float | None:
+        reading = read(answer, start, end)
+        return reading.score if reading.in_form or not self.strict else None
+
+    def true_score(self, problem: str, proof: str | None) -> float:
+        return self.grades.get((problem, proof or ""), math.nan)
+
+    def true_quality(self, problem: str, proof: str, critique: str) -> float:
+        return math.nan

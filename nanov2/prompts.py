@@ -13,13 +13,46 @@ trajectory is the same sequence with further turns. The rubrics 𝓘v and 𝓘mv
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from nanov2.sampler import Rollout
 from nanov2.tokenizer import Tokenizer
-from nanov2.world import parse_critique, parse_meta, parse_proof
+from nanov2.world import grade_critique, grade_proof, parse_critique, parse_meta, parse_problem, parse_proof
+
+
+class Domain(Protocol):
+    """All that rewards and labels know of the language that proofs are written in.
+
+    `WorldPrompts` is the embedded world, `natural.NaturalDomain` mathematics in natural language. A prompt
+    is what the domain's models take: token ids, or chat messages.
+    """
+
+    def prove(self, problem: str) -> Any: ...
+    def verify(self, problem: str, proof: str) -> Any: ...
+    def meta(self, problem: str, proof: str, critique: str) -> Any: ...
+    def revise(self, problem: str, proof: str, critique: str) -> Any: ...
+
+    def proof_parses(self, text: str | None) -> bool:
+        """Whether an answer has the form of a proof."""
+
+    def claimed_score(self, critique: str | None) -> float | None:
+        """s' of a verifier's answer; None where it does not have the form (R_format = 0)."""
+
+    def claimed_quality(self, meta: str | None) -> float | None:
+        """The quality in a meta-verifier's answer, or None."""
+
+    def claims_issue(self, critique: str) -> bool:
+        """Whether a critique reports an issue."""
+
+    def true_score(self, problem: str, proof: str | None) -> float:
+        """The expert's s, for figures alone; NaN where nobody knows."""
+
+    def true_quality(self, problem: str, proof: str, critique: str) -> float:
+        """The expert's ms, for figures alone; NaN where nobody knows."""
 
 
 class WorldPrompts:
-    """Prompts and parsers of the embedded world."""
+    """Prompts and parsers of the embedded world, and its exact truth."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -40,8 +73,23 @@ class WorldPrompts:
         t = self.tokenizer
         return [*self.verify(problem, proof), *t.encode(critique), t.end, t.task["prove"]]
 
+    def proof_parses(self, text: str | None) -> bool:
+        return proof_parses(text)
+
+    def claimed_score(self, critique: str | None) -> float | None:
+        return claimed_score(critique)
+
+    def claimed_quality(self, meta: str | None) -> float | None:
+        return claimed_quality(meta)
+
     def claims_issue(self, critique: str) -> bool:
         return claims_issue(critique)
+
+    def true_score(self, problem: str, proof: str | None) -> float:
+        return true_score(problem, proof)
+
+    def true_quality(self, problem: str, proof: str, critique: str) -> float:
+        return grade_critique(parse_problem(problem), proof, critique).quality
 
     def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
         """A turn's text, or None where it was cut off or holds a control token: no answer at all."""
@@ -72,3 +120,8 @@ def claims_issue(critique: str) -> bool:
     """Whether a critique reports an issue: any finding against the proof, or a score below 1."""
     parsed = parse_critique(critique)
     return parsed is not None and (parsed.issues > 0 or parsed.score < 1)
+
+
+def true_score(problem: str, proof: str | None) -> float:
+    """The exact expert's score: for figures, never for a generator's reward."""
+    return 0.0 if proof is None else grade_proof(parse_problem(problem), proof)

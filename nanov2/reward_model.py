@@ -1,5 +1,7 @@
 """Frozen judges: a verifier or a meta-verifier that is sampled, parsed and averaged.
 
+`Judge` is a model of a run; `ChatJudge` any model of natural language, behind an endpoint or local.
+
 A judge's answers are drawn from seeds made of the question's own ids, so they depend neither on the
 batch nor on the rank, and answers to the same question are kept. An answer that does not parse or is cut
 off counts as such; where no sample parses, the judgement's score is NaN, never 0 (C11).
@@ -8,10 +10,14 @@ off counts as such; where no sample parses, the judgement's score is NaN, never 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+from nanov2 import natural
 from nanov2.distributed import derive_seed
+from nanov2.endpoint import Answer
 from nanov2.model import Model
 from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score
 from nanov2.sampler import Sampling, sample
@@ -76,3 +82,37 @@ def verifier_judge(model: Model, prompts: WorldPrompts, **options) -> Judge:
 def meta_judge(model: Model, prompts: WorldPrompts, **options) -> Judge:
     """πη as a judge of critiques: answers are meta-critiques, scores are R_meta."""
     return Judge(model, prompts, claimed_quality, **options)
+
+
+class Chat(Protocol):
+    """`Endpoint` or `LocalChat`: answers number first … first + n − 1 to each chat."""
+
+    def ask(self, questions: list[natural.Messages], n: int = 1, first: int = 0) -> list[list[Answer]]: ...
+
+
+class ChatJudge:
+    """A verifier or meta-verifier of natural-language proofs, asked like a Judge.
+
+    `states` counts what became of the answers: "read", "cut off", "too long", "empty", "no box", "other
+    score", and of those read, how many are "in form".
+    """
+
+    def __init__(self, chat: Chat, samples: int = 1, first: int = 0, states: Counter | None = None):
+        self.chat, self.samples, self.first = chat, samples, first
+        self.states = Counter() if states is None else states
+
+    def ask(self, questions: list) -> list[Judgement]:
+        """One judgement for each chat (or prompt of ids that knows its messages)."""
+        chats = [getattr(q, "messages", q) for q in questions]
+        return [self._judgement(row) for row in self.chat.ask(chats, self.samples, self.first)]
+
+    def _judgement(self, answers: list[Answer]) -> Judgement:
+        texts, scores = [], []
+        for a in answers:
+            reading = natural.read_any(a.text)
+            texts.append(natural.without_thinking(a.text) if a.text is not None else None)
+            scores.append(reading.score)
+            self.states[a.missing or reading.state] += 1
+            self.states["in form"] += reading.in_form
+        good = [s for s in scores if s is not None]
+        return Judgement(sum(good) / len(good) if good else math.nan, tuple(texts), tuple(scores))

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 
 from nanov2.grpo import Rewards
-from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score, proof_parses
+from nanov2.prompts import Domain
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 from nanov2.reward_model import Judge
 from nanov2.rewards import R_Z, R_format, R_generator, R_score
 from nanov2.sampler import Rollout
-from nanov2.world import grade_critique, grade_proof, parse_problem
 
 
 class SingleTurn:
@@ -22,7 +21,7 @@ class SingleTurn:
 
     max_turns = 1
 
-    def __init__(self, prompts: WorldPrompts):
+    def __init__(self, prompts: Domain):
         self.prompts = prompts
 
     def next_turn(self, rollout: Rollout) -> str | None:
@@ -35,7 +34,7 @@ class VerifierTask(SingleTurn):
     Items are ProofRecords (write a critique) and CritiqueRecords (write a meta-critique), in any mixture.
     """
 
-    def __init__(self, prompts: WorldPrompts, meta: Judge | None = None):
+    def __init__(self, prompts: Domain, meta: Judge | None = None):
         super().__init__(prompts)
         self.meta = meta
 
@@ -50,11 +49,11 @@ class VerifierTask(SingleTurn):
         for i, (item, rollout) in enumerate(zip(items, rollouts, strict=True)):
             answer = self.prompts.answer(rollout)
             is_proof = isinstance(item, ProofRecord)
-            claim = (claimed_score if is_proof else claimed_quality)(answer)
+            claim = (self.prompts.claimed_score if is_proof else self.prompts.claimed_quality)(answer)
             r_format.append(R_format(claim))
             r_score.append(0.0 if claim is None else R_score(claim, item.score if is_proof else item.quality))
             if is_proof and claim is not None:
-                quality[i] = grade_critique(parse_problem(item.problem), item.proof, answer).quality
+                quality[i] = self.prompts.true_quality(item.problem, item.proof, answer)
                 if self.meta and r_score[-1] > 0:
                     asked.append(i)
                     questions.append(self.prompts.meta(item.problem, item.proof, answer))
@@ -69,7 +68,7 @@ class VerifierTask(SingleTurn):
 class GeneratorTask(SingleTurn):
     """2: the frozen verifier's score of the proof is the whole reward."""
 
-    def __init__(self, prompts: WorldPrompts, verifier: Judge):
+    def __init__(self, prompts: Domain, verifier: Judge):
         super().__init__(prompts)
         self.verifier = verifier
 
@@ -79,24 +78,19 @@ class GeneratorTask(SingleTurn):
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
         proofs = [self.prompts.answer(r) for r in rollouts]
         scores = judge_proofs(self.verifier, self.prompts, items, proofs)
-        truth = [true_score(item.problem, p) for item, p in zip(items, proofs, strict=True)]
-        formed = [proof_parses(p) for p in proofs]
+        truth = [self.prompts.true_score(item.problem, p) for item, p in zip(items, proofs, strict=True)]
+        formed = [self.prompts.proof_parses(p) for p in proofs]
         return Rewards(scores, formed=formed, log={"truth": truth, "format": [float(f) for f in formed]})
 
 
-def judge_proofs(verifier: Judge, prompts: WorldPrompts, items, proofs: list[str | None]) -> list[float]:
+def judge_proofs(verifier: Judge, prompts: Domain, items, proofs: list[str | None]) -> list[float]:
     """The verifier's mean score of each proof; one without the form of a proof is 0 without being asked."""
-    ask = [i for i, p in enumerate(proofs) if proof_parses(p)]
+    ask = [i for i, p in enumerate(proofs) if prompts.proof_parses(p)]
     scores = [0.0] * len(proofs)
     questions = [prompts.verify(items[i].problem, proofs[i]) for i in ask]
     for i, judgement in zip(ask, verifier.ask(questions), strict=True):
         scores[i] = judgement.score
     return scores
-
-
-def true_score(problem: str, proof: str | None) -> float:
-    """The exact expert's score: for figures, never for a generator's reward."""
-    return 0.0 if proof is None else grade_proof(parse_problem(problem), proof)
 
 
 class SelfVerifyTask:
@@ -109,7 +103,7 @@ class SelfVerifyTask:
 
     def __init__(
         self,
-        prompts: WorldPrompts,
+        prompts: Domain,
         verifier: Judge,
         max_turns: int,
         meta: Judge | None = None,
@@ -124,24 +118,24 @@ class SelfVerifyTask:
     def next_turn(self, rollout: Rollout) -> str | None:
         if len(rollout.turns) % 2:  # a proof just ended
             return "verify"
-        score = claimed_score(self.prompts.answer(rollout))
+        score = self.prompts.claimed_score(self.prompts.answer(rollout))
         return "prove" if score is not None and score < 1 else None
 
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
-        n = len(rollouts)
+        n, truth = len(rollouts), self.prompts.true_score
         drafts = [self.prompts.answer(r, 0) for r in rollouts]
         last = [(len(r.turns) - 1) // 2 * 2 for r in rollouts]  # turn of the final proof
         finals = [self.prompts.answer(r, t) for r, t in zip(rollouts, last, strict=True)]
         r_Y = judge_proofs(self.verifier, self.prompts, items, finals)
-        formed = [proof_parses(p) for p in finals]
+        formed = [self.prompts.proof_parses(p) for p in finals]
         critiques = [
             self.prompts.answer(r, t + 1) if len(r.turns) > t + 1 else None
             for r, t in zip(rollouts, last, strict=True)
         ]
-        claims = [claimed_score(c) for c in critiques]
+        claims = [self.prompts.claimed_score(c) for c in critiques]
         log = {
-            "truth": [true_score(i.problem, p) for i, p in zip(items, finals, strict=True)],
-            "truth_draft": [true_score(i.problem, p) for i, p in zip(items, drafts, strict=True)],
+            "truth": [truth(i.problem, p) for i, p in zip(items, finals, strict=True)],
+            "truth_draft": [truth(i.problem, p) for i, p in zip(items, drafts, strict=True)],
             "proofs": [t // 2 + 1.0 for t in last],
             "self_score_error": [
                 math.nan if c is None or math.isnan(y) else abs(c - y)

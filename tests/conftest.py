@@ -1,6 +1,11 @@
 """Small models and groups that several tests share."""
 
+import json
 import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -54,3 +59,26 @@ def some_proofs(n, seed=0, right=0.4):
 
 
 NOISE = Noise()
+
+
+class ScriptedServer:
+    """A process of scripted_endpoint.py, which knows the grades of `path`."""
+
+    def __init__(self, *paths):
+        command = [sys.executable, str(Path(__file__).with_name("scripted_endpoint.py")), *map(str, paths)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
+
+    def stats(self):
+        """Requests, and the most at a time, since the last call."""
+        with urllib.request.urlopen(self.url + "/stats") as reply:
+            return json.load(reply)
+
+
+@pytest.fixture(scope="session")
+def scripted_server():
+    pytest.importorskip("openai", reason="needs the openai library")
+    server = ScriptedServer(Path(__file__).parent / "data" / "open-proof-corpus-sample.jsonl")
+    yield server
+    server.process.kill()
+    server.process.wait()

@@ -18,7 +18,7 @@ from nanov2 import natural, world
 from nanov2.checkpoint import load_model, save_model
 from nanov2.config import Config, load_config
 from nanov2.consensus import RULES, Assessed, Rule
-from nanov2.data import GradedFile
+from nanov2.data import DataConfig, load
 from nanov2.distributed import Ranks
 from nanov2.endpoint import Cache
 from nanov2.errors import InputError
@@ -191,8 +191,8 @@ def test_a_record_is_read_whole_and_well_typed_or_refused(kind, row):
 def test_a_file_of_any_bytes_is_read_or_refused_by_every_reader(tmp_path, data):
     for name, read in (
         ("records.jsonl", lambda p: read_jsonl(p, ProofRecord)),
-        ("graded.jsonl", lambda p: GradedFile(str(p)).read()),
-        ("graded.csv", lambda p: GradedFile(str(p)).read()),
+        ("graded.jsonl", lambda p: load(DataConfig(str(p)), ProofRecord)),
+        ("graded.csv", lambda p: load(DataConfig(str(p)), ProofRecord)),
         ("settings.toml", load_config),
         ("settings.json", load_config),
         ("cache.jsonl", Cache),
@@ -221,7 +221,7 @@ def test_what_only_looks_like_a_record_is_refused(tmp_path, name):
         parse_record(WRONG[name], ProofRecord, "here:1")
     (tmp_path / "wrong.jsonl").write_text(WRONG[name] + "\n")
     with pytest.raises(InputError):
-        GradedFile(str(tmp_path / "wrong.jsonl")).read()
+        load(DataConfig(str(tmp_path / "wrong.jsonl")), ProofRecord)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -236,7 +236,7 @@ def test_bombs_are_refused_by_every_reader_of_json(tmp_path, name):
         load_config(path)
     assert read_rows(path) == []
     with pytest.raises(InputError):
-        GradedFile(str(path)).read()
+        load(DataConfig(str(path)), ProofRecord)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError):
         Run(tmp_path, Config(), Ranks())

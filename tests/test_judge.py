@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from browser import AXE, chromium  # noqa: F401
+from conftest import some_proofs
 
 from nanov2.errors import InputError
 from nanov2.judgements import Queue, cohen_kappa
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 from nanov2.world import examine, grade_critique, grade_proof, parse_problem, parse_proof, write_critique
-from tests.browser import AXE, chromium  # noqa: F401
-from tests.conftest import some_proofs
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = [

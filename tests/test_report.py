@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
+from browser import AXE, chromium  # noqa: F401
 
 from nanov2.cards import difference, errors, marked
 from nanov2.errors import InputError
 from nanov2.report import build_report, headline
-from tests.browser import AXE, chromium  # noqa: F401
 
 
 def metric(value):

@@ -1,0 +1,162 @@
+"""A model folder of the ecosystem in this process: its chat template, and answers from it.
+
+`LocalChat` is asked like an `Endpoint`. `ChatPrompts` are the prompts of a GRPO task on such a model: the
+token ids of the same chats.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jinja2
+import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as HFTokenizer
+from tqdm import tqdm
+
+from nanov2 import hf
+from nanov2.distributed import derive_seed
+from nanov2.endpoint import Answer, Cache, EndpointConfig, question_key
+from nanov2.errors import InputError
+from nanov2.natural import Messages, NaturalDomain, without_thinking
+from nanov2.sampler import Rollout, Sampling, sample
+
+
+class ChatTokenizer:
+    """tokenizer.json and the chat template of a folder. `end` is the id that ends an answer."""
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        path, settings = folder / "tokenizer.json", hf.read_json(folder / "tokenizer_config.json")
+        try:
+            self.backend = HFTokenizer.from_file(str(path))
+        except Exception as e:  # the library raises a bare Exception
+            raise InputError(f"{path}: not a tokenizer: {e}") from e
+        self.special = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
+        self.names = {k: _content(settings.get(k)) for k in ("bos_token", "eos_token", "pad_token")}
+        self.end = self.backend.token_to_id(self.names["eos_token"] or "")
+        if self.end is None:
+            raise InputError(f"{folder / 'tokenizer_config.json'}: field eos_token is missing or no token")
+        self.template = _template(folder, settings)
+
+    def chat(self, messages: Messages) -> list[int]:
+        """Ids of a chat up to where the assistant answers. A control token's name in a message is only
+        text: a hostile proof cannot open a turn of its own."""
+        told = [m | {"content": self._defuse(m["content"])} for m in messages]
+        try:
+            text = self.template.render(messages=told, add_generation_prompt=True, **self.names)
+        except jinja2.TemplateError as e:
+            raise InputError(f"the chat template cannot show these messages: {e}") from e
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def _defuse(self, text: str) -> str:
+        for name in self.special:
+            text = text.replace(name, f"{name[0]} {name[1:]}")
+        return text
+
+
+def _content(token: object) -> str:
+    """tokenizer_config.json states a token as text or as an object."""
+    return str(token.get("content", "") if isinstance(token, dict) else token or "")
+
+
+def _template(folder: Path, settings: dict) -> jinja2.Template:
+    path, found = folder / "chat_template.jinja", settings.get("chat_template")
+    if isinstance(found, list):  # several by name
+        found = {t.get("name"): t.get("template") for t in found}.get("default")
+    if path.is_file():
+        found = path.read_text(encoding="utf-8")
+    if not isinstance(found, str):
+        raise InputError(f"{folder}: no chat template in tokenizer_config.json or chat_template.jinja")
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    try:
+        return environment.from_string(found)
+    except jinja2.TemplateError as e:
+        raise InputError(f"{folder}: the chat template is not valid: {e}") from e
+
+
+def _refuse(reason: str) -> None:
+    raise jinja2.TemplateError(reason)
+
+
+class LocalChat:
+    """Asks the model of the folder `config.model`. Answers are kept as an endpoint's are."""
+
+    def __init__(self, config: EndpointConfig):
+        folder = Path(config.model)
+        cuda = torch.cuda.is_available()
+        self.config, self.tokenizer = config, ChatTokenizer(folder)
+        self.model = hf.load(folder, torch.bfloat16 if cuda else torch.float32).eval().requires_grad_(False)
+        self.model.to("cuda" if cuda else "cpu")
+        self.context = hf.read_json(folder / "config.json").get("max_position_embeddings", 1 << 20)
+        self.cache = Cache(config.cache)
+
+    def ask(self, questions: list[Messages], n: int = 1, first: int = 0) -> list[list[Answer]]:
+        """Answers number first … first + n − 1 to each question."""
+        keys = [[question_key(self.config, q, i) for i in range(first, first + n)] for q in questions]
+        new = [(q, row) for q, row in zip(questions, keys, strict=True) if row[-1] not in self.cache]
+        at_once = max(1, self.config.concurrency // n)  # more would fill memory with prompts
+        with tqdm(total=len(new) * n, desc=self.config.model, unit="answer", disable=None) as bar:
+            for i in range(0, len(new), at_once):
+                self._answer(new[i : i + at_once], n)
+                bar.update(len(new[i : i + at_once]) * n)
+        return [[self.cache[k] for k in row] for row in keys]
+
+    def _answer(self, batch: list[tuple[Messages, list[str]]], n: int) -> None:
+        c = self.config
+        asked = [(self.tokenizer.chat(q), row) for q, row in batch]
+        fits = [(ids, row) for ids, row in asked if len(ids) < self.context]
+        how = Sampling(c.temperature, c.max_tokens, c.concurrency)
+        seeds = [derive_seed(c.seed, row[0]) for _, row in fits]
+        rollouts = sample(self.model, self.tokenizer, [ids for ids, _ in fits], n, how, seeds)
+        found = {row[j]: rollouts[i * n + j] for i, (_, row) in enumerate(fits) for j in range(n)}
+        for _, row in asked:
+            for key in row:
+                self.cache[key] = self._read(found[key]) if key in found else Answer(None, 0, "too long")
+
+    def _read(self, rollout: Rollout) -> Answer:
+        text = self.tokenizer.decode(rollout.turns[-1])
+        missing = "cut off" if rollout.cut else "" if text else "empty"
+        return Answer(None if missing else text, len(rollout.ids), missing)
+
+
+class Prompt(list):
+    """Token ids of a chat, with the messages that they encode: a judge behind an endpoint takes those."""
+
+    def __init__(self, ids: list[int], messages: Messages):
+        super().__init__(ids)
+        self.messages = messages
+
+
+class ChatPrompts(NaturalDomain):
+    """Prompts as token ids, and answers of rollouts: what GRPO on a chat model needs of its domain."""
+
+    def __init__(self, tokenizer: ChatTokenizer, grades: dict | None = None, strict: bool = True):
+        super().__init__(grades, strict)
+        self.tokenizer = tokenizer
+
+    def prove(self, problem: str) -> Prompt:
+        return self._ids(NaturalDomain.prove(problem))
+
+    def verify(self, problem: str, proof: str) -> Prompt:
+        return self._ids(NaturalDomain.verify(problem, proof))
+
+    def meta(self, problem: str, proof: str, critique: str) -> Prompt:
+        return self._ids(NaturalDomain.meta(problem, proof, critique))
+
+    def revise(self, problem: str, proof: str, critique: str) -> Prompt:
+        return self._ids(super().revise(problem, proof, critique))
+
+    def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
+        """A turn's text without thinking, or None where it was cut off."""
+        last = turn in (-1, len(rollout.turns) - 1)
+        return None if rollout.cut and last else without_thinking(self.tokenizer.decode(rollout.turns[turn]))
+
+    def _ids(self, messages: Messages) -> Prompt:
+        return Prompt(self.tokenizer.chat(messages), messages)
