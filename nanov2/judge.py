@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hmac
+import logging
 import re
 import secrets
 import sys
@@ -221,6 +222,7 @@ def main() -> None:
         sys.exit(f"error: {e}")
     except OSError as e:
         sys.exit(f"error: cannot listen on {args.host}:{args.port} ({e}): choose another --port")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for every key
     print(f"http://{args.host}:{server.port}/" + (f"?token={token}" if token else ""), flush=True)
     try:
         server.serve_forever()

@@ -79,6 +79,18 @@ class Log:
             self.writer.close()
 
 
+def hyperparameters(folder: Path, settings: dict, metrics: dict) -> None:
+    """A finished phase's settings beside its held-out figures, for TensorBoard's table of hyperparameters."""
+    if not (folder / "tensorboard").is_dir():
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+    figures = {f"final/{name}": m["value"] for name, m in metrics.items()}
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_hparams(plain, figures, run_name=".")
+
+
 def _rounded(value):
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}

@@ -9,6 +9,7 @@ runs/NAME/lap2/verifier2/ …          later laps
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from nanov2.config import Config, load_config
 from nanov2.distributed import Ranks
 from nanov2.errors import InputError
 from nanov2.evaluate import problem_sets
+from nanov2.logs import hyperparameters
 from nanov2.model import Model
 from nanov2.records import Record, read_jsonl, write_atomically, write_jsonl
 from nanov2.safety import Lock
@@ -156,7 +158,16 @@ class Run:
         self.write(phase, lap, "phase.json", done | {"peak_memory_mb": round(peak)} | facts)
         if self.ranks.main:
             shutil.rmtree(self.folder(phase, lap) / "snapshots", ignore_errors=True)
+            self._tell_tensorboard(phase, lap)
         self.ranks.barrier()
+
+    def _tell_tensorboard(self, phase: str, lap: int) -> None:
+        path = self.folder(phase, lap) / "eval.json"
+        if path.is_file():
+            section = getattr(self.config, f"lap_{phase}", None) if lap > 1 else None
+            settings = dataclasses.asdict(section or getattr(self.config, phase))
+            figures = json.loads(path.read_text())["after"]
+            hyperparameters(path.parent, {"seed": self.config.seed} | settings, figures)
 
 
 def _differ(new: object, old: object) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
 LAP1 = ["base", "coldstart", "verifier", "meta", "verifier2", "generator", "selfverify", "autolabel"]
@@ -80,7 +81,13 @@ def test_the_report_and_tensorboard_logs_are_there(finished):
     report = json.loads((finished / "report.json").read_text())
     assert len(report["phases"]) == len(ALL)
     assert "<html" in (finished / "report.html").read_text().lower()
-    assert list((finished / "generator" / "tensorboard").iterdir())
+    for phase in ("generator", "lap2/generator"):
+        events = EventAccumulator(str(finished / phase / "tensorboard"))
+        events.Reload()
+        tags = events.Tags()
+        assert f"{phase}/reward" in tags["scalars"] and "final/hard/true_score" in tags["scalars"]
+        assert any(t.startswith(f"{phase}/") for t in tags["tensors"])  # sample texts
+        assert "_hparams_/session_start_info" in events.summary_metadata
 
 
 def test_a_finished_run_is_not_done_again(finished):
