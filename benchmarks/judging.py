@@ -57,9 +57,8 @@ def main() -> None:
             times = page.evaluate("times")
         finally:
             server.kill()
-    print(
-        f"{args.items} items, {args.keys} keys: median {statistics.median(times):.0f} ms, {max(times):.0f} at most"
-    )
+    median, most = statistics.median(times), max(times)
+    print(f"{args.items} items, {args.keys} keys: median {median:.0f} ms, {most:.0f} at most")
 
 
 if __name__ == "__main__":
