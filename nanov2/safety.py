@@ -60,8 +60,8 @@ class CleanStop:
         return self.agreed
 
     def finish(self, name: str) -> None:
-        """Raises Stopped where the loop was left because of a signal."""
-        if self.agreed:
+        """After the loop, on every rank: raises Stopped where a signal came in it, even in its last step."""
+        if self.agreed or self.now():
             raise Stopped(
                 f"stopped in {name}, everything done so far is saved; the same command goes on from here"
             )

@@ -16,6 +16,7 @@ from nanov2.config import BaseConfig
 from nanov2.demos import Demonstration
 from nanov2.distributed import Ranks
 from nanov2.errors import InputError
+from nanov2.safety import CleanStop, Stopped
 from nanov2.training import train_supervised
 
 BASE = ["--phase=base", "--base.save_every=1000"]
@@ -28,6 +29,15 @@ def wait_for_steps(folder, count):
             return
         time.sleep(0.1)
     raise AssertionError("the run does not start")
+
+
+def test_a_signal_at_the_end_of_the_last_step_is_not_lost(ranks):
+    stop = CleanStop(ranks)
+    for _ in stop.until(0, 1):
+        assert not stop.now()
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped, match="the same command goes on"):
+        stop.finish("base")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
