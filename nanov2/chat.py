@@ -1,7 +1,6 @@
 """A model folder of the ecosystem in this process: its chat template, and answers from it.
 
-`LocalChat` is asked like an `Endpoint`. `ChatPrompts` are the prompts of a GRPO task on such a model: the
-token ids of the same chats.
+`LocalChat` is asked like an `Endpoint`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from nanov2 import hf
 from nanov2.distributed import derive_seed
 from nanov2.endpoint import Answer, Cache, EndpointConfig, question_key
 from nanov2.errors import InputError
-from nanov2.natural import Messages, NaturalDomain, without_thinking
+from nanov2.natural import Messages
 from nanov2.sampler import Rollout, Sampling, sample
 
 
@@ -124,39 +123,3 @@ class LocalChat:
         text = self.tokenizer.decode(rollout.turns[-1])
         missing = "cut off" if rollout.cut else "" if text else "empty"
         return Answer(None if missing else text, len(rollout.ids), missing)
-
-
-class Prompt(list):
-    """Token ids of a chat, with the messages that they encode: a judge behind an endpoint takes those."""
-
-    def __init__(self, ids: list[int], messages: Messages):
-        super().__init__(ids)
-        self.messages = messages
-
-
-class ChatPrompts(NaturalDomain):
-    """Prompts as token ids, and answers of rollouts: what GRPO on a chat model needs of its domain."""
-
-    def __init__(self, tokenizer: ChatTokenizer, grades: dict | None = None, strict: bool = True):
-        super().__init__(grades, strict)
-        self.tokenizer = tokenizer
-
-    def prove(self, problem: str) -> Prompt:
-        return self._ids(NaturalDomain.prove(problem))
-
-    def verify(self, problem: str, proof: str) -> Prompt:
-        return self._ids(NaturalDomain.verify(problem, proof))
-
-    def meta(self, problem: str, proof: str, critique: str) -> Prompt:
-        return self._ids(NaturalDomain.meta(problem, proof, critique))
-
-    def revise(self, problem: str, proof: str, critique: str) -> Prompt:
-        return self._ids(super().revise(problem, proof, critique))
-
-    def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
-        """A turn's text without thinking, or None where it was cut off."""
-        last = turn in (-1, len(rollout.turns) - 1)
-        return None if rollout.cut and last else without_thinking(self.tokenizer.decode(rollout.turns[turn]))
-
-    def _ids(self, messages: Messages) -> Prompt:
-        return Prompt(self.tokenizer.chat(messages), messages)

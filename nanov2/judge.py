@@ -161,8 +161,7 @@ def make_app(run: Path, double: float = 0.0, token: str = "", hosts: tuple[str, 
 
     @app.get("/page/<path:name>")
     def file(name):
-        response = send_from_directory(PAGE, name)
-        return response
+        return send_from_directory(PAGE, name)
 
     @app.get("/api/next")
     def upcoming():

@@ -101,10 +101,9 @@ class ChatJudge:
         self.chat, self.samples, self.first = chat, samples, first
         self.states = Counter() if states is None else states
 
-    def ask(self, questions: list) -> list[Judgement]:
-        """One judgement for each chat (or prompt of ids that knows its messages)."""
-        chats = [getattr(q, "messages", q) for q in questions]
-        return [self._judgement(row) for row in self.chat.ask(chats, self.samples, self.first)]
+    def ask(self, questions: list[natural.Messages]) -> list[Judgement]:
+        """One judgement for each chat."""
+        return [self._judgement(row) for row in self.chat.ask(questions, self.samples, self.first)]
 
     def _judgement(self, answers: list[Answer]) -> Judgement:
         texts, scores = [], []

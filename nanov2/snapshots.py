@@ -98,11 +98,6 @@ class Snapshots:
             _set_random_state(random[self.ranks.rank])
         return extra
 
-    def clear(self) -> None:
-        """Delete all snapshots: the phase is done."""
-        if self.ranks.main:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
     def _found(self, name: str) -> list[Path]:
         paths = [p for p in self.folder.glob(f"{name}-*") if re.fullmatch(r"\d{8,}", p.name[len(name) + 1 :])]
         return sorted(paths, key=lambda p: int(p.name[len(name) + 1 :]), reverse=True)
