@@ -99,11 +99,9 @@ def autolabel(run: Run, lap: int) -> None:
     begin, c, folder = time.time(), run.config, run.folder("autolabel", lap)
     run.need("selfverify", lap)
     seen = {p.problem for problems in run.problems.values() for p in problems}
-    new = ev.make_problems(c.seed, f"autolabel lap {lap}", c.world.hard, c.autolabel.problems, seen)
+    new = ev.make_problems(c.seed, f"autolabel lap {lap}", c.world.hard_in(lap), c.autolabel.problems, seen)
     proofs = generator_proofs(run, lap, new, c.autolabel.proofs, folder / "trajectories.jsonl", f"lap{lap}")
-    held_out = generator_proofs(
-        run, lap, run.problems["held_out_hard"], 2, folder / "held_out_trajectories.jsonl", f"lap{lap}"
-    )
+    held_out = generator_proofs(run, lap, run.hardest, 2, folder / "held_out_trajectories.jsonl", f"lap{lap}")
     critiques = label_proofs(run, lap, proofs)
     rule = Rule(c.autolabel.rule, c.autolabel.k, c.autolabel.disputed)
     labels = [rule(cs) for cs in critiques]
@@ -120,7 +118,7 @@ def autolabel(run: Run, lap: int) -> None:
     sure = [cs for s, cs in zip(labels, critiques, strict=True) if s is not None]
     run.write("autolabel", lap, "best.jsonl", best_samples(clear, sure))
     run.write("autolabel", lap, "unclear.jsonl", unclear)
-    run.write("autolabel", lap, "dv.jsonl", merge(earlier, clear))
+    run.write("autolabel", lap, "dv.jsonl", merge(earlier, clear if c.autolabel.grow else []))
     graded = [dataclasses.replace(r, score=true_score(r.problem, r.proof), label="exact") for r in held_out]
     run.write("autolabel", lap, "held_out_proofs.jsonl", graded)
 

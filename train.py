@@ -261,7 +261,7 @@ def generator(run: Run, lap: int) -> dict:
     model, tokenizer = initial_weights(run, "generator", lap)
     prompts = WorldPrompts(tokenizer)
     task = GeneratorTask(prompts, judge(run, verifier_judge, "verifier2", lap, config, prompts))
-    validation = run.problems["validation" if lap == 1 else "validation_hard"]
+    validation = run.problems["validation"] if lap == 1 else run.hard_problems("validation_hard", lap)
 
     def measure(model: Model, step: int) -> ev.Metrics:
         return ev.eval_generator(model, prompts, validation, c, run.ranks, "validation", task.verifier, 2)[0]
@@ -272,7 +272,7 @@ def generator(run: Run, lap: int) -> dict:
 
         return on_held_out_problems(run, evaluate)
 
-    items = run.problems["train" if lap == 1 else "train_hard"]
+    items = run.problems["train"] if lap == 1 else run.hard_problems("train_hard", lap)
     # In lap 1 beside the base, whatever the weights start from.
     before = held_out(run.load("base")[0])[0] if lap == 1 else None
     best = "validation/true_score"
@@ -293,7 +293,7 @@ def selfverify(run: Run, lap: int) -> dict:
     task = SelfVerifyTask(prompts, verdicts, config.max_turns, gate, weights)
 
     def measure(model: Model, step: int) -> ev.Metrics:
-        problems = run.problems["validation_hard"]
+        problems = run.hard_problems("validation_hard", lap)
         return ev.eval_selfverify(model, prompts, problems, c, run.ranks, "validation", verdicts, 2)[0]
 
     def held_out(model: Model):
@@ -302,7 +302,7 @@ def selfverify(run: Run, lap: int) -> dict:
 
         return on_held_out_problems(run, evaluate)
 
-    items = run.problems["train"] + run.problems["train_hard"] if lap == 1 else run.problems["train_hard"]
+    items = (run.problems["train"] if lap == 1 else []) + run.hard_problems("train_hard", lap)
     best = "validation/final_true_score"
     return run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best)
 

@@ -33,6 +33,8 @@ class WorldConfig:
     labelled_facts: tuple[int, int] = (4, 8)  # facts in all
     hard_chain: tuple[int, int] = (4, 5)  # the harder problems: longer chains, more distractors
     hard_facts: tuple[int, int] = (7, 10)
+    lap_chain: int = 0  # so many more steps of the harder problems' proofs in each later lap
+    lap_facts: int = 0  # and so many more facts
     problems: int = 4000  # size of 𝒟p, labelled difficulty
     hard_problems: int = 3000  # size of the harder 𝒟p, for autolabel and later laps
     held_out: int = 400  # held-out problems of each difficulty; never trained on
@@ -47,7 +49,18 @@ class WorldConfig:
 
     @property
     def hard(self) -> Difficulty:
-        return Difficulty(self.hard_chain, self.hard_facts)
+        return self.hard_in(1)
+
+    def hard_in(self, lap: int) -> Difficulty:
+        """The harder problems of a lap."""
+        chain, facts = (lap - 1) * self.lap_chain, (lap - 1) * self.lap_facts
+        return Difficulty(
+            tuple(n + chain for n in self.hard_chain), tuple(n + facts for n in self.hard_facts)
+        )
+
+    @property
+    def gets_harder(self) -> bool:
+        return bool(self.lap_chain or self.lap_facts)
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,7 @@ class AutolabelConfig:
     clean: int = 8  # so many first critiques without an issue settle a label of 1; n: all of them
     disputed: str = "unclear"  # k reports, none confirmed: "unclear", or "right" by the paper's letter
     temperature: float = 1.0
+    grow: bool = True  # whether the labelled proofs join 𝒟v (False: the ablation, laps without new labels)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,11 @@ def problem_sets(config: Config) -> dict[str, list[ProblemRecord]]:
         "train": (w.labelled, w.problems),
         "train_hard": (w.hard, w.hard_problems),
     }
+    if w.gets_harder:  # after the others, which are the same whether laps get harder or not
+        sizes["held_out_hardest"] = (w.hard_in(config.laps), w.held_out)
+        for lap in range(2, config.laps + 1):
+            sizes[f"validation_hard{lap}"] = (w.hard_in(lap), w.validation)
+            sizes[f"train_hard{lap}"] = (w.hard_in(lap), w.hard_problems)
     return {name: make_problems(config.seed, name, d, n, seen) for name, (d, n) in sizes.items()}
 
 

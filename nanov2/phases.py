@@ -43,9 +43,12 @@ def balanced(records: list, field: str, most: int = 2) -> list:
 
 
 def on_held_out_problems(run: Run, evaluate: Callable) -> tuple[dict, list[dict]]:
-    """`evaluate(problems, name)` on the labelled and the hard held-out set: figures, and samples to show."""
+    """`evaluate(problems, name)` on each held-out set: figures, and samples to show."""
     metrics, samples = {}, []
-    for name, problems in (("labelled", "held_out"), ("hard", "held_out_hard")):
+    sets = {"labelled": "held_out", "hard": "held_out_hard", "hardest": "held_out_hardest"}
+    for name, problems in sets.items():
+        if problems not in run.problems:
+            continue
         figures, shown = evaluate(run.problems[problems], name)
         metrics |= figures
         samples += pick(shown, run.config.eval.shown // 2)

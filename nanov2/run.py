@@ -30,7 +30,7 @@ from nanov2.errors import InputError
 from nanov2.evaluate import problem_sets
 from nanov2.logs import hyperparameters
 from nanov2.model import Model
-from nanov2.records import Record, read_jsonl, write_atomically, write_jsonl
+from nanov2.records import ProblemRecord, Record, read_jsonl, write_atomically, write_jsonl
 from nanov2.safety import Lock
 from nanov2.tokenizer import Tokenizer
 
@@ -98,6 +98,15 @@ class Run:
         """Claim the folder for writing; InputError where another process has it."""
         if self.ranks.main:
             self._lock = Lock(self.dir)
+
+    def hard_problems(self, name: str, lap: int) -> list[ProblemRecord]:
+        """The harder problems "train_hard" or "validation_hard" of a lap."""
+        return self.problems.get(f"{name}{lap}", self.problems[name])
+
+    @property
+    def hardest(self) -> list[ProblemRecord]:
+        """Held-out problems as hard as the last lap's."""
+        return self.problems.get("held_out_hardest", self.problems["held_out_hard"])
 
     def folder(self, phase: str, lap: int = 1) -> Path:
         return self.dir / phase if lap == 1 else self.dir / f"lap{lap}" / phase
