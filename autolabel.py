@@ -20,6 +20,7 @@ if __name__ == "__main__":
     prepare()
 
 import dataclasses
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -39,41 +40,12 @@ from nanov2.consensus import (
     single,
 )
 from nanov2.consolidation import best_samples
-from nanov2.distributed import derive_seed
+from nanov2.distributed import derive_rng, derive_seed
 from nanov2.logs import print_table
-from nanov2.prompts import WorldPrompts, proof_parses, true_score
-from nanov2.records import ProofRecord, TrajectoryRecord, read_jsonl, write_jsonl
+from nanov2.phases import generator_proofs
+from nanov2.records import ProofRecord, read_jsonl, write_jsonl
 from nanov2.reward_model import meta_judge, verifier_judge
 from nanov2.run import Run
-from nanov2.tasks import SelfVerifyTask
-
-
-def generator_proofs(
-    run: Run, lap: int, problems: list, n: int, path: Path, source: str
-) -> list[ProofRecord]:
-    """Unscored proofs by the self-verifying generator: n trajectories a problem, every proof in them once."""
-    model, tokenizer = run.load("selfverify", lap)
-    task = SelfVerifyTask(WorldPrompts(tokenizer), None, max_turns=2 * run.config.eval.rounds)
-    items = [p for p in problems for _ in range(n)]
-    seed = derive_seed(run.config.seed, "autolabel", lap, source)
-
-    def write() -> list[TrajectoryRecord]:
-        limit = run.config.selfverify.max_tokens
-        turns = ev.sample_trajectories(model, task, items, run.config, seed, run.ranks, limit)
-        return ev.trajectory_records(items, turns)
-
-    return distinct_proofs(run.once(path, TrajectoryRecord, write), source)
-
-
-def distinct_proofs(trajectories: list[TrajectoryRecord], source: str) -> list[ProofRecord]:
-    """Every proof of the trajectories that has the form of one, once."""
-    proofs = {}
-    for t in trajectories:
-        for i, (task, text) in enumerate(t.turns):
-            if task == "prove" and proof_parses(text):
-                name = f"{source}/{'draft' if i == 0 else 'revision'}"
-                proofs.setdefault((t.problem, text), ProofRecord(t.problem, text, None, t.kind, name))
-    return list(proofs.values())
 
 
 def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = True) -> list[list[Assessed]]:
@@ -81,15 +53,18 @@ def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = T
     c = run.config.autolabel
     clean, k = (c.clean, c.k) if settle else (c.n, c.n)
     model, tokenizer = run.load("verifier2", lap)
-    prompts = WorldPrompts(tokenizer)
+    prompts, phases = run.prompts(tokenizer), run.config
 
     def judges(first: int, count: int):
         options = {"temperature": c.temperature, "seed": derive_seed(run.config.seed, "labels", lap, first)}
-        verifier = verifier_judge(model, prompts, samples=count, **options)
-        return verifier, meta_judge(model, prompts, samples=c.m, **options)
+        options["batch_rows"] = phases.verifier.batch_rows
+        verifier = verifier_judge(
+            model, prompts, samples=count, max_tokens=phases.verifier.max_tokens, **options
+        )
+        return verifier, meta_judge(model, prompts, samples=c.m, max_tokens=phases.meta.max_tokens, **options)
 
     mine = run.ranks.mine([(r.problem, r.proof) for r in proofs])
-    return run.ranks.gather(assess_adaptively(mine, judges, prompts, c.n, c.chunk, k, clean))
+    return run.ranks.gather(assess_adaptively(mine, judges, c.n, c.chunk, k, clean))
 
 
 def autolabel(run: Run, lap: int) -> None:
@@ -98,8 +73,14 @@ def autolabel(run: Run, lap: int) -> None:
         return
     begin, c, folder = time.time(), run.config, run.folder("autolabel", lap)
     run.need("selfverify", lap)
-    seen = {p.problem for problems in run.problems.values() for p in problems}
-    new = ev.make_problems(c.seed, f"autolabel lap {lap}", c.world.hard_in(lap), c.autolabel.problems, seen)
+    truth = run.true_score
+    if run.natural:
+        hard = run.problems["train_hard"]
+        new = derive_rng(c.seed, "autolabel", lap).sample(hard, min(c.autolabel.problems, len(hard)))
+    else:
+        seen = {p.problem for problems in run.problems.values() for p in problems}
+        difficulty = c.world.hard_in(lap)
+        new = ev.make_problems(c.seed, f"autolabel lap {lap}", difficulty, c.autolabel.problems, seen)
     proofs = generator_proofs(run, lap, new, c.autolabel.proofs, folder / "trajectories.jsonl", f"lap{lap}")
     held_out = generator_proofs(run, lap, run.hardest, 2, folder / "held_out_trajectories.jsonl", f"lap{lap}")
     critiques = label_proofs(run, lap, proofs)
@@ -119,20 +100,21 @@ def autolabel(run: Run, lap: int) -> None:
     run.write("autolabel", lap, "best.jsonl", best_samples(clear, sure))
     run.write("autolabel", lap, "unclear.jsonl", unclear)
     run.write("autolabel", lap, "dv.jsonl", merge(earlier, clear if c.autolabel.grow else []))
-    graded = [dataclasses.replace(r, score=true_score(r.problem, r.proof), label="exact") for r in held_out]
+    graded = [dataclasses.replace(r, score=truth(r.problem, r.proof), label="exact") for r in held_out]
+    graded = [r for r in graded if not math.isnan(r.score)]
     run.write("autolabel", lap, "held_out_proofs.jsonl", graded)
 
     letter = [consensus(cs, c.autolabel.k, "right") for cs in critiques]
-    after = measure_labels(proofs, labels, letter, critiques)
+    after = measure_labels([truth(r.problem, r.proof) for r in proofs], proofs, labels, letter, critiques)
     samples = [
         {
             "problem": r.problem,
             "proof": r.proof,
-            "truth": true_score(r.problem, r.proof),
             "critique": next((x.critique for x in cs if x.issue), cs[0].critique),
             "label": "unclear" if s is None else s,
             "note": f"scores {[x.score for x in cs]}, valid issues {sum(x.issue and x.valid for x in cs)}",
         }
+        | ({} if math.isnan(truth(r.problem, r.proof)) else {"truth": truth(r.problem, r.proof)})
         for r, s, cs in zip(proofs, labels, critiques, strict=True)
     ]
     counts = Counter("unclear" if s is None else s for s in labels)
@@ -167,14 +149,14 @@ def merge(earlier: list[ProofRecord], new: list[ProofRecord]) -> list[ProofRecor
 
 
 def measure_labels(
-    proofs: list[ProofRecord], labels: list, letter: list, critiques: list[list]
+    truth: list[float], proofs: list[ProofRecord], labels: list, letter: list, critiques: list[list]
 ) -> ev.Metrics:
-    """Coverage, and agreement with the exact expert, beside the letter of the paper and simpler rules."""
-    truth = [true_score(r.problem, r.proof) for r in proofs]
+    """Coverage, and agreement with the truth, beside the letter of the paper and simpler rules."""
     clusters = [r.problem for r in proofs]
 
     def agreement(given: list) -> list[float]:
-        return [float("nan") if g is None else float(g == t) for g, t in zip(given, truth, strict=True)]
+        pairs = zip(given, truth, strict=True)
+        return [math.nan if g is None or math.isnan(t) else float(g == t) for g, t in pairs]
 
     columns = {
         "label_coverage": [float(s is not None) for s in labels],
@@ -186,7 +168,7 @@ def measure_labels(
         "true_score": truth,
         "critiques_per_proof": [float(len(cs)) for cs in critiques],
     }
-    return {f"hard/{name}": ev.interval(values, clusters) for name, values in columns.items()}
+    return ev.figures(columns, "hard", clusters)
 
 
 def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
@@ -211,10 +193,12 @@ def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
         raise InputError(f"--calibrate wants a precision above 0 and up to 1, found {wanted}")
     if source:
         proofs = read_jsonl(source, ProofRecord)
+    elif run.natural:
+        raise InputError("calibration needs proofs whose score is known: give --proofs=FILE")
     else:
         path = run.folder("autolabel", lap) / "calibration_trajectories.jsonl"
         drawn = generator_proofs(run, lap, run.problems["validation_hard"], 4, path, f"lap{lap}")
-        proofs = [dataclasses.replace(r, score=true_score(r.problem, r.proof)) for r in drawn]
+        proofs = [dataclasses.replace(r, score=run.true_score(r.problem, r.proof)) for r in drawn]
     if missing := sum(r.score is None for r in proofs):
         raise InputError(f"{missing} of {len(proofs)} proofs have no score: calibration needs one for each")
     critiques = label_proofs(run, lap, proofs, settle=False)

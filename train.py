@@ -19,11 +19,13 @@ import dataclasses
 import difflib
 import time
 from collections import Counter
+from itertools import islice
 
 import torch
 
-from autolabel import autolabel, distinct_proofs
+from autolabel import autolabel
 from nanov2 import evaluate as ev
+from nanov2 import pretrained
 from nanov2.cli import open_run, script
 from nanov2.consolidation import consolidate
 from nanov2.demos import make_demonstration
@@ -32,8 +34,10 @@ from nanov2.errors import InputError
 from nanov2.expert import make_expert
 from nanov2.logs import print_table
 from nanov2.model import Model
+from nanov2.packing import Pack
 from nanov2.phases import (
     balanced,
+    distinct_proofs,
     initial_weights,
     judge,
     on_held_out_problems,
@@ -41,7 +45,7 @@ from nanov2.phases import (
     run_grpo,
     spread,
 )
-from nanov2.prompts import WorldPrompts, claimed_score, true_score
+from nanov2.prompts import true_score
 from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.report import build_report
 from nanov2.reward_model import meta_judge, verifier_judge
@@ -61,12 +65,12 @@ def base(run: Run, lap: int) -> dict:
     stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))), (1.1, everything))
     model = Model(dataclasses.replace(c.model, vocab_size=tokenizer.vocab_size))
     model.init_weights(torch.Generator().manual_seed(c.seed)).to(run.ranks.device)
-    prompts = WorldPrompts(tokenizer)
+    prompts = run.prompts(tokenizer)
 
-    def draw(step: int, i: int):
+    def draw(step: int, i: int) -> Pack:
         difficulty = next(d for share, d in stages if step < share * c.base.steps)
         rng = derive_rng(c.seed, "demonstration", step, i)
-        return make_demonstration(rng, make_problem(rng, difficulty), c.noise)
+        return document(tokenizer, make_demonstration(rng, make_problem(rng, difficulty), c.noise))
 
     rng = derive_rng(c.seed, "held-out demonstrations")
     held_out = [
@@ -95,7 +99,7 @@ def coldstart(run: Run, lap: int) -> dict:
     """1A: the weak prover (the base) drafts, criticises and revises; the expert scores a diverse subset."""
     c, folder = run.config, run.folder("coldstart")
     model, tokenizer = run.load("base")
-    prompts = WorldPrompts(tokenizer)
+    prompts = run.prompts(tokenizer)
     task = SelfVerifyTask(prompts, None, max_turns=2 * c.coldstart.rounds - 1)
 
     def write(name: str, problems: list) -> list[TrajectoryRecord]:
@@ -108,11 +112,11 @@ def coldstart(run: Run, lap: int) -> dict:
 
     trajectories = write("train", run.problems["train"][: c.coldstart.problems])
     expert = make_expert(c.expert, folder)
-    unscored = spread(distinct_proofs(trajectories, "coldstart"), c.coldstart.subset)
+    unscored = spread(distinct_proofs(trajectories, prompts, "coldstart"), c.coldstart.subset)
     dv = expert.score_proofs(run.ranks.from_main(unscored))
     run.write("coldstart", 1, "dv.jsonl", dv)
     for name in ("held_out", "held_out_hard", "validation"):
-        proofs = distinct_proofs(write(name, run.problems[name]), name)[: c.eval.proofs]
+        proofs = distinct_proofs(write(name, run.problems[name]), prompts, name)[: c.eval.proofs]
         graded = [dataclasses.replace(r, score=true_score(r.problem, r.proof), label="exact") for r in proofs]
         run.write("coldstart", 1, f"{name}_proofs.jsonl", graded)
 
@@ -139,7 +143,7 @@ def coldstart(run: Run, lap: int) -> dict:
 def verifier(run: Run, lap: int) -> dict:
     """1B: GRPO from the base on 𝒟v with R_format · R_score."""
     model, tokenizer = run.load("base")
-    task = VerifierTask(WorldPrompts(tokenizer))
+    task = VerifierTask(run.prompts(tokenizer))
     items = balanced(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "score")
     return train_verifier(run, "verifier", lap, model, tokenizer, task, items)
 
@@ -165,14 +169,18 @@ def train_verifier(
 
 
 def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
-    """Held-out proofs: by the weak prover in lap 1; from lap 2 on the hard ones are the last generator's."""
+    """Held-out proofs: by the weak prover in lap 1; from lap 2 on the hard ones are the last generator's.
+
+    Only those whose truth somebody knows.
+    """
     hard = (
         ("coldstart", 1, "held_out_hard_proofs.jsonl")
         if lap == 1
         else ("autolabel", lap - 1, "held_out_proofs.jsonl")
     )
     sets = {"labelled": ("coldstart", 1, "held_out_proofs.jsonl"), "hard": hard}
-    return {name: run.records(*where, ProofRecord) for name, where in sets.items()}
+    found = {name: run.records(*where, ProofRecord) for name, where in sets.items()}
+    return {name: records for name, records in found.items() if records}
 
 
 def meta(run: Run, lap: int) -> dict:
@@ -180,7 +188,7 @@ def meta(run: Run, lap: int) -> dict:
     c, folder = run.config, run.folder("meta")
     v1, _ = run.load("verifier")
     model, tokenizer = run.load("base")
-    task = VerifierTask(WorldPrompts(tokenizer))
+    task = VerifierTask(run.prompts(tokenizer))
     expert = make_expert(c.expert, folder)
 
     def criticise(proofs: list[ProofRecord], name: str) -> list[CritiqueRecord]:
@@ -191,19 +199,24 @@ def meta(run: Run, lap: int) -> dict:
             return [
                 CritiqueRecord(r.problem, r.proof, a, None, r.score, source="verifier v1")
                 for r, a in zip(proofs, answers, strict=True)
-                if claimed_score(a) is not None
+                if task.prompts.claimed_score(a) is not None
             ]
 
         return run.once(folder / f"{name}_critiques.jsonl", CritiqueRecord, make)
 
-    dmv = expert.score_critiques(criticise(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "train"))
-    run.write("meta", 1, "dmv.jsonl", dmv)
-    sets = {
-        name: ev.grade_critiques(
-            criticise(run.records("coldstart", 1, f"{file}_proofs.jsonl", ProofRecord), file)
-        )
-        for name, file in (("labelled", "held_out"), ("validation", "validation"))
+    files = {"train": "dv", "held_out": "held_out_proofs", "validation": "validation_proofs"}
+    critiques = {
+        name: criticise(run.records("coldstart", 1, f"{file}.jsonl", ProofRecord), name)
+        for name, file in files.items()
     }
+    if run.natural:  # nobody knows better than the expert
+        graded = iter(expert.score_critiques([r for records in critiques.values() for r in records]))
+        dmv, *held = (list(islice(graded, len(records))) for records in critiques.values())
+    else:
+        dmv = expert.score_critiques(critiques["train"])
+        held = [ev.grade_critiques(critiques[name]) for name in ("held_out", "validation")]
+    run.write("meta", 1, "dmv.jsonl", dmv)
+    sets = dict(zip(("labelled", "validation"), held, strict=True))
     run.write("meta", 1, "held_out_dmv.jsonl", sets["labelled"])
 
     def measure(model: Model, step: int) -> ev.Metrics:
@@ -226,7 +239,7 @@ def verifier2(run: Run, lap: int) -> dict:
     """
     config = run.config.phase("verifier2", lap)
     model, tokenizer = initial_weights(run, "verifier2", lap)
-    prompts = WorldPrompts(tokenizer)
+    prompts = run.prompts(tokenizer)
     gate = judge(run, meta_judge, "meta", 1, config, prompts) if config.meta_gate else None
     source = ("coldstart", 1) if lap == 1 else ("autolabel", lap - 1)
     dv = run.records(*source, "dv.jsonl", ProofRecord)
@@ -259,7 +272,7 @@ def generator(run: Run, lap: int) -> dict:
     """2: GRPO on 𝒟p; the frozen verifier's score is the whole reward."""
     c, config = run.config, run.config.phase("generator", lap)
     model, tokenizer = initial_weights(run, "generator", lap)
-    prompts = WorldPrompts(tokenizer)
+    prompts = run.prompts(tokenizer)
     task = GeneratorTask(prompts, judge(run, verifier_judge, "verifier2", lap, config, prompts))
     validation = run.problems["validation"] if lap == 1 else run.hard_problems("validation_hard", lap)
 
@@ -275,7 +288,7 @@ def generator(run: Run, lap: int) -> dict:
     items = run.problems["train"] if lap == 1 else run.hard_problems("train_hard", lap)
     # In lap 1 beside the base, whatever the weights start from.
     before = held_out(run.load("base")[0])[0] if lap == 1 else None
-    best = "validation/true_score"
+    best = "" if run.natural else "validation/true_score"  # only where the truth is known
     result = run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best, before)
     if lap == 1:
         result["notes"].append("before: the base")
@@ -286,7 +299,7 @@ def selfverify(run: Run, lap: int) -> dict:
     """3: trajectories draft → own critique → revision → …; the reward is on the final proof."""
     c, config = run.config, run.config.phase("selfverify", lap)
     model, tokenizer = initial_weights(run, "selfverify", lap)
-    prompts = WorldPrompts(tokenizer)
+    prompts = run.prompts(tokenizer)
     verdicts = judge(run, verifier_judge, "verifier2", lap, config, prompts)
     weights = (config.alpha, config.beta) if config.reward == "alpha_beta" else None
     gate = judge(run, meta_judge, "verifier2", lap, config, prompts) if weights else None
@@ -303,7 +316,7 @@ def selfverify(run: Run, lap: int) -> dict:
         return on_held_out_problems(run, evaluate)
 
     items = (run.problems["train"] if lap == 1 else []) + run.hard_problems("train_hard", lap)
-    best = "validation/final_true_score"
+    best = "" if run.natural else "validation/final_true_score"
     return run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best)
 
 
@@ -317,6 +330,7 @@ STEPS = {
     "generator": generator,
     "selfverify": selfverify,
 }
+NATURAL_STEPS = {"base": pretrained.base, "coldstart": pretrained.coldstart}
 FIRST_LAP_ONLY = ("base", "coldstart", "verifier", "meta")
 
 
@@ -326,7 +340,8 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         autolabel(run, lap)
     elif not run.is_done(phase, lap):
         begin = time.time()
-        result = STEPS[phase](run, lap)
+        steps = STEPS | NATURAL_STEPS if run.natural else STEPS
+        result = steps[phase](run, lap)
         figures = {k: result.get(k, d) for k, d in (("before", {}), ("after", {}), ("curve", []))}
         run.write(phase, lap, "eval.json", figures)
         run.write(phase, lap, "samples.jsonl", ev.pick(result["samples"], run.config.eval.shown))

@@ -78,7 +78,7 @@ def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, st
     from nanov2.grpo import Clock, Rewards, make_optimizer, rollout_groups, train_on_groups
 
     class Task:
-        max_turns = 1
+        max_turns = max_given = 1
 
         def prompt(self, item):
             return item

@@ -1,6 +1,6 @@
-"""A model folder of the ecosystem in this process: its chat template, and answers from it.
+"""A model folder of the ecosystem in this process: its chat template, prompts for training, answers from it.
 
-`LocalChat` is asked like an `Endpoint`.
+`ChatPrompts` is the domain that the phases train such a model in; `LocalChat` is asked like an `Endpoint`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as HFTokenizer
 from tqdm import tqdm
 
-from nanov2 import hf
+from nanov2 import hf, natural
 from nanov2.distributed import derive_seed
 from nanov2.endpoint import Answer, Cache, EndpointConfig, question_key
 from nanov2.errors import InputError
-from nanov2.natural import Messages
+from nanov2.model import Model
+from nanov2.natural import Messages, NaturalDomain
+from nanov2.packing import Completion, Pack
 from nanov2.sampler import Rollout, Sampling, sample
 
 
@@ -26,7 +28,7 @@ class ChatTokenizer:
     """tokenizer.json and the chat template of a folder. `end` is the id that ends an answer."""
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         path, settings = folder / "tokenizer.json", hf.read_json(folder / "tokenizer_config.json")
         try:
             self.backend = HFTokenizer.from_file(str(path))
@@ -42,12 +44,24 @@ class ChatTokenizer:
     def chat(self, messages: Messages) -> list[int]:
         """Ids of a chat up to where the assistant answers. A control token's name in a message is only
         text: a hostile proof cannot open a turn of its own."""
+        return self.backend.encode(self._render(messages), add_special_tokens=False).ids
+
+    def turn(self, text: str) -> list[int]:
+        """Ids of a further message of the user, from after the end of an answer to where the next begins."""
+        mark = "AN ANSWER"
+        chat = natural.user("A question") + [{"role": "assistant", "content": mark}] + natural.user(text)
+        _, _, after = self._render(chat).rpartition(mark)
+        before, end, rest = after.partition(self.names["eos_token"])
+        if before.strip() or not end or not rest:
+            raise InputError(f"{self.folder}: the chat template does not end an answer with its eos_token")
+        return self.backend.encode(rest, add_special_tokens=False).ids
+
+    def _render(self, messages: Messages) -> str:
         told = [m | {"content": self._defuse(m["content"])} for m in messages]
         try:
-            text = self.template.render(messages=told, add_generation_prompt=True, **self.names)
+            return self.template.render(messages=told, add_generation_prompt=True, **self.names)
         except jinja2.TemplateError as e:
             raise InputError(f"the chat template cannot show these messages: {e}") from e
-        return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids, skip_special_tokens=False)
@@ -82,6 +96,82 @@ def _template(folder: Path, settings: dict) -> jinja2.Template:
 
 def _refuse(reason: str) -> None:
     raise jinja2.TemplateError(reason)
+
+
+class ChatPrompts(NaturalDomain):
+    """Natural-language proofs as token ids of one chat model: what the phases train it on.
+
+    The generator's answer holds a proof and its evaluation (section 2.2 of the paper), so one answer is one
+    turn of a self-verifying trajectory, and a further turn opens with the request to revise.
+    """
+
+    turns_per_proof = 1
+
+    def __init__(self, tokenizer: ChatTokenizer, strict: bool = True):
+        super().__init__(strict=strict)
+        self.tokenizer, self.again = tokenizer, tokenizer.turn(natural.AGAIN)
+        self.max_given = len(self.again)
+        self.context = hf.read_json(tokenizer.folder / "config.json").get("max_position_embeddings", 1 << 20)
+
+    def prove(self, problem: str) -> list[int]:
+        return self._ids(natural.prove(problem))
+
+    def verify(self, problem: str, proof: str) -> list[int]:
+        return self._ids(natural.verify(problem, proof))
+
+    def meta(self, problem: str, proof: str, critique: str) -> list[int]:
+        return self._ids(natural.meta(problem, proof, critique))
+
+    def revise(self, problem: str, proof: str, critique: str) -> list[int]:
+        return self._ids(natural.refine(problem, proof, [critique]))
+
+    def example(self, question: list[int], answer: str) -> Pack:
+        """A question with the answer to learn."""
+        ids = [*self.tokenizer.backend.encode(answer, add_special_tokens=False).ids, self.tokenizer.end]
+        return Pack(question, [Completion(ids, [True] * len(ids))])
+
+    def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
+        """A turn's text after any thinking, or None where it was cut off."""
+        if rollout.cut and turn in (-1, len(rollout.turns) - 1):
+            return None
+        return natural.without_thinking(self.tokenizer.decode(rollout.turns[turn]))
+
+    def turns(self, rollout: Rollout) -> list[tuple[str, str | None]]:
+        out = []
+        for t in range(len(rollout.turns)):
+            proof = natural.read_proof(self.answer(rollout, t))
+            out.append(("prove", proof and proof.text))
+            if proof:
+                out.append(("verify", proof.critique or None))
+        return out
+
+    def follow(self, rollout: Rollout) -> list[int] | None:
+        proof = natural.read_proof(self.answer(rollout))
+        score = self.claimed_score(proof.critique) if proof else None
+        return self.again if score is not None and score < 1 else None
+
+    def proof_parses(self, text: str | None) -> bool:
+        return bool(text)  # `turns` has taken it out of an answer in form
+
+    def _ids(self, messages: Messages) -> list[int]:
+        ids = self.tokenizer.chat(messages)
+        if len(ids) >= self.context:
+            raise InputError(
+                f"a prompt of {len(ids)} tokens is longer than the context of {self.tokenizer.folder}, "
+                f"{self.context} tokens: lower data.max_chars, or the max_tokens of what it quotes; it ends "
+                f"in {messages[-1]['content'][-60:]!r}"
+            )
+        return ids
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Model, ChatTokenizer]:
+    """A folder's weights in fp32, as they are trained, and its tokenizer."""
+    return hf.load(folder).to(device), ChatTokenizer(folder)
+
+
+def save_model(folder: Path, model: Model, tokenizer: ChatTokenizer) -> None:
+    """A folder that transformers, vLLM, SGLang and llama.cpp's converter read."""
+    hf.save(folder, model, tokenizer.folder)
 
 
 class LocalChat:

@@ -123,6 +123,7 @@ class GRPOConfig:
     minibatches: int = 1  # optimiser steps per pass
     clip_low: float = 0.2  # ε: the ratio is clipped below 1 − ε
     clip_high: float = 0.28  # separate upper clip (DAPO's clip-higher)
+    judge: str = "run"  # who the frozen judges are: "run", a finished phase's model, or "endpoint"
     kl_coef: float = 0.0  # β of the k3 KL to the starting weights; 0 = no reference is kept
     loss_type: str = "dapo"  # "dapo" (per token), "grpo" (per row), "dr_grpo" (by maximum length), "gspo"
     malformed_penalty: float = 0.0  # taken off the reward of a proof without form or end (DAPO, eq. 13)
@@ -140,6 +141,7 @@ class GRPOConfig:
     eval_every: int = 20  # steps between measurements on validation problems
     save_every: int = 40  # steps between checkpoints
     keep: int = 2  # so many of the newest checkpoints are kept while the phase is under way
+    batch_rows: int = 512  # completions that are decoded together: more is faster, and takes more memory
     pack_tokens: int = 2048  # a pack: one prompt and as many of its completions as fit
     micro_tokens: int = 4096  # tokens of a micro-batch
     checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
@@ -192,6 +194,15 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class PretrainedConfig:
+    """Natural-language mode: a pretrained chat model in place of the embedded world's own."""
+
+    folder: str = ""  # Hugging Face model folder that the base is; "" = the embedded world
+    shape: str = ""  # a config.json that --dry-run reads where the folder is not there
+    strict: bool = True  # R_format asks for the paper's form; False: any last \boxed{0, 0.5 or 1} will do
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     """How several ranks hold a model that is trained. With one rank nothing changes."""
 
@@ -211,7 +222,8 @@ class Config:
 
     seed: int = 0  # draws the problems, the weights, every sample
     laps: int = 2  # laps of the flywheel
-    expert: str = "world"  # "world" (exact), "person" (a file to fill in), "page" (waits), a labelled JSONL
+    # "world" (exact), "grades" (of [data]), "person" (a file to fill in), "page" (waits), a labelled JSONL
+    expert: str = "world"
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     noise: Noise = field(default_factory=Noise)
@@ -231,6 +243,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     data: DataConfig = field(default_factory=DataConfig)
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def phase(self, name: str, lap: int = 1) -> GRPOConfig:

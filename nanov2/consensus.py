@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nanov2.prompts import WorldPrompts
 from nanov2.reward_model import Judge
 
 
@@ -100,11 +99,10 @@ def settled(critiques: list[Assessed], k: int, clean: int) -> bool:
 def assess_adaptively(
     pairs: list[tuple[str, str]],
     judges: Callable[[int, int], tuple[Judge, Judge]],
-    prompts,
-    n,
-    chunk,
-    k,
-    clean,
+    n: int,
+    chunk: int,
+    k: int,
+    clean: int,
 ) -> list[list[Assessed]]:
     """Like `assess`, at most n critiques each, in chunks: a proof that is `settled` gets no more.
 
@@ -114,7 +112,7 @@ def assess_adaptively(
     for first in range(0, n, chunk):
         open_ = [i for i, critiques in enumerate(found) if not settled(critiques, k, clean)]
         verifier, meta = judges(first, min(chunk, n - first))
-        for i, more in zip(open_, assess([pairs[i] for i in open_], verifier, meta, prompts), strict=True):
+        for i, more in zip(open_, assess([pairs[i] for i in open_], verifier, meta), strict=True):
             found[i] += more
     return found
 
@@ -183,19 +181,17 @@ def entropy(values: list) -> float:
     return -sum(c / len(values) * math.log2(c / len(values)) for c in counts.values()) if values else 0.0
 
 
-def assess(
-    pairs: list[tuple[str, str]], verifier: Judge, meta: Judge, prompts: WorldPrompts
-) -> list[list[Assessed]]:
+def assess(pairs: list[tuple[str, str]], verifier: Judge, meta: Judge) -> list[list[Assessed]]:
     """n critiques of each (problem, proof), n = `verifier.samples`, with m = `meta.samples` assessments of
     each that reports an issue."""
-    judgements = verifier.ask([prompts.verify(x, y) for x, y in pairs])
+    judgements = verifier.ask([verifier.prompts.verify(x, y) for x, y in pairs])
     reports = [
         (i, j)
         for i, judgement in enumerate(judgements)
         for j, (answer, score) in enumerate(zip(judgement.answers, judgement.scores, strict=True))
-        if score is not None and prompts.claims_issue(answer)
+        if score is not None and verifier.prompts.claims_issue(answer)
     ]
-    looks = meta.ask([prompts.meta(*pairs[i], judgements[i].answers[j]) for i, j in reports])
+    looks = meta.ask([meta.prompts.meta(*pairs[i], judgements[i].answers[j]) for i, j in reports])
     looked = {at: look.scores for at, look in zip(reports, looks, strict=True)}
     return [
         [

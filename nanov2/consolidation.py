@@ -8,14 +8,16 @@ stay in the mixture, so that no skill is lost that the best samples do not show.
 from __future__ import annotations
 
 from nanov2 import evaluate as ev
+from nanov2 import pretrained
 from nanov2.consensus import Assessed
 from nanov2.demos import Demonstration, make_demonstration
 from nanov2.distributed import derive_rng
+from nanov2.errors import InputError
+from nanov2.packing import Pack
 from nanov2.phases import on_held_out_problems
-from nanov2.prompts import WorldPrompts
 from nanov2.records import ProofRecord, TrajectoryRecord
 from nanov2.run import Run
-from nanov2.training import train_supervised
+from nanov2.training import document, train_supervised
 from nanov2.world import make_problem
 
 
@@ -38,20 +40,23 @@ def consolidate(run: Run, lap: int) -> dict:
     """Supervised training of the first base on the last lap's best samples and on demonstrations."""
     c, settings = run.config, run.config.consolidate
     model, tokenizer = run.load("base")
-    prompts = WorldPrompts(tokenizer)
+    prompts = run.prompts(tokenizer)
     scores = {
         (r.problem, r.proof): r.score for r in run.records("autolabel", lap - 1, "labels.jsonl", ProofRecord)
     }
-    best = [
-        as_demonstration(t, scores[t.problem, t.turns[0][1]])
-        for t in run.records("autolabel", lap - 1, "best.jsonl", TrajectoryRecord)
-    ]
+    samples = run.records("autolabel", lap - 1, "best.jsonl", TrajectoryRecord)
+    if run.natural:
+        best = pretrained.documents(prompts, samples, scores)
+        if not best:
+            raise InputError(f"lap {lap - 1} labelled no proof: there is nothing to consolidate")
+    else:
+        best = [document(tokenizer, as_demonstration(t, scores[t.problem, t.turns[0][1]])) for t in samples]
 
-    def draw(step: int, i: int) -> Demonstration:
+    def draw(step: int, i: int) -> Pack:
         rng = derive_rng(c.seed, "consolidate", lap, step, i)
-        if i % 2 and best:
+        if best and (i % 2 or run.natural):
             return rng.choice(best)
-        return make_demonstration(rng, make_problem(rng, c.world.hard), c.noise)
+        return document(tokenizer, make_demonstration(rng, make_problem(rng, c.world.hard), c.noise))
 
     def held_out(model):
         def evaluate(problems: list, name: str):
@@ -63,13 +68,14 @@ def consolidate(run: Run, lap: int) -> dict:
     folder, name = run.folder("consolidate", lap), f"lap{lap}/consolidate"
     curve = train_supervised(folder, name, model, tokenizer, draw, settings, run.ranks, lambda *_: {})
     run.save("consolidate", lap, model, tokenizer)
-    after, samples = held_out(model)
-    note = f"{len(best)} best samples of lap {lap - 1}, as many documents again from the demonstrations"
+    after, shown = held_out(model)
+    note = f"{len(best)} best samples of lap {lap - 1}"
+    note += "" if run.natural else ", as many documents again from the demonstrations"
     return {
         "before": before,
         "after": after,
         "curve": curve,
-        "samples": samples,
+        "samples": shown,
         "notes": [note],
         "steps": settings.steps,
     }

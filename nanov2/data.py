@@ -38,6 +38,7 @@ class DataConfig:
     problem: str = "problem"  # the column that holds X
     proof: str = "proof"  # Y
     critique: str = "critique"  # V
+    problems: str = ""  # a further file, of harder problems alone: for automatic labels and later laps
     score: str = "score"  # the grade of the proof
     quality: str = "quality"  # the grade of the critique
     full: float = 1.0  # grades of at least this become 1

@@ -14,14 +14,15 @@ from nanov2.distributed import Ranks, derive_rng, derive_seed
 from nanov2.expert import WorldExpert
 from nanov2.grpo import Task
 from nanov2.model import Model
-from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score, proof_parses
+from nanov2.prompts import Domain
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, TrajectoryRecord
 from nanov2.reward_model import Judge
 from nanov2.sampler import Sampling, sample
 from nanov2.tasks import SelfVerifyTask, judge_proofs
-from nanov2.world import Difficulty, grade_critique, grade_proof, make_problem, parse_problem
+from nanov2.world import CritiqueGrade, Difficulty, make_problem
 
 Metrics = dict[str, dict]
+CUT = "(cut off)"  # what stands for an answer that has none
 
 
 def interval(values: list[float], clusters: list | None = None) -> dict:
@@ -43,6 +44,12 @@ def interval(values: list[float], clusters: list | None = None) -> dict:
         "low": round(mean - half, 4),
         "high": round(mean + half, 4),
     }
+
+
+def figures(columns: dict[str, list[float]], name: str, clusters: list) -> Metrics:
+    """An interval for each column, as "<name>/<column>"; none for what nobody knows (all NaN)."""
+    known = {k: values for k, values in columns.items() if any(v == v for v in values)}
+    return {f"{name}/{k}": interval(values, clusters) for k, values in known.items()}
 
 
 def make_problems(
@@ -81,7 +88,7 @@ def problem_sets(config: Config) -> dict[str, list[ProblemRecord]]:
 
 def sampling(config: Config, phase: GRPOConfig) -> Sampling:
     """How held-out answers are sampled: the evaluation's temperature, the phase's limit."""
-    return Sampling(config.eval.temperature, phase.max_tokens)
+    return Sampling(config.eval.temperature, phase.max_tokens, phase.batch_rows)
 
 
 def grade_critiques(records: list[CritiqueRecord]) -> list[CritiqueRecord]:
@@ -90,17 +97,23 @@ def grade_critiques(records: list[CritiqueRecord]) -> list[CritiqueRecord]:
 
 
 def sample_answers(
-    model: Model, prompts: WorldPrompts, questions: list[list[int]], how: Sampling, seed: int, ranks: Ranks
+    model: Model,
+    prompts: Domain,
+    questions: list[list[int]],
+    how: Sampling,
+    seed: int,
+    ranks: Ranks,
+    proofs: bool = False,
 ) -> list[str | None]:
-    """One answer to each prompt, in order, on every rank; None where cut off."""
+    """One answer to each prompt, or the proof in it, in order, on every rank; None where cut off."""
     mine = ranks.mine(list(enumerate(questions)))
     seeds = [derive_seed(seed, i) for i, _ in mine]
     rollouts = sample(model, prompts.tokenizer, [q for _, q in mine], 1, how, seeds)
-    return ranks.gather([prompts.answer(r) for r in rollouts])
+    return ranks.gather([prompts.turns(r)[0][1] if proofs else prompts.answer(r) for r in rollouts])
 
 
 def eval_verifier(
-    model: Model, prompts: WorldPrompts, proofs: list[ProofRecord], config: Config, ranks: Ranks, name: str
+    model: Model, prompts: Domain, proofs: list[ProofRecord], config: Config, ranks: Ranks, name: str
 ) -> tuple[Metrics, list[dict]]:
     """Critiques of proofs whose truth is known. Returns metrics "<name>/…" and samples for the report."""
     how = sampling(config, config.verifier)
@@ -108,35 +121,40 @@ def eval_verifier(
     answers = sample_answers(model, prompts, questions, how, derive_seed("eval verifier", config.seed), ranks)
     columns, samples = defaultdict(list), []
     for record, answer in zip(proofs, answers, strict=True):
-        claim = claimed_score(answer)
-        grade = grade_critique(parse_problem(record.problem), record.proof, answer or "")
+        claim = prompts.claimed_score(answer)
         columns["score_accuracy"].append(float(claim == record.score))
         columns["score_error"].append(math.nan if claim is None else abs(claim - record.score))
-        columns["critique_quality"].append(grade.quality)
-        columns["critique_exact"].append(float(grade.quality == 1))
-        columns["invented_issue_rate"].append(float(grade.invented > 0))
-        columns["missed_issue_rate"].append(float(grade.missed > 0))
         columns["unparsed_rate"].append(float(claim is None))
+        grade = prompts.examine(record.problem, record.proof, answer or "")
+        if grade:
+            columns["critique_quality"].append(grade.quality)
+            columns["critique_exact"].append(float(grade.quality == 1))
+            columns["invented_issue_rate"].append(float(grade.invented > 0))
+            columns["missed_issue_rate"].append(float(grade.missed > 0))
         samples.append(
             {
                 "problem": record.problem,
                 "kind": record.kind,
                 "proof": record.proof,
                 "truth": record.score,
-                "critique": answer or "(cut off)",
+                "critique": answer or CUT,
                 "score": claim,
-                "marks": list(grade.marks),
-                "invented": grade.invented,
-                "quality": grade.quality,
             }
+            | shown_grade(grade)
         )
-    clusters = [r.problem for r in proofs]
-    return {f"{name}/{k}": interval(v, clusters) for k, v in columns.items()}, samples
+    return figures(columns, name, [r.problem for r in proofs]), samples
+
+
+def shown_grade(grade: CritiqueGrade | None) -> dict:
+    """The expert's grade of a critique, as a sample in the report shows it."""
+    if grade is None:
+        return {}
+    return {"marks": list(grade.marks), "invented": grade.invented, "quality": grade.quality}
 
 
 def eval_meta(
     model: Model,
-    prompts: WorldPrompts,
+    prompts: Domain,
     critiques: list[CritiqueRecord],
     config: Config,
     ranks: Ranks,
@@ -146,7 +164,7 @@ def eval_meta(
     how = sampling(config, config.meta)
     questions = [prompts.meta(r.problem, r.proof, r.critique) for r in critiques]
     answers = sample_answers(model, prompts, questions, how, derive_seed("eval meta", config.seed), ranks)
-    claims = [claimed_quality(a) for a in answers]
+    claims = [prompts.claimed_quality(a) for a in answers]
     right = [float(c == r.quality) for c, r in zip(claims, critiques, strict=True)]
     by_level = {
         q: [x for x, r in zip(right, critiques, strict=True) if r.quality == q] for q in (0.0, 0.5, 1.0)
@@ -164,12 +182,11 @@ def eval_meta(
             "proof": r.proof,
             "truth": r.score,
             "critique": r.critique,
-            "quality": r.quality,
-            "marks": list(grade_critique(parse_problem(r.problem), r.proof, r.critique).marks),
-            "invented": grade_critique(parse_problem(r.problem), r.proof, r.critique).invented,
-            "meta": a or "(cut off)",
+            "meta": a or CUT,
             "meta_quality": c,
         }
+        | shown_grade(prompts.examine(r.problem, r.proof, r.critique))
+        | {"quality": r.quality}
         for r, a, c in zip(critiques, answers, claims, strict=True)
     ]
     return metrics, samples
@@ -177,7 +194,7 @@ def eval_meta(
 
 def eval_generator(
     model: Model,
-    prompts: WorldPrompts,
+    prompts: Domain,
     problems: list[ProblemRecord],
     config: Config,
     ranks: Ranks,
@@ -190,22 +207,29 @@ def eval_generator(
     items = [p for p in problems for _ in range(n)]
     how = sampling(config, config.generator)
     seed = derive_seed("eval generator", config.seed)
-    proofs = sample_answers(model, prompts, [prompts.prove(p.problem) for p in items], how, seed, ranks)
-    truth = [grade_proof(parse_problem(i.problem), p or "") for i, p in zip(items, proofs, strict=True)]
+    questions = [prompts.prove(p.problem) for p in items]
+    proofs = sample_answers(model, prompts, questions, how, seed, ranks, proofs=True)
+    truth = [prompts.true_score(i.problem, p) for i, p in zip(items, proofs, strict=True)]
     clusters = [i.problem for i in items]
     columns = {
         "true_score": truth,
-        "full_proof_rate": [float(t == 1) for t in truth],
-        "proof_format_rate": [float(proof_parses(p)) for p in proofs],
+        "full_proof_rate": [full(t) for t in truth],
+        "proof_format_rate": [float(prompts.proof_parses(p)) for p in proofs],
     }
     scores = [None] * len(items)
     if verifier:
         scores = reward_beside_truth(columns, verifier, prompts, items, proofs, truth, ranks)
     shown = [
-        {"problem": i.problem, "kind": i.kind, "proof": p or "(cut off)", "truth": t, "reward": s}
+        {"problem": i.problem, "kind": i.kind, "proof": p or CUT, "reward": s if s == s else None}
+        | ({} if math.isnan(t) else {"truth": t})
         for i, p, t, s in zip(items[::n], proofs[::n], truth[::n], scores[::n], strict=True)
     ]
-    return {f"{name}/{k}": interval(v, clusters) for k, v in columns.items()}, shown
+    return figures(columns, name, clusters), shown
+
+
+def full(truth: float) -> float:
+    """Whether a proof is worth full marks; NaN where nobody knows."""
+    return truth if math.isnan(truth) else float(truth == 1)
 
 
 def reward_beside_truth(columns, verifier: Judge, prompts, items, proofs, truth, ranks: Ranks) -> list[float]:
@@ -227,23 +251,17 @@ def sample_trajectories(
         task.prompts.tokenizer,
         [task.prompt(item) for _, item in mine],
         1,
-        Sampling(config.eval.temperature, max_tokens),
+        Sampling(config.eval.temperature, max_tokens, config.selfverify.batch_rows, task.max_given),
         [derive_seed(seed, i) for i, _ in mine],
         task.next_turn,
         task.max_turns,
     )
-    names = ("prove", "verify")
-    return ranks.gather(
-        [
-            [(names[t % 2], task.prompts.answer(r, t) or "(cut off)") for t in range(len(r.turns))]
-            for r in rollouts
-        ]
-    )
+    return ranks.gather([[(name, text or CUT) for name, text in task.prompts.turns(r)] for r in rollouts])
 
 
 def eval_selfverify(
     model: Model,
-    prompts: WorldPrompts,
+    prompts: Domain,
     problems: list[ProblemRecord],
     config: Config,
     ranks: Ranks,
@@ -254,21 +272,20 @@ def eval_selfverify(
     """Draft → critique → revision until no issue is found, at most `eval.rounds` proofs."""
     n = samples or config.eval.samples
     items = [p for p in problems for _ in range(n)]
-    task = SelfVerifyTask(prompts, None, max_turns=2 * config.eval.rounds)
+    task = SelfVerifyTask(prompts, None, max_turns=prompts.turns_per_proof * config.eval.rounds)
     seed = derive_seed("eval selfverify", config.seed)
     turns = sample_trajectories(model, task, items, config, seed, ranks, config.selfverify.max_tokens)
     columns, shown, finals = defaultdict(list), [], []
     for j, (item, trajectory) in enumerate(zip(items, turns, strict=True)):
-        problem = parse_problem(item.problem)
         proofs = [text for task_name, text in trajectory if task_name == "prove"]
         critiques = [text for task_name, text in trajectory if task_name == "verify"]
-        truths = [grade_proof(problem, p) for p in proofs]
-        claim = claimed_score(critiques[-1]) if len(critiques) == len(proofs) else None
+        truths = [prompts.true_score(item.problem, p) for p in proofs]
+        claim = prompts.claimed_score(critiques[-1]) if len(critiques) == len(proofs) else None
         finals.append(proofs[-1])
         columns["draft_true_score"].append(truths[0])
         columns["final_true_score"].append(truths[-1])
         columns["revision_gain"].append(truths[-1] - truths[0])
-        columns["final_full_proof_rate"].append(float(truths[-1] == 1))
+        columns["final_full_proof_rate"].append(full(truths[-1]))
         columns["rounds"].append(float(len(proofs)))
         columns["self_score_error"].append(math.nan if claim is None else abs(claim - truths[-1]))
         columns["self_score_mean"].append(math.nan if claim is None else claim)
@@ -278,14 +295,21 @@ def eval_selfverify(
                     "problem": item.problem,
                     "kind": item.kind,
                     "turns": trajectory,
-                    "turn_truth": [truths[i // 2] if i % 2 == 0 else None for i in range(len(trajectory))],
+                    "turn_truth": turn_truths(trajectory, truths),
                 }
             )
     if verifier:
         truth = columns["final_true_score"]
         reward_beside_truth(columns, verifier, prompts, items, finals, truth, ranks)
     clusters = [i.problem for i in items]
-    return {f"{name}/{k}": interval(v, clusters) for k, v in columns.items()}, shown
+    return figures(columns, name, clusters), shown
+
+
+def turn_truths(trajectory: list[tuple[str, str]], truths: list[float]) -> list[float | None]:
+    """The truth of each turn that is a proof; None where nobody knows, and for the critiques."""
+    left = iter(truths)
+    known = [next(left) if name == "prove" else math.nan for name, _ in trajectory]
+    return [None if math.isnan(t) else t for t in known]
 
 
 def trajectory_records(items: list[ProblemRecord], turns: list) -> list[TrajectoryRecord]:

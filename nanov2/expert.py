@@ -2,6 +2,7 @@
 
 - WorldExpert: exact, for the embedded world.
 - FileExpert: looks the scores up in a labelled JSONL file.
+- GradesExpert: proofs come with people's grades; a critique is as good as its score is near them.
 - PersonExpert: writes what is waiting to a file, and the phase goes on when it comes back filled in: when it
   is started again, or by itself where it waits for the judging page (judge.py).
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nanov2.errors import InputError
+from nanov2.natural import read_score
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 from nanov2.world import grade_critique, grade_proof, parse_problem
 
@@ -78,6 +80,29 @@ class FileExpert:
         ]
 
 
+class GradesExpert:
+    """For graded proofs and nobody to grade critiques: ms = 1 − |s' − s|, which is 0, 0.5 or 1.
+
+    A stand-in, and weaker than a person: it cannot see an invented issue behind a right score.
+    """
+
+    def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
+        missing = [r for r in records if r.score is None]
+        if missing:
+            raise InputError(
+                f"{len(missing)} proofs have no grade, the first of problem {missing[0].problem[:60]!r}: "
+                "grade them, or let --expert=page ask a person"
+            )
+        return records
+
+    def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+        claims = [read_score(r.critique) for r in records]
+        return [
+            dataclasses.replace(r, quality=0.0 if c is None else 1 - abs(c - r.score), label="by its score")
+            for r, c in zip(records, claims, strict=True)
+        ]
+
+
 class PersonExpert:
     """Judgements by hand: items wait in `folder`, with `score` or `quality` null, to be filled in.
 
@@ -119,10 +144,12 @@ class PersonExpert:
 
 
 def make_expert(setting: str, folder: Path) -> Expert:
-    """The expert that the configuration names: "world", "person", "page" (a person, waited for), or
-    the path of a labelled file."""
+    """The expert that the configuration names: "world", "grades", "person", "page" (a person, waited for),
+    or the path of a labelled file."""
     if setting == "world":
         return WorldExpert()
+    if setting == "grades":
+        return GradesExpert()
     if setting in ("person", "page"):
         return PersonExpert(folder, wait=setting == "page")
     path = Path(setting)

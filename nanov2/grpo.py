@@ -52,10 +52,11 @@ class Task(Protocol):
     """What a phase trains on: how an item becomes a prompt, and a rollout a reward."""
 
     max_turns: int
+    max_given: int  # tokens that `next_turn` returns at most
 
     def prompt(self, item) -> list[int]: ...
 
-    def next_turn(self, rollout: Rollout) -> str | None: ...
+    def next_turn(self, rollout: Rollout) -> list[int] | None: ...
 
     def rewards(self, items: list, rollouts: list[Rollout]) -> Rewards:
         """`items[i]` is the item of `rollouts[i]`."""
@@ -99,7 +100,7 @@ def rollout_groups(
     Groups without variance (max == min, C9) have no gradient: they are left out, and out of the loss's
     denominator too. Returns this rank's groups, and sums over all ranks for logging.
     """
-    sampling = Sampling(config.temperature, config.max_tokens)
+    sampling = Sampling(config.temperature, config.max_tokens, config.batch_rows, task.max_given)
     kept: list[Group] = []
     totals: dict[str, float] = defaultdict(float)
     for attempt in range(1 + config.refill):

@@ -66,6 +66,12 @@ def prove(problem: str) -> Messages:
     )
 
 
+AGAIN = (
+    "Revise your proof in the light of your own evaluation: mend every issue that you found. Answer in the "
+    "same form, with `## Solution` and `## Self Evaluation`; the evaluation is of the revised proof."
+)  # what opens a further turn of a self-verifying trajectory
+
+
 def verify(problem: str, proof: str) -> Messages:
     """A critique: issues, then a score. Section 2.1.1. The author's own evaluation is not shown."""
     proof = SELF_EVALUATION.split(proof, maxsplit=1)[0].strip()
@@ -223,5 +229,5 @@ class NaturalDomain:
     def true_score(self, problem: str, proof: str | None) -> float:
         return self.grades.get((problem, proof or ""), math.nan)
 
-    def true_quality(self, problem: str, proof: str, critique: str) -> float:
-        return math.nan
+    def examine(self, problem: str, proof: str, critique: str) -> None:
+        return None

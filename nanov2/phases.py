@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain, zip_longest
+from pathlib import Path
 
+from nanov2 import evaluate
+from nanov2.config import GRPOConfig
 from nanov2.distributed import derive_seed
+from nanov2.endpoint import Endpoint
 from nanov2.errors import InputError
-from nanov2.evaluate import pick
-from nanov2.prompts import WorldPrompts
+from nanov2.prompts import Domain
+from nanov2.records import ProofRecord, TrajectoryRecord
+from nanov2.reward_model import ChatJudge, meta_judge
 from nanov2.run import Run
+from nanov2.tasks import SelfVerifyTask
 from nanov2.training import train_grpo
 
 
@@ -42,6 +49,35 @@ def balanced(records: list, field: str, most: int = 2) -> list:
     ]
 
 
+def generator_proofs(
+    run: Run, lap: int, problems: list, n: int, path: Path, source: str, phase: str = "selfverify"
+) -> list[ProofRecord]:
+    """Unscored proofs by the self-verifying generator: n trajectories a problem, every proof in them once."""
+    model, tokenizer = run.load(phase, lap)
+    prompts = run.prompts(tokenizer)
+    task = SelfVerifyTask(prompts, None, max_turns=prompts.turns_per_proof * run.config.eval.rounds)
+    items = [p for p in problems for _ in range(n)]
+    seed = derive_seed(run.config.seed, "autolabel", lap, source)
+
+    def write() -> list[TrajectoryRecord]:
+        limit = run.config.selfverify.max_tokens
+        turns = evaluate.sample_trajectories(model, task, items, run.config, seed, run.ranks, limit)
+        return evaluate.trajectory_records(items, turns)
+
+    return distinct_proofs(run.once(path, TrajectoryRecord, write), prompts, source)
+
+
+def distinct_proofs(trajectories: list[TrajectoryRecord], prompts: Domain, source: str) -> list[ProofRecord]:
+    """Every proof of the trajectories that has the form of one, once."""
+    proofs = {}
+    for t in trajectories:
+        for i, (task, text) in enumerate(t.turns):
+            if task == "prove" and text != evaluate.CUT and prompts.proof_parses(text):
+                name = f"{source}/{'draft' if i == 0 else 'revision'}"
+                proofs.setdefault((t.problem, text), ProofRecord(t.problem, text, None, t.kind, name))
+    return list(proofs.values())
+
+
 def on_held_out_problems(run: Run, evaluate: Callable) -> tuple[dict, list[dict]]:
     """`evaluate(problems, name)` on each held-out set: figures, and samples to show."""
     metrics, samples = {}, []
@@ -51,7 +87,7 @@ def on_held_out_problems(run: Run, evaluate: Callable) -> tuple[dict, list[dict]
             continue
         figures, shown = evaluate(run.problems[problems], name)
         metrics |= figures
-        samples += pick(shown, run.config.eval.shown // 2)
+        samples += evaluate.pick(shown, run.config.eval.shown // 2)
     return metrics, samples
 
 
@@ -73,11 +109,34 @@ def initial_weights(run: Run, phase: str, lap: int):
     return run.load(*sources[init])
 
 
-def judge(run: Run, kind, phase: str, lap: int, config, prompts: WorldPrompts):
-    """A frozen judge from a finished phase."""
-    model, _ = run.load(phase, lap)
+def judge(run: Run, kind, phase: str, lap: int, config: GRPOConfig, prompts: Domain):
+    """A frozen judge: a finished phase's model, or with `judge = "endpoint"` the chat model of [endpoint]."""
     seed = derive_seed(run.config.seed, "judge", phase, lap)
-    return kind(model, prompts, samples=config.judge_samples, temperature=config.judge_temperature, seed=seed)
+    if config.judge == "endpoint":
+        return endpoint_judge(run, config, seed)
+    if config.judge != "run":
+        raise InputError(f'judge must be "run" or "endpoint", found {config.judge!r}')
+    model, _ = run.load(phase, lap)
+    limit = run.config.meta.max_tokens if kind is meta_judge else run.config.verifier.max_tokens
+    return kind(
+        model,
+        prompts,
+        samples=config.judge_samples,
+        temperature=config.judge_temperature,
+        max_tokens=limit,
+        seed=seed,
+        batch_rows=config.batch_rows,
+    )
+
+
+def endpoint_judge(run: Run, config: GRPOConfig, seed: int) -> ChatJudge:
+    """A verifier or meta-verifier behind the endpoint; each rank asks about its own rows."""
+    if not run.natural:
+        raise InputError('judge = "endpoint" is for natural-language proofs: set pretrained.folder')
+    options = run.config.endpoint
+    cache = f"{options.cache}.{run.ranks.rank}" if run.ranks.size > 1 and options.cache else options.cache
+    asked = dataclasses.replace(options, temperature=config.judge_temperature, seed=seed % 2**31, cache=cache)
+    return ChatJudge(Endpoint(asked), config.judge_samples)
 
 
 def run_grpo(

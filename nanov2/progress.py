@@ -81,6 +81,6 @@ class Phase:
 
 
 def judges_of(task: Task) -> dict:
-    """A task's frozen judges, by name."""
+    """A task's frozen judges in this process, by name."""
     found = {name: getattr(task, name, None) for name in ("verifier", "meta")}
-    return {name: judge for name, judge in found.items() if judge is not None}
+    return {name: judge for name, judge in found.items() if hasattr(judge, "model")}

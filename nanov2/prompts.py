@@ -17,7 +17,15 @@ from typing import Any, Protocol
 
 from nanov2.sampler import Rollout
 from nanov2.tokenizer import Tokenizer
-from nanov2.world import grade_critique, grade_proof, parse_critique, parse_meta, parse_problem, parse_proof
+from nanov2.world import (
+    CritiqueGrade,
+    grade_critique,
+    grade_proof,
+    parse_critique,
+    parse_meta,
+    parse_problem,
+    parse_proof,
+)
 
 
 class Domain(Protocol):
@@ -27,10 +35,21 @@ class Domain(Protocol):
     is what the domain's models take: token ids, or chat messages.
     """
 
+    max_given: int  # tokens that `follow` returns at most
+    turns_per_proof: int  # turns of a self-verifying trajectory that a proof with its critique takes
+
     def prove(self, problem: str) -> Any: ...
     def verify(self, problem: str, proof: str) -> Any: ...
     def meta(self, problem: str, proof: str, critique: str) -> Any: ...
     def revise(self, problem: str, proof: str, critique: str) -> Any: ...
+
+    def turns(self, rollout: Rollout) -> list[tuple[str, str | None]]:
+        """A sampled trajectory as (task, text): "prove" and, where the author judged the proof, "verify".
+        None: cut off, or without the form of one."""
+
+    def follow(self, rollout: Rollout) -> list[int] | None:
+        """Of a self-verifying trajectory whose turn just ended: the ids that open the next, None at its end,
+        which is after a critique that gives score 1 (no issue found) or cannot be read."""
 
     def proof_parses(self, text: str | None) -> bool:
         """Whether an answer has the form of a proof."""
@@ -47,12 +66,14 @@ class Domain(Protocol):
     def true_score(self, problem: str, proof: str | None) -> float:
         """The expert's s, for figures alone; NaN where nobody knows."""
 
-    def true_quality(self, problem: str, proof: str, critique: str) -> float:
-        """The expert's ms, for figures alone; NaN where nobody knows."""
+    def examine(self, problem: str, proof: str, critique: str) -> CritiqueGrade | None:
+        """The expert's grade of a critique, for figures alone; None where nobody knows."""
 
 
 class WorldPrompts:
     """Prompts and parsers of the embedded world, and its exact truth."""
+
+    max_given, turns_per_proof = 1, 2
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -88,8 +109,18 @@ class WorldPrompts:
     def true_score(self, problem: str, proof: str | None) -> float:
         return true_score(problem, proof)
 
-    def true_quality(self, problem: str, proof: str, critique: str) -> float:
-        return grade_critique(parse_problem(problem), proof, critique).quality
+    def examine(self, problem: str, proof: str, critique: str) -> CritiqueGrade:
+        return grade_critique(parse_problem(problem), proof, critique)
+
+    def turns(self, rollout: Rollout) -> list[tuple[str, str | None]]:
+        names = ("prove", "verify")
+        return [(names[t % 2], self.answer(rollout, t)) for t in range(len(rollout.turns))]
+
+    def follow(self, rollout: Rollout) -> list[int] | None:
+        if len(rollout.turns) % 2:  # a proof just ended
+            return [self.tokenizer.task["verify"]]
+        score = self.claimed_score(self.answer(rollout))
+        return [self.tokenizer.task["prove"]] if score is not None and score < 1 else None
 
     def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
         """A turn's text, or None where it was cut off or holds a control token: no answer at all."""

@@ -21,7 +21,6 @@ from nanov2.distributed import derive_seed
 from nanov2.endpoint import Endpoint, EndpointConfig
 from nanov2.errors import InputError
 from nanov2.graded import agreement, measure, report
-from nanov2.natural import NaturalDomain
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, write_jsonl
 from nanov2.reward_model import Chat, ChatJudge
 
@@ -113,7 +112,7 @@ def verify(config: Config, chat: Chat, items: list, args, states: Counter) -> li
     c = config.autolabel
     verifier = ChatJudge(chat, args.n, states=states)
     meta = ChatJudge(chat, c.m)
-    critiques = assess([(r.problem, r.proof) for r in items], verifier, meta, NaturalDomain())
+    critiques = assess([(r.problem, r.proof) for r in items], verifier, meta)
     if meta.states:
         print("meta-assessments: " + ", ".join(f"{n} {state}" for state, n in meta.states.items()))
     show(items, critiques, Rule("consensus", min(c.k, args.n), c.disputed))
@@ -195,7 +194,7 @@ def autolabel_main(config: Config, args: argparse.Namespace) -> None:
 
     proofs, rule = read_items(config, ProofRecord, args), Rule(c.rule, c.k, c.disputed)
     pairs = [(r.problem, r.proof) for r in proofs]
-    critiques = assess_adaptively(pairs, judges, NaturalDomain(), c.n, c.chunk, c.k, c.clean)
+    critiques = assess_adaptively(pairs, judges, c.n, c.chunk, c.k, c.clean)
     rows, unclear = [], []
     for r, cs in sorted(zip(proofs, critiques, strict=True), key=lambda x: -doubt(x[1])):
         note = f"{c.rule} n={c.n} m={c.m} k={c.k}, {config.endpoint.model}"

@@ -19,7 +19,7 @@ from nanov2 import natural
 from nanov2.distributed import derive_seed
 from nanov2.endpoint import Answer
 from nanov2.model import Model
-from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score
+from nanov2.prompts import Domain
 from nanov2.sampler import Sampling, sample
 
 
@@ -42,16 +42,17 @@ class Judge:
     def __init__(
         self,
         model: Model,
-        prompts: WorldPrompts,
+        prompts: Domain,
         read: Callable[[str | None], float | None],
         samples: int = 1,
         temperature: float = 1.0,
         max_tokens: int = 64,
         seed: int = 0,
+        batch_rows: int = 512,
     ):
         self.model = model.eval().requires_grad_(False)
         self.prompts, self.read, self.samples, self.seed = prompts, read, samples, seed
-        self.sampling = Sampling(temperature, max_tokens)
+        self.sampling = Sampling(temperature, max_tokens, batch_rows)
         self.known: dict[tuple[int, ...], Judgement] = {}
         self.asked = self.unparsed = 0
 
@@ -74,14 +75,14 @@ class Judge:
         return [self.known[k] for k in keys]
 
 
-def verifier_judge(model: Model, prompts: WorldPrompts, **options) -> Judge:
+def verifier_judge(model: Model, prompts: Domain, **options) -> Judge:
     """πφ as a judge of proofs: answers are critiques, scores are s'."""
-    return Judge(model, prompts, claimed_score, **options)
+    return Judge(model, prompts, prompts.claimed_score, **options)
 
 
-def meta_judge(model: Model, prompts: WorldPrompts, **options) -> Judge:
+def meta_judge(model: Model, prompts: Domain, **options) -> Judge:
     """πη as a judge of critiques: answers are meta-critiques, scores are R_meta."""
-    return Judge(model, prompts, claimed_quality, **options)
+    return Judge(model, prompts, prompts.claimed_quality, **options)
 
 
 class Chat(Protocol):
@@ -91,15 +92,16 @@ class Chat(Protocol):
 
 
 class ChatJudge:
-    """A verifier or meta-verifier of natural-language proofs, asked like a Judge.
+    """A verifier or meta-verifier of natural-language proofs, asked like a Judge; `prompts` make its chats.
 
     `states` counts what became of the answers: "read", "cut off", "too long", "empty", "no box", "other
     score", and of those read, how many are "in form".
     """
 
     def __init__(self, chat: Chat, samples: int = 1, first: int = 0, states: Counter | None = None):
-        self.chat, self.samples, self.first = chat, samples, first
+        self.chat, self.samples, self.first, self.prompts = chat, samples, first, natural.NaturalDomain()
         self.states = Counter() if states is None else states
+        self.asked = self.unparsed = 0
 
     def ask(self, questions: list[natural.Messages]) -> list[Judgement]:
         """One judgement for each chat."""
@@ -113,5 +115,7 @@ class ChatJudge:
             scores.append(reading.score)
             self.states[a.missing or reading.state] += 1
             self.states["in form"] += reading.in_form
+        self.asked += len(answers)
+        self.unparsed += scores.count(None)
         good = [s for s in scores if s is not None]
         return Judgement(sum(good) / len(good) if good else math.nan, tuple(texts), tuple(scores))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import resource
@@ -23,13 +24,13 @@ from pathlib import Path
 
 import torch
 
-from nanov2.checkpoint import load_model, save_model
+from nanov2 import chat, checkpoint, corpus, evaluate
 from nanov2.config import Config, load_config
 from nanov2.distributed import Ranks
 from nanov2.errors import InputError
-from nanov2.evaluate import problem_sets
 from nanov2.logs import hyperparameters
 from nanov2.model import Model
+from nanov2.prompts import Domain, WorldPrompts, true_score
 from nanov2.records import ProblemRecord, Record, read_jsonl, write_atomically, write_jsonl
 from nanov2.safety import Lock
 from nanov2.tokenizer import Tokenizer
@@ -47,6 +48,9 @@ PHASES = {
 }
 
 
+AnyTokenizer = Tokenizer | chat.ChatTokenizer
+
+
 class Run:
     """A run folder and this process's place in the run."""
 
@@ -54,7 +58,8 @@ class Run:
         self.dir, self.config, self.ranks = Path(folder), config, ranks
         if ranks.size > 1:
             ranks.shard, ranks.precision = config.parallel.shard, config.parallel.precision
-        self.problems = problem_sets(config)
+        self.natural = bool(config.pretrained.folder)  # a pretrained chat model, not the embedded world
+        self.problems = (corpus if self.natural else evaluate).problem_sets(config)
         if ranks.main:
             self._open()
         ranks.barrier()
@@ -101,12 +106,12 @@ class Run:
 
     def hard_problems(self, name: str, lap: int) -> list[ProblemRecord]:
         """The harder problems "train_hard" or "validation_hard" of a lap."""
-        return self.problems.get(f"{name}{lap}", self.problems[name])
+        return self.problems.get(f"{name}{lap}") or self.problems[name]
 
     @property
     def hardest(self) -> list[ProblemRecord]:
         """Held-out problems as hard as the last lap's."""
-        return self.problems.get("held_out_hardest", self.problems["held_out_hard"])
+        return self.problems.get("held_out_hardest") or self.problems["held_out_hard"]
 
     def folder(self, phase: str, lap: int = 1) -> Path:
         return self.dir / phase if lap == 1 else self.dir / f"lap{lap}" / phase
@@ -124,12 +129,23 @@ class Run:
             )
         return self.folder(phase, lap)
 
-    def load(self, phase: str, lap: int = 1) -> tuple[Model, Tokenizer]:
-        return load_model(self.need(phase, lap), self.ranks.device)
+    def load(self, phase: str, lap: int = 1) -> tuple[Model, AnyTokenizer]:
+        kind = chat if self.natural else checkpoint
+        return kind.load_model(self.need(phase, lap), self.ranks.device)
 
-    def save(self, phase: str, lap: int, model: Model, tokenizer: Tokenizer) -> None:
+    def save(self, phase: str, lap: int, model: Model, tokenizer: AnyTokenizer) -> None:
         if self.ranks.main:
-            save_model(self.folder(phase, lap), model, tokenizer)
+            (chat if self.natural else checkpoint).save_model(self.folder(phase, lap), model, tokenizer)
+
+    def true_score(self, problem: str, proof: str) -> float:
+        """The exact expert's score, for figures alone; NaN where nobody knows."""
+        return math.nan if self.natural else true_score(problem, proof)
+
+    def prompts(self, tokenizer: AnyTokenizer) -> Domain:
+        """The language that this run's models read and write."""
+        if self.natural:
+            return chat.ChatPrompts(tokenizer, self.config.pretrained.strict)
+        return WorldPrompts(tokenizer)
 
     def records(self, phase: str, lap: int, name: str, kind: type[Record]) -> list[Record]:
         path = self.need(phase, lap) / name

@@ -18,7 +18,7 @@ from nanov2.cache import Cache
 from nanov2.model import Model
 from nanov2.tokenizer import Tokenizer
 
-NextTurn = Callable[["Rollout"], str | None]
+NextTurn = Callable[["Rollout"], list[int] | None]
 
 
 @dataclass
@@ -46,12 +46,13 @@ class Sampling:
     temperature: float = 1.0  # logits are divided by it; 0 = greedy
     max_tokens: int = 64  # per turn, <end> included
     batch_rows: int = 512  # rows that are decoded together
+    max_given: int = 1  # tokens that the driver may put before a further turn
 
 
 @torch.no_grad()
 def sample(
     model: Model,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer,  # or any with an `end`
     prompts: list[list[int]],
     n: int,
     sampling: Sampling,
@@ -62,8 +63,8 @@ def sample(
     """n completions of each prompt (ids), in order: all of prompt 0, then all of prompt 1, …
 
     `seed` draws the randomness: one number for all prompts, or one for each (then a prompt's samples are
-    the same in any batch). When a turn ends, `next_turn(rollout)` names the task of the next turn, or
-    None; its control token is appended as given, not chosen. At most `max_turns` turns.
+    the same in any batch). When a turn ends, `next_turn(rollout)` gives the ids that open the next turn,
+    or None; they are appended as given, not chosen. At most `max_turns` turns. `tokenizer.end` ends a turn.
     """
     if sampling.temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {sampling.temperature}")
@@ -84,7 +85,7 @@ class _Batch:
         self.model, self.tokenizer, self.prompts, self.n = model, tokenizer, prompts, n
         self.rollouts, self.seeds, self.sampling = rollouts, seeds, sampling
         self.next_turn, self.max_turns = next_turn, max_turns
-        self.turn_limit = sampling.max_tokens * max_turns + max_turns
+        self.limit = (sampling.max_tokens + sampling.max_given) * max_turns  # tokens of a row
         # Prompts of like length are computed together; the longest first, so that room only falls.
         self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         groups = min(len(prompts), max(1, sampling.batch_rows // n))
@@ -93,12 +94,12 @@ class _Batch:
         slots = min(len(prompts), groups if n == 1 else groups + (groups + 1) // 2)
         self.cache = Cache(model.config, R, slots, len(prompts[self.waiting[-1]]), weight)
         self.hidden = weight.new_zeros(R, weight.shape[1])
-        self.uniforms = torch.zeros(R, self.turn_limit, device=weight.device)
+        self.uniforms = torch.zeros(R, self.limit, device=weight.device)
         self.rows: list[int | None] = [None] * R  # which rollout each row slot is at
         self.tenants = [0] * slots  # how many rows still need each prompt slot
         self.slot_of: list[int] = [0] * R  # the prompt slot of each row
         self.started = [0] * R  # where each row's present turn began
-        self.given = [-1] * R  # a control token to feed next, if any
+        self.given: list[list[int]] = [[]] * R  # the driver's tokens to feed next, the last first
 
     def run(self) -> None:
         alive = []
@@ -120,18 +121,22 @@ class _Batch:
         if self.rows[b] is None:
             return False
         row = self.rollouts[self.rows[b]]
-        if self.given[b] >= 0:  # the driver's token, whatever was drawn
-            drawn[b] = self.given[b]
+        if self.given[b]:  # the driver's token, whatever was drawn
+            drawn[b] = self.given[b].pop()
             row.add(drawn[b], False, 0.0)
-            self.given[b], self.started[b] = -1, len(row.ids)
+            self.started[b] = len(row.ids)
             return True
         row.add(drawn[b], True, logprob)
         length = len(row.ids) - self.started[b]
         if drawn[b] == self.tokenizer.end:
             row.turns.append(row.ids[self.started[b] : -1])
-            task = self.next_turn(row) if self.next_turn and len(row.turns) < self.max_turns else None
-            if task is not None:
-                self.given[b] = self.tokenizer.task[task]
+            given = self.next_turn(row) if self.next_turn and len(row.turns) < self.max_turns else None
+            if given is not None:
+                if not 0 < len(given) <= self.sampling.max_given:
+                    raise ValueError(
+                        f"a turn opens with {len(given)} tokens, max_given is {self.sampling.max_given}"
+                    )
+                self.given[b] = given[::-1]
                 return True
         elif length < self.sampling.max_tokens:
             return True
@@ -174,9 +179,9 @@ class _Batch:
         for j, i in enumerate(new):
             draws = torch.Generator().manual_seed(self.seeds[i] & (2**63 - 1))
             mine = free[j * self.n : (j + 1) * self.n]
-            self.uniforms[mine] = torch.rand(self.n, self.turn_limit, generator=draws).to(device)
+            self.uniforms[mine] = torch.rand(self.n, self.limit, generator=draws).to(device)
             for k, b in enumerate(mine):
-                self.rows[b], self.started[b], self.given[b] = i * self.n + k, 0, -1
+                self.rows[b], self.started[b], self.given[b] = i * self.n + k, 0, []
         self._arranged()
 
     def _arranged(self) -> None:

@@ -19,12 +19,12 @@ from nanov2.sampler import Rollout
 class SingleTurn:
     """A task whose trajectories are one answer."""
 
-    max_turns = 1
+    max_turns = max_given = 1
 
     def __init__(self, prompts: Domain):
         self.prompts = prompts
 
-    def next_turn(self, rollout: Rollout) -> str | None:
+    def next_turn(self, rollout: Rollout) -> list[int] | None:
         return None
 
 
@@ -53,10 +53,11 @@ class VerifierTask(SingleTurn):
             r_format.append(R_format(claim))
             r_score.append(0.0 if claim is None else R_score(claim, item.score if is_proof else item.quality))
             if is_proof and claim is not None:
-                quality[i] = self.prompts.true_quality(item.problem, item.proof, answer)
+                if grade := self.prompts.examine(item.problem, item.proof, answer):
+                    quality[i] = grade.quality
                 if self.meta and r_score[-1] > 0:
                     asked.append(i)
-                    questions.append(self.prompts.meta(item.problem, item.proof, answer))
+                    questions.append(self.meta.prompts.meta(item.problem, item.proof, answer))
         log = {"format": r_format, "score": r_score, "truth_quality": quality}
         if self.meta:
             for i, judgement in zip(asked, self.meta.ask(questions), strict=True):
@@ -76,7 +77,7 @@ class GeneratorTask(SingleTurn):
         return self.prompts.prove(item.problem)
 
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
-        proofs = [self.prompts.answer(r) for r in rollouts]
+        proofs = [self.prompts.turns(r)[0][1] for r in rollouts]
         scores = judge_proofs(self.verifier, self.prompts, items, proofs)
         truth = [self.prompts.true_score(item.problem, p) for item, p in zip(items, proofs, strict=True)]
         formed = [self.prompts.proof_parses(p) for p in proofs]
@@ -87,7 +88,7 @@ def judge_proofs(verifier: Judge, prompts: Domain, items, proofs: list[str | Non
     """The verifier's mean score of each proof; one without the form of a proof is 0 without being asked."""
     ask = [i for i, p in enumerate(proofs) if prompts.proof_parses(p)]
     scores = [0.0] * len(proofs)
-    questions = [prompts.verify(items[i].problem, proofs[i]) for i in ask]
+    questions = [verifier.prompts.verify(items[i].problem, proofs[i]) for i in ask]
     for i, judgement in zip(ask, verifier.ask(questions), strict=True):
         scores[i] = judgement.score
     return scores
@@ -96,7 +97,8 @@ def judge_proofs(verifier: Judge, prompts: Domain, items, proofs: list[str | Non
 class SelfVerifyTask:
     """3: draft → own critique → revision → …; the reward is on the final proof.
 
-    A trajectory ends after a critique that gives score 1 (no issue found), or after `max_turns` turns.
+    A trajectory ends after a critique that gives score 1 (no issue found), or after `max_turns` turns
+    (natural language: answers that hold a proof and its evaluation).
     With `alpha_beta` it is the paper's R_format · (α·R_Y + β·R_Z), where Z is the last critique of the
     final proof, R_Y the verifier's score of it, and R_Z = R_score(s', R_Y) · R_meta(Z).
     """
@@ -104,39 +106,33 @@ class SelfVerifyTask:
     def __init__(
         self,
         prompts: Domain,
-        verifier: Judge,
+        verifier: Judge | None,
         max_turns: int,
         meta: Judge | None = None,
         alpha_beta: tuple[float, float] | None = None,
     ):
         self.prompts, self.verifier, self.max_turns = prompts, verifier, max_turns
         self.meta, self.alpha_beta = meta, alpha_beta
+        self.max_given = prompts.max_given
 
     def prompt(self, item: ProblemRecord) -> list[int]:
         return self.prompts.prove(item.problem)
 
-    def next_turn(self, rollout: Rollout) -> str | None:
-        if len(rollout.turns) % 2:  # a proof just ended
-            return "verify"
-        score = self.prompts.claimed_score(self.prompts.answer(rollout))
-        return "prove" if score is not None and score < 1 else None
+    def next_turn(self, rollout: Rollout) -> list[int] | None:
+        return self.prompts.follow(rollout)
 
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
         n, truth = len(rollouts), self.prompts.true_score
-        drafts = [self.prompts.answer(r, 0) for r in rollouts]
-        last = [(len(r.turns) - 1) // 2 * 2 for r in rollouts]  # turn of the final proof
-        finals = [self.prompts.answer(r, t) for r, t in zip(rollouts, last, strict=True)]
+        trajectories = [judged_proofs(self.prompts.turns(r)) for r in rollouts]
+        drafts = [t[0][0] for t in trajectories]
+        finals, critiques = map(list, zip(*(t[-1] for t in trajectories), strict=True))
         r_Y = judge_proofs(self.verifier, self.prompts, items, finals)
         formed = [self.prompts.proof_parses(p) for p in finals]
-        critiques = [
-            self.prompts.answer(r, t + 1) if len(r.turns) > t + 1 else None
-            for r, t in zip(rollouts, last, strict=True)
-        ]
         claims = [self.prompts.claimed_score(c) for c in critiques]
         log = {
             "truth": [truth(i.problem, p) for i, p in zip(items, finals, strict=True)],
             "truth_draft": [truth(i.problem, p) for i, p in zip(items, drafts, strict=True)],
-            "proofs": [t // 2 + 1.0 for t in last],
+            "proofs": [float(len(t)) for t in trajectories],
             "self_score_error": [
                 math.nan if c is None or math.isnan(y) else abs(c - y)
                 for c, y in zip(claims, r_Y, strict=True)
@@ -146,8 +142,8 @@ class SelfVerifyTask:
             return Rewards(r_Y, formed=formed, log=log)
         r_meta = [1.0] * n
         ask = [i for i in range(n) if claims[i] is not None and formed[i]]
-        questions = [self.prompts.meta(items[i].problem, finals[i], critiques[i]) for i in ask]
         if self.meta:
+            questions = [self.meta.prompts.meta(items[i].problem, finals[i], critiques[i]) for i in ask]
             for i, judgement in zip(ask, self.meta.ask(questions), strict=True):
                 r_meta[i] = judgement.score
         total = []
@@ -156,3 +152,14 @@ class SelfVerifyTask:
             r_z = R_Z(claims[i], r_Y[i], r_meta[i]) if form else 0.0
             total.append(R_generator(form, r_Y[i], r_z, *self.alpha_beta))
         return Rewards(total, formed=formed, log={**log, "R_Y": r_Y})
+
+
+def judged_proofs(turns: list[tuple[str, str | None]]) -> list[tuple[str | None, str | None]]:
+    """(proof, its author's critique or None) of a trajectory's turns, in order."""
+    out = []
+    for task, text in turns:
+        if task == "prove":
+            out.append((text, None))
+        else:
+            out[-1] = (out[-1][0], text)
+    return out

@@ -70,7 +70,7 @@ def train_supervised(
     name: str,
     model: Model,
     tokenizer: Tokenizer,
-    draw: Callable[[int, int], Demonstration],
+    draw: Callable[[int, int], Pack],
     config: BaseConfig,
     ranks: Ranks,
     measure: Callable[[Model, int], Metrics],
@@ -84,7 +84,7 @@ def train_supervised(
     guard.in_a_row = extra.get("skipped_in_a_row", 0)
     for step in stop.until(start, config.steps):
         _set_lr(phase.optimizer, config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.05))
-        packs = [document(tokenizer, draw(step, i)) for i in ranks.mine(list(range(config.batch)))]
+        packs = [draw(step, i) for i in ranks.mine(list(range(config.batch)))]
         tokens = ranks.sum({"tokens": counted_tokens(packs)})["tokens"]
         clock.lap("data")
         loss = supervised_loss(phase.model, packs, tokenizer, tokens, backward=True)

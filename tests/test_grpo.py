@@ -21,7 +21,7 @@ CONFIG = GRPOConfig(prompts=4, samples=4, max_tokens=12, refill=0)
 class LengthTask:
     """A reward that needs no judge: short answers are better. Turns as given."""
 
-    max_turns = 1
+    max_turns = max_given = 1
 
     def __init__(self, prompts, rewards=None):
         self.prompts, self.given = prompts, rewards

@@ -17,7 +17,7 @@ from nanov2.demos import Demonstration
 from nanov2.distributed import Ranks
 from nanov2.errors import InputError
 from nanov2.safety import CleanStop, Stopped
-from nanov2.training import train_supervised
+from nanov2.training import document, train_supervised
 
 BASE = ["--phase=base", "--base.save_every=1000"]
 
@@ -82,9 +82,8 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
 
 def train(folder, tokenizer, model, config):
     demonstration = Demonstration("given a < b ; show a < b", (("prove", "a < b qed"),))
-    train_supervised(
-        folder, "base", model, tokenizer, lambda *_: demonstration, config, Ranks(), lambda *_: {}
-    )
+    pack = document(tokenizer, demonstration)
+    train_supervised(folder, "base", model, tokenizer, lambda *_: pack, config, Ranks(), lambda *_: {})
 
 
 def test_bad_gradients_are_skipped_counted_and_end_the_phase_with_the_batch_saved(tokenizer, tmp_path):

@@ -16,7 +16,7 @@ def rollouts_of(model, tokenizer, prompts, n=3, temperature=1.0, turns=3, count=
     how = Sampling(temperature, max_tokens)
 
     def next_turn(rollout):
-        return "verify" if len(rollout.turns) % 2 else "prove"
+        return [tokenizer.task["verify" if len(rollout.turns) % 2 else "prove"]]
 
     return questions, sample(model, tokenizer, questions, n, how, 7, next_turn, turns)
 

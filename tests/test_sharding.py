@@ -64,7 +64,8 @@ def nothing(model, step):
 
 def example(step, i):
     rng = derive_rng("demo", step, i)
-    return make_demonstration(rng, some_problems(1, seed=step * 10 + i)[0], Noise())
+    written = make_demonstration(rng, some_problems(1, seed=step * 10 + i)[0], Noise())
+    return document(Tokenizer.for_world(), written)
 
 
 def train(kind, folder, ranks, **changes):
