@@ -75,7 +75,7 @@ def autolabel(run: Run, lap: int) -> None:
     run.need("selfverify", lap)
     truth = run.true_score
     if run.natural:
-        hard = run.problems["train_hard"]
+        hard = run.hard_problems("train_hard", lap)
         new = derive_rng(c.seed, "autolabel", lap).sample(hard, min(c.autolabel.problems, len(hard)))
     else:
         seen = {p.problem for problems in run.problems.values() for p in problems}

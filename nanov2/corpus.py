@@ -29,15 +29,13 @@ def graded_proofs(config: Config) -> dict[str, list[ProofRecord]]:
 
 
 def problem_sets(config: Config) -> dict[str, list[ProblemRecord]]:
-    """Sets of problems like those of the embedded world. The harder ones are the same where data.problems
-    names no further file."""
+    """Sets like those of the embedded world; harder problems only where data.problems names a file."""
     if config.expert == "world":
         raise InputError(
             'expert "world" knows only the embedded world: set --expert=grades (those of [data]), page, '
             "person, or a file"
         )
     sets = {name: distinct(records) for name, records in graded_proofs(config).items()}
-    hard = sets
     if config.data.problems:
         known = {r.problem for records in sets.values() for r in records}
         source = dataclasses.replace(config.data, path=config.data.problems)
@@ -47,7 +45,8 @@ def problem_sets(config: Config) -> dict[str, list[ProblemRecord]]:
         hard = dict(zip(PARTS, (train, validation, held_out), strict=True))
         if not all(hard.values()):
             raise InputError(f"{config.data.problems}: too few problems that are not in {config.data.path}")
-    return sets | {f"{name}_hard": records for name, records in hard.items()}
+        sets |= {f"{name}_hard": records for name, records in hard.items()}
+    return sets
 
 
 def distinct(records: list[ProofRecord]) -> list[ProblemRecord]:

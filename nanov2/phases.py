@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from nanov2 import evaluate
+from nanov2 import evaluate as ev
 from nanov2.config import GRPOConfig
 from nanov2.distributed import derive_seed
 from nanov2.endpoint import Endpoint
@@ -61,8 +61,8 @@ def generator_proofs(
 
     def write() -> list[TrajectoryRecord]:
         limit = run.config.selfverify.max_tokens
-        turns = evaluate.sample_trajectories(model, task, items, run.config, seed, run.ranks, limit)
-        return evaluate.trajectory_records(items, turns)
+        turns = ev.sample_trajectories(model, task, items, run.config, seed, run.ranks, limit)
+        return ev.trajectory_records(items, turns)
 
     return distinct_proofs(run.once(path, TrajectoryRecord, write), prompts, source)
 
@@ -72,7 +72,7 @@ def distinct_proofs(trajectories: list[TrajectoryRecord], prompts: Domain, sourc
     proofs = {}
     for t in trajectories:
         for i, (task, text) in enumerate(t.turns):
-            if task == "prove" and text != evaluate.CUT and prompts.proof_parses(text):
+            if task == "prove" and text != ev.CUT and prompts.proof_parses(text):
                 name = f"{source}/{'draft' if i == 0 else 'revision'}"
                 proofs.setdefault((t.problem, text), ProofRecord(t.problem, text, None, t.kind, name))
     return list(proofs.values())
@@ -87,7 +87,7 @@ def on_held_out_problems(run: Run, evaluate: Callable) -> tuple[dict, list[dict]
             continue
         figures, shown = evaluate(run.problems[problems], name)
         metrics |= figures
-        samples += evaluate.pick(shown, run.config.eval.shown // 2)
+        samples += ev.pick(shown, run.config.eval.shown // 2)
     return metrics, samples
 
 

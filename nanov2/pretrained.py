@@ -45,7 +45,11 @@ def proof_in_form(proof: str, score: float) -> str:
 
 
 def demonstration(prompts: chat.ChatPrompts, records: list[ProofRecord], rng) -> Pack:
-    """One of the three tasks in its form. The scores are drawn blindly: they teach the form, not to judge."""
+    """One of the three tasks in its form, of one of the shorter proofs, for that is cheap.
+
+    The scores are drawn blindly: they teach the form, not to judge.
+    """
+    records = sorted(records, key=lambda r: len(r.problem) + len(r.proof))[: (len(records) + 1) // 2]
     record, score = rng.choice(records), rng.choice(list(PLAIN))
     task = rng.choice(("verify", "meta", "prove"))
     if task == "verify":

@@ -106,12 +106,13 @@ class Run:
 
     def hard_problems(self, name: str, lap: int) -> list[ProblemRecord]:
         """The harder problems "train_hard" or "validation_hard" of a lap."""
-        return self.problems.get(f"{name}{lap}") or self.problems[name]
+        usual = self.problems[name.removesuffix("_hard")]  # where none are harder
+        return self.problems.get(f"{name}{lap}") or self.problems.get(name) or usual
 
     @property
     def hardest(self) -> list[ProblemRecord]:
         """Held-out problems as hard as the last lap's."""
-        return self.problems.get("held_out_hardest") or self.problems["held_out_hard"]
+        return self.problems.get("held_out_hardest") or self.hard_problems("held_out_hard", 1)
 
     def folder(self, phase: str, lap: int = 1) -> Path:
         return self.dir / phase if lap == 1 else self.dir / f"lap{lap}" / phase

@@ -143,7 +143,7 @@ def _bytes(ranks, path):
     whole = 4 * 4 * model.n_params  # fp32 weights, gradients, and AdamW's two moments
     placed = Sharded(model, ranks)
     optimizer = make_optimizer(placed.model, 1e-3, 0.0)
-    packs = [document(Tokenizer.for_world(), example(0, i)) for i in range(2)]
+    packs = [example(0, i) for i in range(2)]
     supervised_loss(placed.model, packs, Tokenizer.for_world(), 100.0, backward=True)
     gradients = [p.grad for p in placed.model.parameters()]
     optimizer.step()
