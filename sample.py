@@ -9,19 +9,19 @@
 
     python sample.py verify --data=proofs.jsonl --endpoint=http://127.0.0.1:8080/v1 --model=NAME --n=4
     python sample.py refine --problem="Prove that …" --model=models/smollm2   # natural language, locally
+    python sample.py search --data=problems.jsonl --output=proofs.jsonl --endpoint=URL --model=NAME
 
 Models come from --dir (default runs/proofworld): the newest lap's generator for prove, its
 self-verifying generator for refine, its verifier for verify and meta; --phase and --lap choose another.
 Without --problem or --input a new random problem is made. Each answer is shown with the exact expert's
-opinion of it. With --endpoint or --model, a chat model proves, verifies, meta-verifies or refines in
-natural language instead; a graded --data file gives figures.
+opinion of it. With --endpoint or --model, a chat model proves, verifies, meta-verifies, refines or searches
+in natural language instead; a graded --data file gives figures.
 """
 
 from nanov2.startup import prepare
 
 prepare()
 
-import dataclasses
 from pathlib import Path
 
 from nanov2 import real
@@ -32,8 +32,8 @@ from nanov2.evaluate import sample_trajectories, sampling, trajectory_records
 from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl
 from nanov2.run import Run
-from nanov2.sampler import sample
-from nanov2.search import Search
+from nanov2.sampler import Sampling, sample
+from nanov2.search import RunVoices, Search
 from nanov2.tasks import SelfVerifyTask
 from nanov2.world import grade_critique, grade_proof, make_problem, parse_problem
 
@@ -112,8 +112,8 @@ def answers(run: Run, mode: str, model, prompts: WorldPrompts, items: list, args
 
 
 def refine(run: Run, model, prompts: WorldPrompts, items: list, args) -> list[dict]:
-    """Draft, critique, revise until no issue is found or --rounds proofs are written."""
-    task = SelfVerifyTask(prompts, None, max_turns=2 * args.rounds)
+    """Draft, critique, revise until no issue is found, --rounds proofs are written, or --budget is spent."""
+    task = SelfVerifyTask(prompts, None, max_turns=2 * args.rounds, budget=args.budget)
     items = [i for i in items for _ in range(args.n)]
     limit = run.config.selfverify.max_tokens
     turns = sample_trajectories(model, task, items, run.config, derive_seed(args.draw), run.ranks, limit)
@@ -137,28 +137,13 @@ def search(run: Run, model, prompts: WorldPrompts, items: list, args) -> list[di
     verifier, _ = run.load("verifier2", args.lap or newest_lap(run, "verifier2"))
     limit = run.config.selfverify.max_tokens
     seed = derive_seed(args.draw, "search")
-    hunt = Search(model, verifier, verifier, prompts, run.config.search, seed, limit)
+    how = Sampling(run.config.search.temperature, limit)
+    hunt = Search(RunVoices(model, verifier, verifier, prompts, how, seed), run.config.search)
     rank = f".{run.ranks.rank}" if run.ranks.size > 1 else ""
     state = Path(f"{args.output}.state{rank}.jsonl") if args.output else None
     pools = run.ranks.gather(hunt.run(run.ranks.mine([i.problem for i in items]), state))
-    rows = []
-    for pool in pools:
-        best = pool.best()
-        proof = best.proof if best else ""
-        rows.append(
-            {
-                "problem": pool.problem,
-                "proof": proof,
-                "score": best.score if best else 0.0,
-                "passes": bool(best) and best.passes(run.config.search.n),
-                "true_score": grade_proof(parse_problem(pool.problem), proof),
-                "rounds": pool.round,
-                "proofs": len(pool.candidates),
-                "tokens": pool.tokens,
-                "critiques": [dataclasses.asdict(c) for c in best.critiques] if best else [],
-            }
-        )
-    return rows
+    found = [pool.found(run.config.search.n) for pool in pools]
+    return [f | {"true_score": grade_proof(parse_problem(f["problem"]), f["proof"])} for f in found]
 
 
 def main() -> None:
@@ -173,6 +158,7 @@ def main() -> None:
         "lap": (0, "lap of that phase (0: the newest)"),
         "n": (1, "answers per item"),
         "rounds": (8, "refine: at most so many proofs in a row"),
+        "budget": (0, "refine: tokens of a trajectory after which no revision begins (0: no limit)"),
         "limit": (0, "only so many items of --data (0: all)"),
         "draw": (0, "seed of the samples, and of the random problem"),
     }
@@ -181,6 +167,9 @@ def main() -> None:
         return real.sample_main(config, args)
     run = open_folder(args, overrides)
     phase = args.phase or MODEL[args.mode]
+    if run.natural:
+        folder = run.folder(phase, args.lap or newest_lap(run, phase))
+        raise InputError(f"the run's models are chat models: use one with --model={folder}")
     model, tokenizer = run.load(phase, args.lap or newest_lap(run, phase))
     prompts, items = WorldPrompts(tokenizer), read_items(run, args)
     if args.mode == "refine":

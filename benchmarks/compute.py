@@ -25,7 +25,8 @@ from nanov2.distributed import Ranks, derive_seed
 from nanov2.prompts import WorldPrompts, claimed_score, true_score
 from nanov2.report import build_report
 from nanov2.run import Run
-from nanov2.search import Search
+from nanov2.sampler import Sampling
+from nanov2.search import RunVoices, Search
 from nanov2.tasks import SelfVerifyTask
 
 ROUNDS = 8
@@ -63,9 +64,8 @@ def search_curves(run: Run, lap: int, problems: list) -> dict[str, list[tuple[fl
     def point(**changes) -> tuple[float, float]:
         config = dataclasses.replace(run.config.search, **changes)
         prompts, limit = WorldPrompts(tokenizer), run.config.selfverify.max_tokens
-        pools = Search(model, verifier, verifier, prompts, config, 0, limit).run(
-            [p.problem for p in problems]
-        )
+        voices = RunVoices(model, verifier, verifier, prompts, Sampling(config.temperature, limit), 0)
+        pools = Search(voices, config).run([p.problem for p in problems])
         scores = [true_score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
         return statistics.mean(p.tokens for p in pools), statistics.mean(scores)
 

@@ -22,7 +22,8 @@ from nanov2.config import load_config
 from nanov2.distributed import Ranks
 from nanov2.prompts import WorldPrompts, true_score
 from nanov2.run import Run
-from nanov2.search import Pool, Search
+from nanov2.sampler import Sampling
+from nanov2.search import Pool, RunVoices, Search
 
 
 def true_scores(pools: list[Pool]) -> list[float]:
@@ -38,7 +39,9 @@ def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float]]:
     def hunt(**changes) -> list[Pool]:
         config = dataclasses.replace(run.config.search, **changes)
         limit = run.config.selfverify.max_tokens
-        return Search(model, verifier, verifier, WorldPrompts(tokenizer), config, 0, limit).run(problems)
+        how = Sampling(config.temperature, limit)
+        voices = RunVoices(model, verifier, verifier, WorldPrompts(tokenizer), how, 0)
+        return Search(voices, config).run(problems)
 
     def figures(pools: list[Pool]) -> tuple[float, float]:
         return statistics.mean(true_scores(pools)), statistics.mean(p.tokens for p in pools)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nanov2 import hf, natural
 from nanov2.distributed import derive_seed
-from nanov2.endpoint import Answer, Cache, EndpointConfig, question_key
+from nanov2.endpoint import Answer, Cache, EndpointConfig, question_keys
 from nanov2.errors import InputError
 from nanov2.model import Model
 from nanov2.natural import Messages, NaturalDomain
@@ -186,9 +186,9 @@ class LocalChat:
         self.context = hf.read_json(folder / "config.json").get("max_position_embeddings", 1 << 20)
         self.cache = Cache(config.cache)
 
-    def ask(self, questions: list[Messages], n: int = 1, first: int = 0) -> list[list[Answer]]:
+    def ask(self, questions: list[Messages], n: int = 1, first: int | list[int] = 0) -> list[list[Answer]]:
         """Answers number first … first + n − 1 to each question."""
-        keys = [[question_key(self.config, q, i) for i in range(first, first + n)] for q in questions]
+        keys = question_keys(self.config, questions, n, first)
         new = [(q, row) for q, row in zip(questions, keys, strict=True) if row[-1] not in self.cache]
         at_once = max(1, self.config.concurrency // n)  # more would fill memory with prompts
         with tqdm(total=len(new) * n, desc=self.config.model, unit="answer", disable=None) as bar:

@@ -61,12 +61,12 @@ class Endpoint:
         self.key = os.environ.get("OPENAI_API_KEY", "none")
         self.cache = Cache(config.cache)
 
-    def ask(self, questions: list[Messages], n: int = 1, first: int = 0) -> list[list[Answer]]:
+    def ask(self, questions: list[Messages], n: int = 1, first: int | list[int] = 0) -> list[list[Answer]]:
         """Answers number first … first + n − 1 to each question, of the endless row that each has.
 
         InputError, with what was done kept, where the endpoint gives up.
         """
-        keys = [[question_key(self.config, q, i) for i in range(first, first + n)] for q in questions]
+        keys = question_keys(self.config, questions, n, first)
         new = {k: q for q, row in zip(questions, keys, strict=True) for k in row if k not in self.cache}
         if new:
             asyncio.run(self._ask(new))
@@ -133,6 +133,16 @@ class Endpoint:
         text = " ".join(str(getattr(error, "message", error)).replace(self.key, "(key)").split())[:300]
         status = getattr(error, "status_code", None)
         return f"status {status}: {text}" if status else text
+
+
+def question_keys(
+    config: EndpointConfig, questions: list[Messages], n: int, first: int | list[int]
+) -> list[list[str]]:
+    """The keys of answers first … first + n − 1 to each question; `first` may be one for each."""
+    firsts = first if isinstance(first, list) else [first] * len(questions)
+    return [
+        [question_key(config, q, i) for i in range(f, f + n)] for q, f in zip(questions, firsts, strict=True)
+    ]
 
 
 def question_key(config: EndpointConfig, messages: Messages, index: int) -> str:

@@ -21,10 +21,14 @@ from nanov2.distributed import derive_seed
 from nanov2.endpoint import Endpoint, EndpointConfig
 from nanov2.errors import InputError
 from nanov2.graded import agreement, measure, report
+from nanov2.natural import NaturalDomain
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, write_jsonl
 from nanov2.reward_model import Chat, ChatJudge
+from nanov2.search import Search, Written
 
-KIND = {"prove": ProblemRecord, "refine": ProblemRecord, "verify": ProofRecord, "meta": CritiqueRecord}
+KIND = {"verify": ProofRecord, "meta": CritiqueRecord} | dict.fromkeys(
+    ("prove", "refine", "search"), ProblemRecord
+)
 FLAGS = {
     "endpoint": ("", "base URL of an OpenAI-compatible endpoint that answers instead of a run's model"),
     "model": ("", "the model's name there; without --endpoint: a folder with a Hugging Face model"),
@@ -77,9 +81,7 @@ def read_items(config: Config, kind: type, args: argparse.Namespace) -> list:
 
 
 def sample_main(config: Config, args: argparse.Namespace) -> None:
-    """prove, verify, meta, refine."""
-    if args.mode not in KIND:
-        raise InputError(f"{args.mode} works with the models of a run, not with a chat model")
+    """prove, verify, meta, refine, search."""
     seed = derive_seed(args.draw) % 2**31 if args.draw else config.endpoint.seed
     chat = open_chat(dataclasses.replace(config.endpoint, seed=seed))
     items = read_items(config, KIND[args.mode], args)
@@ -147,24 +149,27 @@ def meta(config: Config, chat: Chat, items: list, args, states: Counter) -> list
 
 
 def refine(config: Config, chat: Chat, items: list, args, states: Counter) -> list[dict]:
-    """Draft, self-evaluation, revision, …: until a proof's own score is 1, or --rounds are written."""
+    """Draft, self-evaluation, revision, …: until a proof's own score is 1, --rounds are written, or --budget
+    tokens are spent on it."""
     todo = [(item, i) for item in items for i in range(args.n)]
     proofs: list[list[natural.Proof]] = [[] for _ in todo]
+    tokens = [0] * len(todo)
     for round_ in range(args.rounds):
-        open_ = [j for j, ps in enumerate(proofs) if len(ps) == round_ and not _settled(ps)]
-        for number in sorted({todo[j][1] for j in open_}):  # drafts of one problem are other samples
-            mine = [j for j in open_ if todo[j][1] == number]
-            questions = [_next(todo[j][0].problem, proofs[j]) for j in mine]
-            for j, (answer,) in zip(mine, chat.ask(questions, 1, number), strict=True):
-                proof = natural.read_proof(answer.text)
-                states[answer.missing or ("read" if proof else "no solution")] += 1
-                if proof:
-                    proofs[j].append(proof)
+        within = [j for j, spent in enumerate(tokens) if not args.budget or spent < args.budget]
+        open_ = [j for j in within if len(proofs[j]) == round_ and not _settled(proofs[j])]
+        questions = [_next(todo[j][0].problem, proofs[j]) for j in open_]
+        numbers = [todo[j][1] for j in open_]  # drafts of one problem are other samples
+        for j, (answer,) in zip(open_, chat.ask(questions, 1, numbers), strict=True):
+            proof = natural.read_proof(answer.text)
+            tokens[j] += answer.tokens
+            states[answer.missing or ("read" if proof else "no solution")] += 1
+            if proof:
+                proofs[j].append(proof)
     rows = []
-    for (item, _), ps in zip(todo, proofs, strict=True):
+    for (item, _), ps, spent in zip(todo, proofs, tokens, strict=True):
         if ps:
             turns = [x for p in ps for x in (("prove", p.text), ("verify", p.critique))]
-            last = {"proof": ps[-1].text, "self_score": ps[-1].self_score, "proofs": len(ps)}
+            last = {"proof": ps[-1].text, "self_score": ps[-1].self_score, "proofs": len(ps), "tokens": spent}
             rows.append({"problem": item.problem, **last, "turns": turns})
     return rows
 
@@ -179,7 +184,38 @@ def _next(problem: str, proofs: list[natural.Proof]) -> natural.Messages:
     return natural.refine(problem, proofs[-1].text, [proofs[-1].critique or "(no evaluation was written)"])
 
 
-MODES = {"prove": prove, "verify": verify, "meta": meta, "refine": refine}
+class ChatVoices:
+    """One chat model that writes, judges and weighs in a search."""
+
+    prompts = NaturalDomain()
+
+    def __init__(self, chat: Chat, config: EndpointConfig, states: Counter):
+        self.chat, self.states = chat, states
+        self.names = {"model": config.model, "seed": config.seed}
+
+    def write(self, questions: list, keys: list[tuple[str, int, int]]) -> list[Written]:
+        out = []
+        numbers = [round_ << 16 | i for _, round_, i in keys]
+        for (answer,) in self.chat.ask(questions, 1, numbers):
+            proof = natural.read_proof(answer.text)
+            self.states[answer.missing or ("read" if proof else "no solution")] += 1
+            out.append(Written(proof and proof.text, proof and proof.self_score, answer.tokens))
+        return out
+
+    def critiques(self, questions: list, n: int, first: int, meta: bool) -> list[list[tuple]]:
+        rows = self.chat.ask(questions, n, first)
+        return [[(natural.without_thinking(a.text or "") or None, a.tokens) for a in row] for row in rows]
+
+
+def search(config: Config, chat: Chat, items: list, args, states: Counter) -> list[dict]:
+    """The best proof found for each problem, with its critiques. Goes on where it was stopped."""
+    state = Path(f"{args.output}.state.jsonl") if args.output else None
+    voices = ChatVoices(chat, chat.config, states)
+    pools = Search(voices, config.search).run([item.problem for item in items], state)
+    return [pool.found(config.search.n) for pool in pools]
+
+
+MODES = {"prove": prove, "verify": verify, "meta": meta, "refine": refine, "search": search}
 
 
 def autolabel_main(config: Config, args: argparse.Namespace) -> None:

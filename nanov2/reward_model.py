@@ -86,9 +86,11 @@ def meta_judge(model: Model, prompts: Domain, **options) -> Judge:
 
 
 class Chat(Protocol):
-    """`Endpoint` or `LocalChat`: answers number first … first + n − 1 to each chat."""
+    """`Endpoint` or `LocalChat`: answers number first … first + n − 1 to each chat; `first` may be a list."""
 
-    def ask(self, questions: list[natural.Messages], n: int = 1, first: int = 0) -> list[list[Answer]]: ...
+    def ask(
+        self, questions: list[natural.Messages], n: int = 1, first: int | list[int] = 0
+    ) -> list[list[Answer]]: ...
 
 
 class ChatJudge:

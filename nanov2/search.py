@@ -14,16 +14,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from nanov2.config import SearchConfig
 from nanov2.distributed import derive_seed
 from nanov2.errors import InputError
 from nanov2.model import Model
-from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score, claims_issue, proof_parses
+from nanov2.prompts import Domain
 from nanov2.records import parse_json, read_lines, write_atomically
 from nanov2.sampler import Sampling, sample
+from nanov2.tasks import judged_proofs
 
 
 @dataclass
@@ -82,33 +84,86 @@ class Pool:
     def best(self) -> Candidate | None:
         return max(self.candidates, key=lambda c: c.rank, default=None)
 
+    def found(self, n: int) -> dict:
+        """The best proof with its evidence, as a search reports it."""
+        best = self.best()
+        return {
+            "problem": self.problem,
+            "proof": best.proof if best else "",
+            "score": best.score if best else 0.0,
+            "passes": bool(best) and best.passes(n),
+            "rounds": self.round,
+            "proofs": len(self.candidates),
+            "tokens": self.tokens,
+            "critiques": [asdict(c) for c in best.critiques] if best else [],
+        }
+
     def passed(self, n: int) -> bool:
         return any(c.passes(n) for c in self.candidates)
 
 
-class Search:
-    """Searches many problems at once, so that every model's batches are large.
+@dataclass(frozen=True)
+class Written:
+    """A proof as its author gave it."""
 
-    `generator` writes and revises (a self-verifying one), `verifier` judges, `meta` weighs.
-    """
+    proof: str | None  # None: cut off, or without the form of a proof
+    self_score: float | None  # that the author gives it
+    tokens: int
+
+
+class Voices(Protocol):
+    """Who writes and who judges: models of a run, or a chat model."""
+
+    prompts: Domain
+    names: dict  # what a state file must agree with
+
+    def write(self, questions: list, keys: list[tuple[str, int, int]]) -> list[Written]:
+        """A proof for each question; `keys` (problem, round, number in it) draw the samples."""
+
+    def critiques(self, questions: list, n: int, first: int, meta: bool) -> list[list[tuple]]:
+        """Answers first … first + n − 1 of the verifier (or meta-verifier) to each question, as
+        (text or None, tokens)."""
+
+
+class RunVoices:
+    """`generator` writes and revises (a self-verifying one), `verifier` judges, `meta` weighs."""
 
     def __init__(
-        self,
-        generator: Model,
-        verifier: Model,
-        meta: Model,
-        prompts: WorldPrompts,
-        config: SearchConfig,
-        seed: int,
-        max_tokens: int,
+        self, generator: Model, verifier: Model, meta: Model, prompts: Domain, how: Sampling, seed: int
     ):
-        self.generator, self.verifier, self.meta = generator, verifier, meta
-        self.prompts, self.config, self.seed = prompts, config, seed
-        self.sampling = Sampling(config.temperature, max_tokens)
+        self.generator, self.judges, self.prompts = generator, (verifier, meta), prompts
+        self.sampling, self.seed, self.names = how, seed, {"seed": seed}
+
+    def write(self, questions: list, keys: list[tuple[str, int, int]]) -> list[Written]:
+        p = self.prompts
+        how = replace(self.sampling, max_given=p.max_given)
+        seeds = [derive_seed(self.seed, *key) for key in keys]
+        rollouts = sample(self.generator, p.tokenizer, questions, 1, how, seeds, p.follow, p.turns_per_proof)
+        out = []
+        for rollout in rollouts:
+            proof, critique = judged_proofs(p.turns(rollout))[0]
+            out.append(
+                Written(proof if p.proof_parses(proof) else None, p.claimed_score(critique), len(rollout.ids))
+            )
+        return out
+
+    def critiques(self, questions: list, n: int, first: int, meta: bool) -> list[list[tuple]]:
+        seeds = [derive_seed(self.seed, first, q) for q in questions]
+        model = self.judges[meta]
+        rollouts = sample(model, self.prompts.tokenizer, questions, n, self.sampling, seeds)
+        answers = [(self.prompts.answer(r), len(r.ids)) for r in rollouts]
+        return [answers[i * n : (i + 1) * n] for i in range(len(questions))]
+
+
+class Search:
+    """Searches many problems at once, so that every model's batches are large."""
+
+    def __init__(self, voices: Voices, config: SearchConfig):
+        self.voices, self.prompts, self.config = voices, voices.prompts, config
 
     def run(self, problems: list[str], state: Path | None = None) -> list[Pool]:
         """A pool for each problem, in order. With `state`, goes on where that file ends."""
-        settings = {"seed": self.seed, **asdict(self.config)}
+        settings = self.voices.names | asdict(self.config)
         found = open_state(state, settings) if state else {}
         pools = [found.get(p) or Pool(p) for p in problems]
         while True:
@@ -125,36 +180,25 @@ class Search:
         flat = [
             (pool, *question) for pool, questions in zip(pools, asked, strict=True) for question in questions
         ]
-        seeds = [derive_seed(self.seed, p.problem, p.round, i) for i, (p, *_) in enumerate_within(flat)]
-        rollouts = sample(
-            self.generator,
-            self.prompts.tokenizer,
-            [ids for _, _, ids, _ in flat],
-            1,
-            self.sampling,
-            seeds,
-            lambda r: "verify" if len(r.turns) == 1 else None,
-            2,
-        )
+        keys = [(pool.problem, pool.round, i) for i, (pool, *_) in enumerate_within(flat)]
         new: list[tuple[Pool, Candidate]] = []
-        for (pool, parent, _, _), rollout in zip(flat, rollouts, strict=True):
-            pool.tokens += len(rollout.ids)
-            proof = self.prompts.answer(rollout, 0)
-            own = claimed_score(self.prompts.answer(rollout)) if len(rollout.turns) > 1 else None
-            if proof_parses(proof) and all(c.proof != proof for c in pool.candidates):
-                candidate = Candidate(proof, own or 0.0, parent, pool.round)
+        written = self.voices.write([question for _, _, question in flat], keys)
+        for (pool, parent, _), w in zip(flat, written, strict=True):
+            pool.tokens += w.tokens
+            if w.proof is not None and all(c.proof != w.proof for c in pool.candidates):
+                candidate = Candidate(w.proof, w.self_score or 0.0, parent, pool.round)
                 pool.candidates.append(candidate)
                 new.append((pool, candidate))
         self._judge(new)
         for pool in pools:
             pool.round += 1
 
-    def _questions(self, pool: Pool) -> list[tuple[int, list[int], int]]:
-        """(parent, prompt, number) of each proof to write: drafts at first, then revisions of the best."""
+    def _questions(self, pool: Pool) -> list[tuple[int, Any]]:
+        """(parent, prompt) of each proof to write: drafts at first, then revisions of the best."""
         c, draft = self.config, self.prompts.prove(pool.problem)
         order = sorted(range(len(pool.candidates)), key=lambda i: pool.candidates[i].rank, reverse=True)
         if pool.round == 0 or not order:
-            return [(-1, draft, i) for i in range(c.pool)]
+            return [(-1, draft)] * c.pool
         out = []
         for parent in order[: c.keep]:
             candidate = pool.candidates[parent]
@@ -166,7 +210,7 @@ class Search:
                     prompt = self.prompts.revise(
                         pool.problem, candidate.proof, issues[i % len(issues)].critique
                     )
-                out.append((parent, prompt, i))
+                out.append((parent, prompt))
         return out
 
     def _judge(self, new: list[tuple[Pool, Candidate]]) -> None:
@@ -177,32 +221,30 @@ class Search:
                 return
             count = min(self.config.chunk, self.config.n - at)
             questions = [self.prompts.verify(p.problem, c.proof) for p, c in new]
-            critiques = self._ask(self.verifier, questions, count, at, [p for p, _ in new])
+            critiques = self._ask(questions, count, at, [p for p, _ in new])
             reports = []
             for (pool, candidate), texts in zip(new, critiques, strict=True):
                 for text in texts:
-                    score = claimed_score(text)
+                    score = self.prompts.claimed_score(text)
                     if score is None:  # it did not parse: it says nothing of the proof
                         continue
                     weighed = Weighed(text, score, 1.0)
                     candidate.critiques.append(weighed)
-                    if claims_issue(text):
+                    if self.prompts.claims_issue(text):
                         reports.append((pool, candidate, weighed))
             if self.config.m:
                 questions = [self.prompts.meta(p.problem, c.proof, w.critique) for p, c, w in reports]
-                looks = self._ask(self.meta, questions, self.config.m, 0, [p for p, _, _ in reports])
+                looks = self._ask(questions, self.config.m, 0, [p for p, _, _ in reports], meta=True)
                 for (_, _, weighed), texts in zip(reports, looks, strict=True):
-                    good = [q for q in map(claimed_quality, texts) if q is not None]
+                    good = [q for q in map(self.prompts.claimed_quality, texts) if q is not None]
                     weighed.weight = sum(good) / len(good) if good else 0.5
 
-    def _ask(self, model: Model, questions, n: int, at: int, pools: list[Pool]) -> list[list[str | None]]:
+    def _ask(self, questions, n: int, at: int, pools: list[Pool], meta=False) -> list[list[str | None]]:
         """n answers to each question; their tokens are charged to the pools."""
-        seeds = [derive_seed(self.seed, at, q) for q in questions]
-        rollouts = sample(model, self.prompts.tokenizer, questions, n, self.sampling, seeds)
-        for rollout in rollouts:
-            pools[rollout.index].tokens += len(rollout.ids)
-        texts = [self.prompts.answer(r) for r in rollouts]
-        return [texts[i * n : (i + 1) * n] for i in range(len(questions))]
+        rows = self.voices.critiques(questions, n, at, meta)
+        for pool, row in zip(pools, rows, strict=True):
+            pool.tokens += sum(tokens for _, tokens in row)
+        return [[text for text, _ in row] for row in rows]
 
 
 def enumerate_within(flat: list[tuple]) -> Iterable[tuple[int, tuple]]:

@@ -100,7 +100,8 @@ class SelfVerifyTask:
     A trajectory ends after a critique that gives score 1 (no issue found), or after `max_turns` turns
     (natural language: answers that hold a proof and its evaluation).
     With `alpha_beta` it is the paper's R_format · (α·R_Y + β·R_Z), where Z is the last critique of the
-    final proof, R_Y the verifier's score of it, and R_Z = R_score(s', R_Y) · R_meta(Z).
+    final proof, R_Y the verifier's score of it, and R_Z = R_score(s', R_Y) · R_meta(Z). `budget` (0: none):
+    no turn begins once a trajectory has so many tokens.
     """
 
     def __init__(
@@ -110,16 +111,18 @@ class SelfVerifyTask:
         max_turns: int,
         meta: Judge | None = None,
         alpha_beta: tuple[float, float] | None = None,
+        budget: int = 0,
     ):
         self.prompts, self.verifier, self.max_turns = prompts, verifier, max_turns
         self.meta, self.alpha_beta = meta, alpha_beta
-        self.max_given = prompts.max_given
+        self.max_given, self.budget = prompts.max_given, budget
 
     def prompt(self, item: ProblemRecord) -> list[int]:
         return self.prompts.prove(item.problem)
 
     def next_turn(self, rollout: Rollout) -> list[int] | None:
-        return self.prompts.follow(rollout)
+        spent = self.budget and len(rollout.ids) >= self.budget
+        return None if spent else self.prompts.follow(rollout)
 
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
         n, truth = len(rollouts), self.prompts.true_score

@@ -31,7 +31,8 @@ def judge(text: str, rng: random.Random) -> str:
     recognised as invented or real with 90%."""
     if text.startswith("Prove"):
         score = 1 if "earlier proof" in text else 0.5
-        return f"<think>hm</think>## Solution\nBy induction.\n\n## Self Evaluation\n{FORM}\\boxed{{{score}}}"
+        proof = f"## Solution\nBy induction on {rng.randrange(10**6)}."
+        return f"<think>hm</think>{proof}\n\n## Self Evaluation\n{FORM}\\boxed{{{score}}}"
     if text.startswith("Judge an evaluation"):
         real = ("invented issue" not in text) == (rng.random() < 0.9)
         return META.format("Looked up.") + f"\\boxed{{{int(real)}}}"

@@ -138,3 +138,36 @@ def test_a_killed_process_asks_nothing_twice(scripted_server, tmp_path):
     assert scripted_server.stats()["requests"] == 60 - kept
     keys = [json.loads(line)["key"] for line in cache.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 60
+
+
+def sample(scripted_server, mode, tmp_path, *flags):
+    """Rows of sample.py with the scripted judge, and how many requests they took."""
+    command = [sys.executable, "sample.py", mode, f"--endpoint={scripted_server.url}", "--model=judge"]
+    command += [f"--endpoint.cache={tmp_path}/answers.jsonl", f"--output={tmp_path}/{mode}.jsonl"]
+    scripted_server.stats()
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / f"{mode}.jsonl").read_text().splitlines()]
+    return rows, scripted_server.stats()["requests"]
+
+
+def test_a_search_asks_the_endpoint_and_goes_on_where_it_was(scripted_server, tmp_path):
+    (tmp_path / "problems.jsonl").write_text('{"problem": "Show A."}\n{"problem": "Show B."}\n')
+    flags = [f"--data={tmp_path}/problems.jsonl", "--search.pool=4", "--search.rounds=2", "--search.n=4"]
+    rows, requests = sample(scripted_server, "search", tmp_path, *flags)
+    assert [r["problem"] for r in rows] == ["Show A.", "Show B."] and requests > 20
+    for row in rows:
+        assert row["proof"].startswith("By induction") and row["proofs"] >= 4 and row["tokens"] >= 7 * 8
+        assert all(0 <= c["weight"] <= 1 for c in row["critiques"])
+    again, requests = sample(scripted_server, "search", tmp_path, *flags)
+    assert again == rows and requests == 0
+    (tmp_path / "answers.jsonl").unlink()  # the state alone is enough
+    assert sample(scripted_server, "search", tmp_path, *flags) == (rows, 0)
+
+
+def test_refinement_stops_when_its_tokens_are_spent(scripted_server, tmp_path):
+    problem = "--problem=Show A."
+    (row,), requests = sample(scripted_server, "refine", tmp_path, problem, "--rounds=5")
+    assert row["proofs"] == 2 and row["tokens"] == 14 and requests == 2  # the revision finds no issue
+    (row,), _ = sample(scripted_server, "refine", tmp_path, problem, "--rounds=5", "--budget=7")
+    assert row["proofs"] == 1 and row["self_score"] == 0.5

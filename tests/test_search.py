@@ -8,7 +8,8 @@ from conftest import small_model, some_problems
 
 from nanov2.config import SearchConfig
 from nanov2.errors import InputError
-from nanov2.search import Candidate, Search, Weighed, append_state
+from nanov2.sampler import Sampling
+from nanov2.search import Candidate, RunVoices, Search, Weighed, append_state
 
 CONFIG = SearchConfig(pool=6, keep=2, children=2, rounds=2, n=4)
 
@@ -36,7 +37,7 @@ def test_the_sequential_test_gives_up_clear_cases_early_and_no_doubtful_ones():
 @pytest.fixture
 def search(tokenizer, prompts):
     model = small_model(tokenizer)
-    return Search(model, model, model, prompts, CONFIG, 3, 24)
+    return Search(RunVoices(model, model, model, prompts, Sampling(1.0, 24), 3), CONFIG)
 
 
 def test_a_stopped_search_ends_as_an_undisturbed_one(search, tmp_path):
