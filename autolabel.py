@@ -84,7 +84,7 @@ def autolabel(run: Run, lap: int) -> None:
     proofs = generator_proofs(run, lap, new, c.autolabel.proofs, folder / "trajectories.jsonl", f"lap{lap}")
     held_out = generator_proofs(run, lap, run.hardest, 2, folder / "held_out_trajectories.jsonl", f"lap{lap}")
     critiques = label_proofs(run, lap, proofs)
-    rule = Rule(c.autolabel.rule, c.autolabel.k, c.autolabel.disputed)
+    rule = Rule(c.autolabel.rule, c.autolabel.k, c.autolabel.disputed, c.autolabel.max_doubt)
     labels = [rule(cs) for cs in critiques]
     clear = [
         dataclasses.replace(r, score=s, label=provenance(c, cs))
@@ -176,7 +176,7 @@ def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
     proofs = read_jsonl(source, ProofRecord)
     critiques = label_proofs(run, lap, proofs)
     c = run.config.autolabel
-    labels = [Rule(c.rule, c.k, c.disputed)(cs) for cs in critiques]
+    labels = [Rule(c.rule, c.k, c.disputed, c.max_doubt)(cs) for cs in critiques]
     if run.ranks.main:
         labelled = (
             dataclasses.replace(r, score=s, label=provenance(run.config, cs))
@@ -206,9 +206,9 @@ def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
     if not run.ranks.main:
         return
     print(f"{len(proofs)} proofs; settings with precision of at least {wanted:g}, widest coverage first")
-    print("   n  m  k  precision (low)  coverage  critiques a proof, adaptive")
+    print("   n  m  k  max_doubt  precision (low)  coverage  critiques a proof, adaptive")
     for c in found[:12]:
-        rates = f"{c.precision:.3f} ({c.low:.3f})    {c.coverage:.3f}     {c.critiques:.2f}"
+        rates = f"{min(c.max_doubt, 9.0):9.2f}  {c.precision:.3f} ({c.low:.3f})    {c.coverage:.3f}     {c.critiques:.2f}"
         print(f"  {c.n:2} {c.m:2} {c.k:2}  {rates}")
     if not found:
         print("  none: raise --autolabel.n, or ask for less")

@@ -1,10 +1,12 @@
-"""What single parts of the method do: a finished run's phase again, with one setting changed.
+"""What single parts of the method do: phases of a finished run again, with one setting changed; one table.
 
-    python benchmarks/ablations.py runs/default                 # all variants, two ranks, about six minutes
-    python benchmarks/ablations.py runs/default --only alpha-beta
+    python benchmarks/ablations.py runs/proofworld                      # all variants, two ranks, 20 minutes
+    python benchmarks/ablations.py runs/proofworld --only no-meta-gate
+    python benchmarks/ablations.py RUN RUN RUN                          # mean and spread over seeds
 
 Each variant starts from copies of the run's earlier phases in RUN-NAME, so everything else is the same. The
 table goes to the terminal, into the run's ablations.json, and to the phase's tables in the run's report.
+Figures are of held-out items at temperature 1.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -22,74 +26,137 @@ from nanov2.report import build_report
 from nanov2.run import PHASES
 
 ROOT = Path(__file__).parents[1]
-VARIANTS = {  # name: phase, overrides, what it shows, metrics
-    "no-meta-gate": (
-        "verifier2",
-        ["--verifier2.meta_gate=false"],
-        "1D without R_meta: as many steps on the score alone",
-        ("labelled/score_accuracy", "labelled/critique_quality", "labelled/invented_issue_rate"),
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Phases to do again, the last of which is measured."""
+
+    title: str
+    phases: tuple[str, ...]
+    overrides: tuple[str, ...]
+    metrics: tuple[str, ...]
+    lap: int = 1
+
+
+CRITIC = ("labelled/score_accuracy", "labelled/critique_quality", "labelled/invented_issue_rate")
+LATER = ("hard/score_accuracy", "hard/critique_quality", "hard/invented_issue_rate")
+REFINED = ("hard/draft_true_score", "hard/final_true_score", "hard/revision_gain", "hard/self_score_error")
+VARIANTS = {
+    "no-meta-gate": Variant(
+        "1D on the score alone, without R_meta", ("verifier2",), ("--verifier2.meta_gate=false",), CRITIC
     ),
-    "alpha-beta": (
-        "selfverify",
-        ["--selfverify.reward=alpha_beta"],
+    "no-self-verification": Variant(
+        "3 on proofs alone: as many steps, no critiques and revisions in training",
+        ("selfverify",),
+        ("--selfverify.max_turns=1",),
+        REFINED,
+    ),
+    "alpha-beta": Variant(
         "3 with the paper's R_format · (α·R_Y + β·R_Z) in place of the final proof's R_Y",
-        ("hard/draft_true_score", "hard/final_true_score", "hard/revision_gain", "hard/self_score_error"),
+        ("selfverify",),
+        ("--selfverify.reward=alpha_beta",),
+        REFINED,
+    ),
+    "fresh-verifier": Variant(
+        "lap 2's verifier from the base, twice the steps, in place of the last verifier's weights",
+        ("verifier2",),
+        ("--lap_verifier2.init=base", "--lap_verifier2.steps=100"),
+        LATER,
+        lap=2,
+    ),
+    "consolidated-verifier": Variant(
+        "lap 2's verifier from the base that rejection fine-tuning consolidated, twice the steps",
+        ("consolidate", "verifier2"),
+        ("--lap_verifier2.init=consolidated", "--lap_verifier2.steps=100"),
+        LATER,
+        lap=2,
     ),
 }
 
 
+def folder_of(run: Path, phase: str, lap: int) -> Path:
+    return run / phase if lap == 1 else run / f"lap{lap}" / phase
+
+
 def rerun(run: Path, name: str, ranks: int) -> Path:
-    """The variant's folder, its phase done."""
-    phase, overrides, _, _ = VARIANTS[name]
+    """The variant's folder, its phases done."""
+    variant = VARIANTS[name]
     folder = run.with_name(f"{run.name}-{name}")
-    if not (folder / phase / "phase.json").is_file():
-        for earlier in list(PHASES)[: list(PHASES).index(phase)]:
-            if (run / earlier).is_dir():
-                shutil.copytree(run / earlier, folder / earlier, dirs_exist_ok=True)
+    for phase in variant.phases:
+        if (folder_of(folder, phase, variant.lap) / "phase.json").is_file():
+            continue
+        if phase == variant.phases[0]:
+            order = list(PHASES)
+            earlier = order if variant.lap > 1 else order[: order.index(phase)]
+            for kept in earlier:
+                if (run / kept).is_dir():
+                    shutil.copytree(run / kept, folder / kept, dirs_exist_ok=True)
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-        script = [
-            str(ROOT / "train.py"),
-            f"--phase={phase}",
-            f"--dir={folder}",
-            f"--config={run / 'config.json'}",
-        ]
-        subprocess.run([*torchrun, *script, *overrides], check=True)
+        flags = [f"--phase={phase}", f"--lap={variant.lap}", f"--dir={folder}"]
+        settings = [f"--config={run / 'config.json'}", *variant.overrides]
+        subprocess.run([*torchrun, str(ROOT / "train.py"), *flags, *settings], check=True)
     return folder
 
 
-def table(run: Path, name: str, folder: Path) -> dict:
-    phase, _, title, metrics = VARIANTS[name]
-    found = {d: json.loads((d / phase / "eval.json").read_text())["after"] for d in (run, folder)}
-    cells = {
-        d: [f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in (after[x] for x in metrics)]
-        for d, after in found.items()
-    }
-    rows = [[metric, cells[run][i], cells[folder][i]] for i, metric in enumerate(metrics)]
-    return {"title": title, "columns": ["held-out, 95% interval", "the run", name], "rows": rows}
+def figures(run: Path, variant: Variant) -> list[dict]:
+    """The variant's metrics as a run measured them."""
+    path = folder_of(run, variant.phases[-1], variant.lap) / "eval.json"
+    after = json.loads(path.read_text())["after"]
+    return [after[metric] for metric in variant.metrics]
+
+
+def cell(found: list[dict]) -> str:
+    """One run's figure with its 95% interval; the mean of several ± their standard deviation."""
+    if len(found) == 1:
+        return f"{found[0]['value']:.3f} [{found[0]['low']:.3f}, {found[0]['high']:.3f}]"
+    values = [f["value"] for f in found]
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def rows(variant: Variant, runs: list[Path], folders: list[Path]) -> list[list[str]]:
+    """[metric, the runs, the variants, the difference of each pair] for each metric."""
+    before, after = ([figures(d, variant) for d in ds] for ds in (runs, folders))
+    out = []
+    for i, metric in enumerate(variant.metrics):
+        a, b = [f[i] for f in before], [f[i] for f in after]
+        change = " ".join(f"{y['value'] - x['value']:+.3f}" for x, y in zip(a, b, strict=True))
+        out.append([metric, cell(a), cell(b), change])
+    return out
+
+
+def into_report(run: Path, name: str, table: list[list[str]]) -> None:
+    variant = VARIANTS[name]
+    path = folder_of(run, variant.phases[-1], variant.lap) / "phase.json"
+    done = json.loads(path.read_text())
+    columns = ["held-out, 95% interval", "the run", name, "change"]
+    others = [t for t in done.get("tables", []) if t["title"] != variant.title]
+    tables = [*others, {"title": variant.title, "columns": columns, "rows": table}]
+    path.write_text(json.dumps(done | {"tables": tables}, indent=1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one for each seed")
     parser.add_argument(
         "--only", choices=VARIANTS, action="append", help="only this variant (may be repeated)"
     )
     parser.add_argument("--ranks", type=int, default=2)
     args = parser.parse_args()
-    tables = {}
+    found = {}
     for name in args.only or VARIANTS:
-        found = table(args.run, name, rerun(args.run, name, args.ranks))
-        tables[name] = found
-        print(f"\n{found['title']}\n| " + " | ".join(found["columns"]) + " |\n|---|---|---|")
-        print("\n".join("| " + " | ".join(row) + " |" for row in found["rows"]))
-        path = args.run / VARIANTS[name][0] / "phase.json"
-        done = json.loads(path.read_text())
-        others = [t for t in done.get("tables", []) if t["title"] != found["title"]]
-        path.write_text(json.dumps(done | {"tables": [*others, found]}, indent=1))
-    (args.run / "ablations.json").write_text(json.dumps(tables, indent=1))
-    build_report(args.run)
+        folders = [rerun(run, name, args.ranks) for run in args.runs]
+        found[name] = rows(VARIANTS[name], args.runs, folders)
+        for run, folder in zip(args.runs, folders, strict=True):
+            into_report(run, name, rows(VARIANTS[name], [run], [folder]))
+    print("\n| ablation | figure | the run | changed | change, each run |\n|---|---|---|---|---|")
+    for name, table in found.items():
+        print("\n".join(f"| {name} | " + " | ".join(row) + " |" for row in table))
+    for run in args.runs:
+        (run / "ablations.json").write_text(json.dumps(found, indent=1))
+        build_report(run)
 
 
 if __name__ == "__main__":

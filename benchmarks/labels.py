@@ -2,9 +2,9 @@
 
     python benchmarks/labels.py runs/seed0 runs/seed1 runs/seed2 --wanted=0.99     # about two minutes a run
 
-n, m, k are chosen on the generator's proofs of the validation problems (the cheapest with the wanted
-precision and a coverage of at least 80%, else the most precise), and measured on its proofs of the harder
-held-out problems. "adaptive" draws no more critiques of a proof once its label is settled.
+n, m, k and the largest doubt are chosen on the generator's proofs of the validation problems (the cheapest
+with the wanted precision and a coverage of at least 80%, else the most precise), and measured on its proofs of
+the harder held-out problems. "adaptive" draws no more critiques of a proof once its label is settled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from autolabel import generator_proofs, label_proofs
+from autolabel import label_proofs
 from nanov2.config import load_config
 from nanov2.consensus import Rule, calibrate, settled
 from nanov2.distributed import Ranks
+from nanov2.phases import generator_proofs
 from nanov2.prompts import true_score
 from nanov2.run import Run
 
@@ -42,21 +43,23 @@ def figures(labels: list, truth: list[float], drawn: list[int]) -> tuple[float, 
 def measure(run: Run, lap: int, wanted: float) -> dict[str, tuple[float, float, float]]:
     """Precision, coverage, critiques a proof, by name."""
     critiques, truth = judged(run, lap, "validation_hard", 6)
-    wide = [c for c in calibrate(critiques, truth, 0.0) if c.coverage >= 0.8]
-    best = min(wide, key=lambda c: (c.precision < wanted and wanted - c.precision, c.critiques))
-    print(f"{run.dir}: chosen n={best.n} m={best.m} k={best.k}, precision {best.precision:.3f} on validation")
+    aims = (wanted, *(wanted - 0.005 * i for i in range(1, 20)), 0.0)  # the wanted one, or the next below
+    reached = ([c for c in calibrate(critiques, truth, aim) if c.coverage >= 0.8] for aim in aims)
+    best = min(next(filter(None, reached)), key=lambda c: c.critiques)
+    chosen = f"n={best.n} m={best.m} k={best.k} max_doubt={best.max_doubt:.2f}"
+    print(f"{run.dir}: chosen {chosen}, precision {best.precision:.3f} on validation", flush=True)
     critiques, truth = judged(run, lap, "held_out_hard", 2)
     fixed = [cs[: best.n] for cs in critiques]
     clean = max(best.k, best.n // 2)
     adaptive = [
         next((cs[:i] for i in range(1, best.n) if settled(cs[:i], best.k, clean)), cs) for cs in fixed
     ]
-    rule = Rule("consensus", best.k)
+    rule = Rule("consensus", best.k, max_doubt=best.max_doubt)
     found = {
         "consensus, calibrated": figures([rule(cs) for cs in fixed], truth, [len(cs) for cs in fixed]),
         "the same, adaptive": figures([rule(cs) for cs in adaptive], truth, [len(cs) for cs in adaptive]),
     }
-    letter = Rule("consensus", best.k, "right")
+    letter = Rule("consensus", best.k, "right", best.max_doubt)
     found["by the letter of the paper"] = figures([letter(cs) for cs in fixed], truth, [best.n] * len(truth))
     for name in ("majority", "mean", "worst"):
         labels = [Rule(name)(cs) for cs in fixed]

@@ -159,6 +159,7 @@ class AutolabelConfig:
     rule: str = "consensus"  # or "majority", "mean", "worst" (of n), "single"
     chunk: int = 2  # critiques drawn at a time; a proof whose label is settled gets no more
     clean: int = 8  # so many first critiques without an issue settle a label of 1; n: all of them
+    max_doubt: float = 9.0  # bits of doubt (nanov2/consensus.py) above which a label is unclear; 9 = no limit
     disputed: str = "unclear"  # k reports, none confirmed: "unclear", or "right" by the paper's letter
     temperature: float = 1.0
     grow: bool = True  # whether the labelled proofs join 𝒟v (False: the ablation, laps without new labels)

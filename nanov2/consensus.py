@@ -73,13 +73,16 @@ def worst(critiques: list[Assessed]) -> float | None:
 
 @dataclass(frozen=True)
 class Rule:
-    """How labels are made: `name` one of RULES; the rest matters to "consensus" alone."""
+    """How labels are made: `name` one of RULES; `k` and `disputed` matter to "consensus" alone."""
 
     name: str = "consensus"
     k: int = 2
     disputed: str = "unclear"
+    max_doubt: float = math.inf  # bits; what is in more doubt is unclear
 
     def __call__(self, critiques: list[Assessed]) -> float | None:
+        if self.max_doubt < math.inf and doubt(critiques) > self.max_doubt:
+            return None
         if self.name == "consensus":
             return consensus(critiques, self.k, self.disputed)
         return RULES[self.name](critiques)
@@ -124,6 +127,7 @@ class Calibrated:
     n: int
     m: int
     k: int
+    max_doubt: float  # bits
     precision: float
     low: float  # lower end of its 95% interval (Wilson)
     coverage: float
@@ -133,8 +137,9 @@ class Calibrated:
 def calibrate(
     critiques: list[list[Assessed]], truth: list[float], wanted: float, disputed: str = "unclear"
 ) -> list[Calibrated]:
-    """All n, m, k (up to those of `critiques`) whose precision is at least `wanted`, widest coverage first,
-    then cheapest. Empty where none is. Chosen and measured on the same proofs, the precision flatters."""
+    """All n, m, k (up to those of `critiques`), each with the largest doubt that still gives a precision of at
+    least `wanted`, widest coverage first, then cheapest. Empty where none is. Chosen and measured on the same
+    proofs, the precision flatters."""
     out = []
     most_m = max((len(c.confirmations) for cs in critiques for c in cs), default=0)
     for n in range(1, max(map(len, critiques), default=0) + 1):
@@ -142,24 +147,35 @@ def calibrate(
             cut = [[replace(c, confirmations=c.confirmations[:m]) for c in cs[:n]] for cs in critiques]
             for k in range(1, n + 1):
                 labels = [consensus(cs, k, disputed) for cs in cut]
-                right = [s == t for s, t in zip(labels, truth, strict=True) if s is not None]
-                if right and sum(right) / len(right) >= wanted:
-                    drawn = [
-                        next((i for i in range(1, n) if settled(cs[:i], k, max(k, n // 2))), n) for cs in cut
-                    ]
-                    rate = sum(right) / len(right)
-                    out.append(
-                        Calibrated(
-                            n,
-                            m,
-                            k,
-                            rate,
-                            wilson(rate, len(right)),
-                            len(right) / len(truth),
-                            sum(drawn) / len(drawn),
-                        )
-                    )
+                right = [
+                    (doubt(cs), s == t) for cs, s, t in zip(cut, labels, truth, strict=True) if s is not None
+                ]
+                limit = largest_doubt(right, wanted)
+                if limit is None:
+                    continue
+                drawn = [
+                    next((i for i in range(1, n) if settled(cs[:i], k, max(k, n // 2))), n) for cs in cut
+                ]
+                kept = [r for d, r in right if d <= limit]
+                rate = sum(kept) / len(kept)
+                figures = (rate, wilson(rate, len(kept)), len(kept) / len(truth), sum(drawn) / len(drawn))
+                out.append(Calibrated(n, m, k, limit, *figures))
     return sorted(out, key=lambda c: (-round(c.coverage, 3), c.critiques, c.m))
+
+
+def largest_doubt(right: list[tuple[float, bool]], wanted: float) -> float | None:
+    """The largest doubt up to which labels, given as (doubt, whether it is right), are right as often as
+    wanted; infinity if all are; None if not even those in least doubt are."""
+    if right and sum(r for _, r in right) >= wanted * len(right):
+        return math.inf
+    found, good = None, 0
+    ordered = sorted(right)
+    for i, (d, r) in enumerate(ordered, 1):
+        good += r
+        last = i == len(ordered) or ordered[i][0] > d
+        if last and good >= wanted * i:
+            found = d
+    return found
 
 
 def wilson(rate: float, n: int) -> float:

@@ -270,6 +270,11 @@ def test_calibration_finds_what_reaches_the_precision_and_its_cost():
     assert best.precision == 1 and best.coverage == 1 and best.low < 1
     assert best.critiques <= 4
     assert calibrate(critiques, [0.5] * 11, wanted=0.9) == []
+    truth[-1] = 0.0  # the divided one is labelled wrongly: it is left out by its doubt
+    best = calibrate(critiques, truth, wanted=1.0, disputed="right")[0]
+    assert best.precision == 1 and best.coverage == pytest.approx(10 / 11)
+    limit = Rule("consensus", best.k, "right", best.max_doubt)
+    assert limit(critiques[-1]) is None and limit(critiques[0]) == 0.0
 
 
 def test_doubt_puts_the_most_divided_first():
