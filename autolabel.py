@@ -208,8 +208,8 @@ def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
     print(f"{len(proofs)} proofs; settings with precision of at least {wanted:g}, widest coverage first")
     print("   n  m  k  max_doubt  precision (low)  coverage  critiques a proof, adaptive")
     for c in found[:12]:
-        rates = f"{min(c.max_doubt, 9.0):9.2f}  {c.precision:.3f} ({c.low:.3f})    {c.coverage:.3f}     {c.critiques:.2f}"
-        print(f"  {c.n:2} {c.m:2} {c.k:2}  {rates}")
+        rates = f"{c.precision:.3f} ({c.low:.3f})    {c.coverage:.3f}     {c.critiques:.2f}"
+        print(f"  {c.n:2} {c.m:2} {c.k:2}  {min(c.max_doubt, 9.0):9.2f}  {rates}")
     if not found:
         print("  none: raise --autolabel.n, or ask for less")
 

@@ -3,8 +3,8 @@
     python benchmarks/labels.py runs/seed0 runs/seed1 runs/seed2 --wanted=0.99     # about two minutes a run
 
 n, m, k and the largest doubt are chosen on the generator's proofs of the validation problems (the cheapest
-with the wanted precision and a coverage of at least 80%, else the most precise), and measured on its proofs of
-the harder held-out problems. "adaptive" draws no more critiques of a proof once its label is settled.
+with the wanted precision and a coverage of at least 80%, else the most precise), and measured on its proofs
+of the harder held-out problems. "adaptive" draws no more critiques of a proof once its label is settled.
 """
 
 from __future__ import annotations

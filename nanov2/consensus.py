@@ -137,9 +137,9 @@ class Calibrated:
 def calibrate(
     critiques: list[list[Assessed]], truth: list[float], wanted: float, disputed: str = "unclear"
 ) -> list[Calibrated]:
-    """All n, m, k (up to those of `critiques`), each with the largest doubt that still gives a precision of at
-    least `wanted`, widest coverage first, then cheapest. Empty where none is. Chosen and measured on the same
-    proofs, the precision flatters."""
+    """All n, m, k (up to those of `critiques`), each with the largest doubt that still gives a precision of
+    at least `wanted`, widest coverage first, then cheapest. Empty where none is. Chosen and measured on the
+    same proofs, the precision flatters."""
     out = []
     most_m = max((len(c.confirmations) for cs in critiques for c in cs), default=0)
     for n in range(1, max(map(len, critiques), default=0) + 1):

@@ -270,7 +270,7 @@ def test_calibration_finds_what_reaches_the_precision_and_its_cost():
     assert best.precision == 1 and best.coverage == 1 and best.low < 1
     assert best.critiques <= 4
     assert calibrate(critiques, [0.5] * 11, wanted=0.9) == []
-    truth[-1] = 0.0  # the divided one is labelled wrongly: it is left out by its doubt
+    critiques[-1][0], truth[-1] = assessed(0.0, 0, 0), 0.0  # labelled wrongly, but in doubt
     best = calibrate(critiques, truth, wanted=1.0, disputed="right")[0]
     assert best.precision == 1 and best.coverage == pytest.approx(10 / 11)
     limit = Rule("consensus", best.k, "right", best.max_doubt)
