@@ -22,7 +22,8 @@ except ImportError:
 def available(x: Tensor) -> bool:
     """Whether q, k, v like `x` can go to flash-attn."""
     half = x.dtype in (torch.float16, torch.bfloat16)
-    return _flash_attn_varlen_forward is not None and x.is_cuda and half
+    narrow = x.shape[-1] <= 256  # its kernels know no wider heads
+    return _flash_attn_varlen_forward is not None and x.is_cuda and half and narrow
 
 
 @dataclass

@@ -19,15 +19,18 @@ BLOCK = 32  # slots by which the rows' own memory grows; growing copies nothing
 class Cache:
     """Room for `rows` completions of `prompts` prompts of at most `prompt_len` tokens.
 
+    Keys and values are kept (`kinds` = 2); where the keys are the values too, only they are (1).
+
     Shapes: A prompts, R rows, G rows of the largest group, P prompt slots, S own slots, H query heads in
     K key-value heads, d head_dim.
     """
 
     def __init__(self, config, rows: int, prompts: int, prompt_len: int, like: Tensor):
         self.config, self.like = config, like
-        shape = (config.n_layers, 2, prompts, config.n_kv_heads, prompt_len, config.head_dim)
+        c = config
+        shape = (c.n_layers, c.cache_kinds, prompts, c.cache_heads, prompt_len, c.cache_dim)
         self.prompt_kv = like.new_zeros(shape)
-        self.blocks: list[Tensor] = []  # each [layers, 2, R, K, BLOCK, d]
+        self.blocks: list[Tensor] = []  # each [layers, kinds, R, K, BLOCK, d]
         self.prompt_lengths = torch.zeros(prompts, dtype=torch.long, device=like.device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=like.device)  # own tokens of each row
         self.group = torch.zeros(rows, dtype=torch.long, device=like.device)  # the prompt slot of each row
@@ -36,7 +39,7 @@ class Cache:
 
     def fill(self, layer: int, slots: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of new prompts [A', heads, L, d] among themselves; their keys and values are kept."""
-        for i, x in enumerate((k, v)):
+        for i, x in enumerate((k, v)[: self.config.cache_kinds]):
             self.prompt_kv[layer, i, slots, :, : x.shape[2]] = x
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
@@ -68,8 +71,8 @@ class Cache:
     def begin(self) -> Tensor:
         """Room for one more token in every row; returns its positions [R]."""
         if self.longest == len(self.blocks) * BLOCK:
-            L, _, _, K, _, d = self.prompt_kv.shape
-            self.blocks.append(self.like.new_zeros(L, 2, len(self.lengths), K, BLOCK, d))
+            L, kinds, _, K, _, d = self.prompt_kv.shape
+            self.blocks.append(self.like.new_zeros(L, kinds, len(self.lengths), K, BLOCK, d))
         self.used = self.blocks[: self.longest // BLOCK + 1]
         which, slot = self.lengths // BLOCK, self.lengths % BLOCK
         rows = [(block, (which == j).nonzero()[:, 0]) for j, block in enumerate(self.used)]
@@ -86,17 +89,17 @@ class Cache:
         """Attention of one new token per row, q [R, H, 1, d], to its prompt and its own tokens."""
         (R, H, _, d), K = q.shape, k.shape[1]
         for block, rows, slots in self.writes:
-            block[layer, 0, rows, :, slots] = k[rows, :, 0]
-            block[layer, 1, rows, :, slots] = v[rows, :, 0]
+            for i, x in enumerate((k, v)[: self.config.cache_kinds]):
+                block[layer, i, rows, :, slots] = x[rows, :, 0]
         q = (q * d**-0.5).view(R, K, H // K, d)  # grouped query heads are so many more queries of a head
         own = torch.cat([q @ block[layer, 0].mT for block in self.used], dim=-1) + self.own_bias
-        keys, values = self.prompt_kv[layer, :, :, :, : self.P]
+        keys, values = (self.prompt_kv[layer, i, :, :, : self.P] for i in (0, -1))
         prompt = self._to_rows(self._to_groups(q) @ keys.mT + self.prompt_bias, H // K)
         weights = torch.cat([prompt, own], dim=-1).float().softmax(dim=-1).to(q.dtype)  # [R, K, H/K, P+S]
         out = self._to_rows(self._to_groups(weights[..., : self.P]) @ values, H // K)
         for j, block in enumerate(self.used):
             start = self.P + j * BLOCK
-            out = out + weights[..., start : start + BLOCK] @ block[layer, 1]
+            out = out + weights[..., start : start + BLOCK] @ block[layer, -1]
         return out.reshape(R, H, 1, d)
 
     def attention(self, layer: int, slots: Tensor | None = None):

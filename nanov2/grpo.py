@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kernels import group_advantage, linear_logprob, policy_loss
 from nanov2.config import GRPOConfig
+from nanov2.deepseek import balance
 from nanov2.distributed import Ranks, derive_seed
 from nanov2.model import Model
 from nanov2.packing import Completion, collate, make_packs, micro_batches
@@ -219,6 +220,7 @@ def train_on_groups(
             norm = ranks.clip_gradients(model, config.max_grad_norm)
             if usable(norm, config.skip_norm):
                 optimizer.step()
+                balance(model, ranks)
                 sums["grad_norm"] += norm
             else:
                 sums["skipped"] += 1

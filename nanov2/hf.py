@@ -1,4 +1,4 @@
-"""Model folders of the Hugging Face ecosystem, in and out: Llama (SmolLM2 too), Qwen2/2.5 and Qwen3, dense.
+"""Model folders of the Hugging Face ecosystem: Llama (SmolLM2 too), Qwen2 and 2.5, Qwen3, DeepSeek-V3.
 
     python -m nanov2.hf show FOLDER              # family, shape, parameters; reads no weights
     python -m nanov2.hf check FOLDER             # loads it, and says what is wrong where it does not fit
@@ -14,17 +14,25 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from nanov2.deepseek import ExpertsConfig, LatentConfig
 from nanov2.errors import InputError
-from nanov2.model import Model, ModelConfig, RopeScaling
+from nanov2.layers import RopeScaling, Yarn
+from nanov2.model import Model, ModelConfig
 from nanov2.records import write_atomically
 
-FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+}
 BESIDE = (  # what is not weights: copied as it is
     "tokenizer.json",
     "tokenizer_config.json",
@@ -68,6 +76,9 @@ def to_config(path: Path) -> ModelConfig:
         raise InputError(f"{path}: hidden_act {c['hidden_act']!r} is not silu")
     if c.get("use_sliding_window") or c.get("mlp_bias") or (family != "qwen2" and c.get("attention_bias")):
         raise InputError(f"{path}: use_sliding_window, mlp_bias and attention_bias are not supported")
+    for name, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc"), ("moe_layer_freq", 1)):
+        if c.get(name, known) != known:
+            raise InputError(f"{path}: {name} {c[name]!r} is not {known!r}")
     if c.get("quantization_config"):
         raise InputError(
             f"{path}: quantization_config: quantised weights are not supported, dequantise first"
@@ -77,8 +88,8 @@ def to_config(path: Path) -> ModelConfig:
     try:
         return ModelConfig(
             **{ours: c[theirs] for theirs, ours in SHAPE.items()},
-            n_kv_heads=c.get("num_key_value_heads", heads),
-            head_size=c.get("head_dim") or 0,
+            **{"n_kv_heads": c.get("num_key_value_heads") or heads, "head_size": c.get("head_dim") or 0}
+            | (_deepseek(path, c) if family == "deepseek_v3" else {}),
             rope_theta=float(rope.get("rope_theta", c.get("rope_theta", 10_000.0))),
             rope_scaling=_scaling(path, c.get("rope_scaling") or rope),
             tie_embeddings=bool(c.get("tie_word_embeddings", False)),
@@ -90,17 +101,47 @@ def to_config(path: Path) -> ModelConfig:
         raise InputError(f"{path}: {e}") from e
 
 
-def _scaling(path: Path, rope: dict) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
+def _deepseek(path: Path, c: dict) -> dict:
+    """Latent attention and experts of DeepSeek-V3, by the fields of the same names."""
+    found = {}
+    for ours, kind in (("latent", LatentConfig), ("experts", ExpertsConfig)):
+        given = {f.name: c[f.name] for f in fields(kind) if c.get(f.name) is not None}
+        required = [f.name for f in fields(kind) if f.default is MISSING]
+        if missing := [name for name in required if name not in given]:
+            raise InputError(f"{path}: field {missing[0]} is missing")
+        found[ours] = given
+    found["latent"]["interleaved"] = bool(c.get("rope_interleave", True))
+    latent, experts = LatentConfig(**found["latent"]), ExpertsConfig(**found["experts"])
+    return {"latent": latent, "experts": experts, "head_size": 0, "n_kv_heads": c["num_attention_heads"]}
+
+
+ROPE = {  # rope_type: kind, {its field: config.json's}
+    "llama3": (
+        RopeScaling,
+        {n: n for n in ("factor", "low_freq_factor", "high_freq_factor")}
+        | {"original_length": "original_max_position_embeddings"},
+    ),
+    "yarn": (
+        Yarn,
+        {f.name: f.name for f in fields(Yarn)} | {"original_length": "original_max_position_embeddings"},
+    ),
+}
+
+
+def _scaling(path: Path, rope: dict) -> RopeScaling | Yarn | None:
+    name = rope.get("rope_type", rope.get("type", "default"))
+    if name == "default":
         return None
-    if kind != "llama3":
-        raise InputError(f"{path}: rope_type {kind!r} is not supported (default and llama3 are)")
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    try:
-        return RopeScaling(*(float(rope[name]) for name in names))
-    except KeyError as e:
-        raise InputError(f"{path}: rope scaling of type llama3 has no field {e}") from e
+    if name not in ROPE:
+        raise InputError(f"{path}: rope_type {name!r} is not supported (default, {', '.join(ROPE)} are)")
+    if not rope.get("truncate", True):
+        raise InputError(f"{path}: rope scaling with truncate false is not supported")
+    kind, names = ROPE[name]
+    given = {ours: float(rope[theirs]) for ours, theirs in names.items() if rope.get(theirs) is not None}
+    for f in fields(kind):
+        if f.default is MISSING and f.name not in given:
+            raise InputError(f"{path}: rope scaling of type {name} has no field {names[f.name]!r}")
+    return kind(**given)
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
@@ -113,6 +154,8 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     for name, tensor in _tensors(folder):
         ours = name.removeprefix("model.")
         if ours not in wanted:
+            if _further(ours, config):
+                continue
             if ours == "lm_head.weight" and config.tie_embeddings or ours.endswith("rotary_emb.inv_freq"):
                 continue
             raise InputError(f"{folder}: tensor {name} does not belong to the model of config.json")
@@ -120,12 +163,19 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
             shapes = f"{list(tensor.shape)}, by config.json {list(wanted[ours].shape)}"
             raise InputError(f"{folder}: tensor {name} has shape {shapes}")
         parent, _, last = ours.rpartition(".")
-        setattr(model.get_submodule(parent), last, torch.nn.Parameter(tensor.to(dtype)))
+        learnt = wanted[ours].requires_grad
+        setattr(model.get_submodule(parent), last, torch.nn.Parameter(tensor.to(dtype), learnt))
         del wanted[ours]
     if wanted:
         raise InputError(f"{folder}: tensor model.{next(iter(wanted))} is missing ({len(wanted)} are)")
     _check_tokenizer(folder, config)
     return model
+
+
+def _further(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor is of DeepSeek's layers for predicting several tokens, which follow the last."""
+    parts = name.split(".")
+    return bool(config.experts) and parts[0] == "layers" and int(parts[1]) >= config.n_layers
 
 
 def _tensors(folder: Path):
@@ -196,28 +246,41 @@ def save(folder: str | Path, model: Model, source: str | Path | None = None) -> 
 def from_config(config: ModelConfig, model: Model) -> dict:
     """The fields of config.json; positions of the rotary embedding in the older and the newer form."""
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
-    rope = {"rope_type": "default"}
+    rope, own = {"rope_type": "default"}, {}
     if s := config.rope_scaling:
-        rope = {
-            "rope_type": "llama3",
-            "factor": s.factor,
-            "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor,
-            "original_max_position_embeddings": int(s.original_length),
+        kind = next(name for name, (kind, _) in ROPE.items() if isinstance(s, kind))
+        written = {theirs: getattr(s, ours) for ours, theirs in ROPE[kind][1].items()}
+        rope = {"rope_type": kind} | {k: v for k, v in written.items() if v}
+        rope["original_max_position_embeddings"] = int(s.original_length)
+    if config.latent and config.experts:
+        family = "deepseek_v3"
+        own = asdict(config.latent) | asdict(config.experts)
+        own |= {"q_lora_rank": config.latent.q_lora_rank or None, "num_nextn_predict_layers": 0}
+        own |= {
+            "rope_interleave": own.pop("interleaved"),
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
         }
-    fields = {theirs: getattr(config, ours) for theirs, ours in SHAPE.items()}
-    return fields | {
-        "model_type": family,
-        "architectures": [FAMILIES[family]],
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope if config.rope_scaling else None,
-        "rope_parameters": rope | {"rope_theta": config.rope_theta},
-        "torch_dtype": str(model.output_weight.dtype).removeprefix("torch."),
-    }
+        own |= {"head_dim": config.latent.qk_rope_head_dim}
+    elif config.latent or config.experts:
+        raise InputError("a model with only one of latent attention and experts has no Hugging Face form")
+    shape = {theirs: getattr(config, ours) for theirs, ours in SHAPE.items()}
+    return (
+        shape
+        | {
+            "model_type": family,
+            "architectures": [FAMILIES[family]],
+            "num_key_value_heads": config.n_kv_heads,
+            "head_dim": config.head_dim,
+            "hidden_act": "silu",
+            "tie_word_embeddings": config.tie_embeddings,
+            "rope_theta": config.rope_theta,
+            "rope_scaling": rope if config.rope_scaling else None,
+            "rope_parameters": rope | {"rope_theta": config.rope_theta},
+            "torch_dtype": str(model.output_weight.dtype).removeprefix("torch."),
+        }
+        | own
+    )
 
 
 def describe(folder: Path) -> str:
@@ -226,7 +289,8 @@ def describe(folder: Path) -> str:
         model = Model(config)
     shape = ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if v not in (False, None))
     family = read_json(folder / "config.json")["model_type"]
-    return f"{family}, {model.n_params / 1e6:,.1f} M parameters\n{shape}"
+    active = f", {model.n_active / 1e6:,.1f} M of them active for a token" if config.experts else ""
+    return f"{family}, {model.n_params / 1e6:,.1f} M parameters{active}\n{shape}"
 
 
 def main() -> None:

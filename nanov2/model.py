@@ -1,6 +1,7 @@
 """A Llama-style decoder, written to be read.
 
-RMSNorm → grouped-query attention with rotary positions → RMSNorm → SwiGLU, residual around each.
+RMSNorm → grouped-query attention with rotary positions → RMSNorm → SwiGLU, residual around each. With
+`latent` and `experts` it is DeepSeek-V3's (deepseek.py).
 `forward` returns hidden states, not logits: log-probs come from `kernels.linear_logprob`, which never
 needs the full [tokens, vocabulary] matrix.
 
@@ -23,21 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nanov2.attention import Layout
 from nanov2.cache import Cache
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's: slow frequencies are divided by `factor`, fast ones kept, those between mixed."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_length: int  # the context that the model was first trained on
-
-    def __call__(self, frequencies: Tensor) -> Tensor:
-        turns = self.original_length * frequencies / (2 * math.pi)  # within the original context
-        keep = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
-        return frequencies * (keep + (1 - keep) / self.factor)
+from nanov2.deepseek import Experts, ExpertsConfig, LatentAttention, LatentConfig
+from nanov2.layers import MLP, RMSNorm, RopeScaling, Yarn, rotate
 
 
 @dataclass(frozen=True)
@@ -57,49 +45,62 @@ class ModelConfig:
     head_size: int = 0  # width of a head; 0 = dim / n_heads (Qwen3 has others)
     qkv_bias: bool = False  # biases in the query, key and value projections (Qwen2)
     qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
-    rope_scaling: RopeScaling | None = None  # long-context frequencies of Llama 3
+    rope_scaling: RopeScaling | Yarn | None = None  # long-context frequencies
+    latent: LatentConfig | None = None  # multi-head latent attention (DeepSeek-V3)
+    experts: ExpertsConfig | None = None  # mixture of experts (DeepSeek-V3)
 
     def __post_init__(self):
-        if (not self.head_size and self.dim % self.n_heads) or self.n_heads % self.n_kv_heads:
+        own_width = self.head_size or self.latent
+        if (not own_width and self.dim % self.n_heads) or self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"model: dim {self.dim} must be a multiple of n_heads {self.n_heads}, "
                 f"and n_heads of n_kv_heads {self.n_kv_heads}"
             )
-        if isinstance(self.rope_scaling, dict):  # read back from JSON
-            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        for name, kind in (
+            ("rope_scaling", RopeScaling),
+            ("latent", LatentConfig),
+            ("experts", ExpertsConfig),
+        ):
+            if isinstance(found := getattr(self, name), dict):  # read back from JSON
+                kind = Yarn if "beta_fast" in found else kind
+                object.__setattr__(self, name, kind(**found))
 
     @property
     def head_dim(self) -> int:
         return self.head_size or self.dim // self.n_heads
 
+    @property
+    def rope_dim(self) -> int:
+        """Width that rotary positions turn."""
+        return self.latent.qk_rope_head_dim if self.latent else self.head_dim
+
+    @property
+    def cache_heads(self) -> int:
+        return 1 if self.latent else self.n_kv_heads
+
+    @property
+    def cache_dim(self) -> int:
+        return self.latent.width if self.latent else self.head_dim
+
+    @property
+    def cache_kinds(self) -> int:
+        """2, keys and values; 1 where the key is the value too."""
+        return 1 if self.latent else 2
+
     def to_dict(self) -> dict:
         return asdict(self)
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
 def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, 1, L, head_dim] for positions [B, L], in the half-split order of Llama checkpoints."""
-    half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequencies = config.rope_theta ** (-half / config.head_dim)
-    if config.rope_scaling:
-        frequencies = config.rope_scaling(frequencies)
+    """cos and sin [B, 1, L, rope_dim] for positions [B, L], in the half-split order of Llama checkpoints."""
+    half = torch.arange(0, config.rope_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-half / config.rope_dim)
+    magnitude = 1.0
+    if scaling := config.rope_scaling:
+        frequencies, magnitude = scaling(frequencies, config.rope_theta), scaling.magnitude
     angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, H, L, head_dim] by its positions."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
+    return angles.cos() * magnitude, angles.sin() * magnitude
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, L, head_dim] → [B, H, L, head_dim]
@@ -130,24 +131,16 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).reshape(B, L, -1))
 
 
-class MLP(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, number: int):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(config)
+        c, latent, experts = config, config.latent, config.experts
+        self.input_layernorm = RMSNorm(c.dim, c.norm_eps)
+        scale = c.rope_scaling.temperature if c.rope_scaling else 1.0
+        self.self_attn = LatentAttention(c.dim, c.n_heads, latent, scale) if latent else Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
+        dense = experts is None or number < experts.first_k_dense_replace
+        self.mlp = MLP(c.dim, c.ffn_dim) if dense else Experts(c.dim, experts)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, attend)
@@ -163,7 +156,7 @@ class Model(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         if config.embed_conv:
             self.embed_conv = nn.Parameter(torch.empty(config.embed_conv, config.dim))
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -175,7 +168,7 @@ class Model(nn.Module):
     def init_weights(self, generator: torch.Generator) -> Model:
         """Normal at 1/√width; projections back into the residual stream scaled down by √(2·layers)."""
         for name, p in self.named_parameters():
-            if name.endswith(".bias"):
+            if name.endswith("bias"):
                 nn.init.zeros_(p)
             elif p.ndim == 1:
                 nn.init.ones_(p)
@@ -248,3 +241,15 @@ class Model(nn.Module):
     @property
     def n_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+    @property
+    def n_active(self) -> int:
+        """Parameters that a token meets: of a mixture, only those of as many experts as it goes to."""
+        c, experts = self.config, [m for m in self.modules() if isinstance(m, Experts)]
+        idle = sum(
+            sum(p.numel() for p in m.experts.parameters())
+            * (c.experts.n_routed_experts - c.experts.num_experts_per_tok)
+            // c.experts.n_routed_experts
+            for m in experts
+        )
+        return self.n_params - idle

@@ -15,6 +15,7 @@ import torch
 
 from kernels import linear_logprob
 from nanov2.config import BaseConfig, GRPOConfig
+from nanov2.deepseek import balance
 from nanov2.demos import Demonstration
 from nanov2.distributed import Ranks, derive_rng, derive_seed
 from nanov2.grpo import Clock, Group, Task, rollout_groups, schedule, train_on_groups
@@ -231,6 +232,7 @@ def _descend(
     good = usable(norm, config.skip_norm)
     if good:
         optimizer.step()
+        balance(model, ranks)
     optimizer.zero_grad(set_to_none=True)
     return norm if good else None
 

@@ -31,11 +31,48 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "beta_fast": 8.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 64,
+}
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 10,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 0,
+}
 FAMILIES = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
     "llama3": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LLAMA3}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": False}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16}),
+    "qwen3-yarn": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16, "rope_parameters": YARN}),
+    "deepseek": ("DeepseekV3Config", "DeepseekV3ForCausalLM", DEEPSEEK),
+    "deepseek-plain-queries": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        DEEPSEEK | {"q_lora_rank": None, "first_k_dense_replace": 0, "n_group": 1, "topk_group": 1},
+    ),
+    "deepseek-yarn": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        DEEPSEEK
+        | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}, "norm_topk_prob": False},
+    ),
 }
 
 
@@ -44,9 +81,12 @@ def folder(request, tmp_path_factory):
     """A tiny model of each family with random weights, as transformers saves it."""
     config, model, extra = FAMILIES[request.param]
     torch.manual_seed(0)
-    theirs = getattr(transformers, model)(getattr(transformers, config)(**SHAPE, **extra)).float()
+    theirs = getattr(transformers, model)(getattr(transformers, config)(**SHAPE | extra)).float()
     for name, p in theirs.named_parameters():  # zeros and ones would hide mistakes
         torch.nn.init.normal_(p, std=0.3, mean=1.0 if "norm" in name else 0.0)
+    for name, b in theirs.named_buffers():
+        if name.endswith("correction_bias"):
+            torch.nn.init.normal_(b, std=0.1)
     path = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(path)
     return path
@@ -129,7 +169,10 @@ def test_shards_are_read_and_a_missing_or_outside_one_is_named(llama):
         ({"model_type": "gpt_oss"}, "config.json: model_type 'gpt_oss' is not one of llama"),
         ({"intermediate_size": 9}, r"tensor model.layers.0.mlp.*has shape .*by config.json"),
         ({"num_hidden_layers": 2}, "tensor model.layers.1.*is missing"),
-        ({"rope_parameters": None, "rope_scaling": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
+        ({"rope_parameters": None, "rope_scaling": {"rope_type": "dynamic"}}, "rope_type 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope scaling of type yarn has no field 'factor'"),
+        ({"model_type": "deepseek_v3"}, "config.json: field kv_lora_rank is missing"),
+        ({"model_type": "deepseek_v3", "scoring_func": "softmax"}, "scoring_func 'softmax' is not 'sigmoid'"),
         ({"num_attention_heads": 3, "head_dim": None}, "config.json: model: dim 8"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
