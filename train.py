@@ -8,6 +8,7 @@ Phases, in order: base, coldstart, verifier, meta, verifier2, generator, selfver
 flywheel runs them all, for `laps` laps, from lap 2 on also consolidate where a phase starts from it. Each
 reads what earlier ones wrote to --dir and says which phase makes what is missing. A phase that is done is
 not done again; an interrupted one continues.
+--dry-run prints what a run takes, without weights.
 Any other --section.field=value overrides the configuration (see nanov2/config.py).
 """
 
@@ -17,6 +18,7 @@ prepare()
 
 import dataclasses
 import difflib
+import os
 import time
 from collections import Counter
 from itertools import islice
@@ -26,7 +28,7 @@ import torch
 from autolabel import autolabel
 from nanov2 import evaluate as ev
 from nanov2 import pretrained
-from nanov2.cli import open_run, script
+from nanov2.cli import open_folder, parse, read_config, script
 from nanov2.consolidation import consolidate
 from nanov2.demos import make_demonstration
 from nanov2.distributed import derive_rng, derive_seed
@@ -45,6 +47,7 @@ from nanov2.phases import (
     run_grpo,
     spread,
 )
+from nanov2.plan import HARDWARE, dry_run
 from nanov2.prompts import true_score
 from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.report import build_report
@@ -356,11 +359,20 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
 FLAGS = {
     "phase": ("flywheel", "which phase to run, or flywheel for all"),
     "lap": (1, "lap of the phase"),
+    "dry-run": (False, "print parameters, memory per rank, tokens and seconds per step; do nothing"),
+    "ranks": (0, "ranks of --dry-run (default: those that torchrun started)"),
+    "hardware": ("h100-80gb", f"device of --dry-run: {', '.join(HARDWARE)}"),
 }
 
 
 def main() -> None:
-    args, run = open_run(__doc__, FLAGS)
+    args, overrides = parse(__doc__, FLAGS)
+    if args.dry_run:
+        ranks = args.ranks or int(os.environ.get("WORLD_SIZE", "1"))
+        if os.environ.get("RANK", "0") == "0":
+            print(dry_run(read_config(args, overrides), ranks, args.hardware))
+        return
+    run = open_folder(args, overrides)
     run.lock()
     phases = [*STEPS, "autolabel"]
     if args.phase == "flywheel":

@@ -19,12 +19,6 @@ from nanov2.startup import set_threads
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "proofworld.toml"
 
 
-def open_run(description: str, flags: dict, positional: dict | None = None) -> tuple[argparse.Namespace, Run]:
-    """Parse the command line and open the run folder."""
-    args, overrides = parse(description, flags, positional)
-    return args, open_folder(args, overrides)
-
-
 def parse(
     description: str, flags: dict, positional: dict | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
@@ -46,6 +40,9 @@ def parse(
     for name, options in (positional or {}).items():
         parser.add_argument(name, **options)
     for name, (default, text) in flags.items():
+        if default is False:
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+            continue
         shown = f"{text} (default: {default})" if default not in ("", 0) else text
         parser.add_argument(f"--{name}", default=default, type=type(default), help=shown)
     args, overrides = parser.parse_known_args()
@@ -55,12 +52,23 @@ def parse(
     return args, overrides
 
 
-def open_folder(args: argparse.Namespace, overrides: list[str]) -> Run:
-    """The run folder that the arguments name."""
+def _config_path(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The file with the settings, and the run folder."""
     path = Path(args.config) if args.config else DEFAULT_CONFIG
     folder = Path(args.dir) if args.dir else Path("runs") / path.stem
     if not args.config and (folder / "config.json").is_file():  # go on with the settings that the run has
         path = folder / "config.json"
+    return path, folder
+
+
+def read_config(args: argparse.Namespace, overrides: list[str]) -> Config:
+    """The settings alone; nothing is made on disk."""
+    return load_config(_config_path(args)[0], overrides)
+
+
+def open_folder(args: argparse.Namespace, overrides: list[str]) -> Run:
+    """The run folder that the arguments name."""
+    path, folder = _config_path(args)
     config = load_config(path, overrides)
     threads, ranks = set_threads(), Ranks()
     if ranks.main:
@@ -91,4 +99,4 @@ def _stop(number: int, frame) -> None:
     raise Stopped("stopped; what was finished or checkpointed is kept: the same command goes on from there")
 
 
-__all__ = ["Config", "InputError", "open_folder", "open_run", "parse", "script"]
+__all__ = ["Config", "InputError", "open_folder", "parse", "read_config", "script"]
