@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,17 @@ def test_the_scripts_use_a_trained_model(finished, tmp_path):
     out_file = tmp_path / "labels.jsonl"
     code, out, err = run("autolabel.py", f"--dir={finished}", f"--proofs={proofs}", f"--out={out_file}")
     assert code == 0 and "label" in json.loads(out_file.read_text()), err
+
+
+def test_labels_can_be_kept_out_of_dv(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("autolabel", "lap2"))
+    code, _, err = flywheel(folder, "--phase=autolabel", "--autolabel.grow=false")
+    assert code == 0, err
+    assert (folder / "autolabel" / "dv.jsonl").read_text() == (folder / "coldstart" / "dv.jsonl").read_text()
+    assert (finished / "autolabel" / "labels.jsonl").read_text() == (
+        folder / "autolabel" / "labels.jsonl"
+    ).read_text()
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,20 @@ def test_held_out_problems_are_never_trained_on():
     assert again == sets  # fixed by the seed
 
 
+def test_harder_laps_leave_the_other_problems_as_they_are():
+    plain = problem_sets(load_config(CONFIGS[1], ["--laps=3"]))
+    grown = problem_sets(load_config(CONFIGS[1], ["--laps=3", "--world.lap_chain=1", "--world.lap_facts=1"]))
+    assert all(grown[name] == records for name, records in plain.items())
+    new = {"held_out_hardest", "validation_hard2", "train_hard2", "validation_hard3", "train_hard3"}
+    assert grown.keys() - plain.keys() == new
+    texts = [r.problem for records in grown.values() for r in records]
+    assert len(texts) == len(set(texts))
+    words = [
+        sum(len(r.problem.split()) for r in grown[n]) / len(grown[n]) for n in ("train_hard", "train_hard3")
+    ]
+    assert words[1] > words[0] + 6  # two more facts a lap
+
+
 def test_rules_share_one_interface():
     votes = [assessed(1.0), assessed(0.5, 1), assessed(0.5, 1), assessed(0.0, 0)]
     given = {name: Rule(name)(votes) for name in RULES}

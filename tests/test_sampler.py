@@ -9,6 +9,7 @@ from conftest import small_model, some_problems
 from nanov2.grpo import batch_logprobs
 from nanov2.packing import Completion, collate, make_packs, micro_batches
 from nanov2.sampler import Sampling, sample
+from nanov2.tasks import SelfVerifyTask
 
 
 def rollouts_of(model, tokenizer, prompts, n=3, temperature=1.0, turns=3, count=5, max_tokens=12):
@@ -139,3 +140,20 @@ def test_greedy_takes_the_likeliest_and_limits_are_counted(tokenizer, prompts, m
 def test_a_log_prob_is_never_positive(tokenizer, prompts, model):
     _, rollouts = rollouts_of(model, tokenizer, prompts)
     assert all(x <= 0 for r in rollouts for x in r.logprobs)
+
+
+def test_a_turn_that_opens_with_more_than_announced_is_an_error(tokenizer, prompts, model):
+    questions = [prompts.prove(some_problems(1)[0].text)]
+    with pytest.raises(ValueError, match="opens with 2 tokens, max_given is 1"):
+        sample(model, tokenizer, questions, 50, Sampling(1.0, 30), 0, lambda r: [1, 2], 2)
+
+
+def test_no_turn_begins_once_the_budget_is_spent(tokenizer, prompts, model):
+    task = SelfVerifyTask(prompts, None, max_turns=5, budget=10)
+    rollouts = sample(
+        model, tokenizer, [prompts.prove("a")] * 20, 4, Sampling(1.0, 30), 0, task.next_turn, task.max_turns
+    )
+    assert any(len(r.turns) > 1 for r in rollouts)
+    for r in rollouts:
+        before = len(r.ids) - len(r.turns[-1]) - 1 - (not r.cut)  # what was there when the last turn began
+        assert len(r.turns) == 1 or before < 10
