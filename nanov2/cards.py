@@ -47,7 +47,7 @@ def errors(sample: dict) -> list[str]:
                 found.append("missed_issue")
     if sample.get("meta_quality", sample.get("quality")) != sample.get("quality"):
         found.append("wrong_quality")
-    if sample.get("label") in (0, 0.5, 1) and sample["label"] != sample.get("truth"):
+    if sample.get("label") in (0, 0.5, 1) and sample["label"] != sample.get("truth", sample["label"]):
         found.append("wrong_label")
     return found or ["none"]
 
