@@ -71,11 +71,12 @@ def our_model(shape: dict):
     return Model(ModelConfig(embed_conv=0, **shape)).init_weights(torch.Generator().manual_seed(0))
 
 
-def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
-    """Yields once per step."""
+def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int, alone=False):
+    """Yields once per step. `alone`: every completion samples and trains with a copy of its prompt."""
     from nanov2.config import GRPOConfig
     from nanov2.distributed import Ranks
-    from nanov2.grpo import Clock, Rewards, make_optimizer, rollout_groups, train_on_groups
+    from nanov2.grpo import Clock, Group, Rewards, make_optimizer, rollout_groups, train_on_groups
+    from nanov2.sampler import Sampling, sample
 
     class Task:
         max_turns = max_given = 1
@@ -97,7 +98,14 @@ def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, st
     optimizer = make_optimizer(model, 1e-6, 0.0)
     for step in range(steps):
         items = prompts_of(shape["vocab_size"], prompts, length)
-        groups, _ = rollout_groups(model, Tokens(), task, lambda n, i=items: i, config, ranks, step, Clock())
+        if alone or samples == 1:  # groups of one have no variance, and would be left out of the training
+            copies = [p for p in items for _ in range(samples)]
+            rows = sample(model, Tokens(), copies, 1, Sampling(1.0, new), step)
+            groups = [Group(r.prompt, [r], [random.random()]) for r in rows]
+        else:
+            groups, _ = rollout_groups(
+                model, Tokens(), task, lambda n, i=items: i, config, ranks, step, Clock()
+            )
         train_on_groups(model, optimizer, groups, config, ranks, step)
         yield
 
@@ -308,8 +316,8 @@ def plot(path: Path) -> None:
             line = []
             for x in values:
                 s = sizes(x) | {"new": 32, "steps": 3}
-                if alone:  # the same rows as groups of one
-                    s |= {"prompts": s["prompts"] * s["samples"], "samples": 1}
+                if alone:
+                    s |= {"alone": True}
                 line.append(measure("nanov2", "grpo", "small", s)["seconds"])
                 print(f"{label} {x}: {name} {line[-1]:.3f} s", flush=True)
             axis.plot(values, line, marker="o", label=name)

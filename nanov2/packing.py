@@ -32,10 +32,12 @@ class Pack:
 
 
 def make_packs(prompt: list[int], completions: list[Completion], max_tokens: int) -> list[Pack]:
-    """As few packs as hold all completions at `max_tokens` each (a single longer one has its own pack).
+    """As few packs as hold all completions at `max_tokens` each, or twice the prompt where that is more, so
+    that a long prompt is not computed again for every completion (a single longer one has its own pack).
 
     Completions of like length come together, for attention lays them out in rectangles.
     """
+    max_tokens = max(max_tokens, 2 * len(prompt))
     packs = [Pack(prompt, [])]
     for completion in sorted(completions, key=lambda c: -len(c.ids)):
         if packs[-1].completions and len(packs[-1]) + len(completion.ids) > max_tokens:

@@ -182,3 +182,10 @@ def test_checkpointing_gives_the_same_gradients():
         model(some_layout()).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.equal(*gradients)
+
+
+def test_a_long_prompt_is_not_computed_again_for_every_completion():
+    completions = [Completion([1] * 40, [True] * 40) for _ in range(16)]
+    packs = make_packs([2] * 300, completions, 200)
+    assert [len(p.completions) for p in packs] == [7, 7, 2]  # as much as the prompt again
+    assert [len(p.completions) for p in make_packs([2] * 10, completions, 200)] == [4, 4, 4, 4]

@@ -11,7 +11,7 @@ from nanov2.checkpoint import load_model, save_model
 from nanov2.deepseek import Experts, ExpertsConfig, LatentConfig, balance
 from nanov2.distributed import Ranks
 from nanov2.grpo import batch_logprobs
-from nanov2.packing import collate, micro_batches
+from nanov2.packing import Completion, collate, make_packs, micro_batches
 from nanov2.sampler import Sampling, sample
 from nanov2.snapshots import fingerprint
 
@@ -57,13 +57,16 @@ def test_C7_a_shared_prompt_gives_the_gradients_of_separate_rows(tokenizer, prom
     questions = [prompts.prove(p.text) for p in some_problems(3)]
     rollouts = sample(deepseek, tokenizer, questions, 3, Sampling(1.0, 12), 3)
 
-    def gradients(max_tokens):
+    def gradients(packs):
         deepseek.zero_grad()
-        found = logprobs(deepseek, packs_of(questions, rollouts, max_tokens), 4096)
+        found = logprobs(deepseek, packs, 4096)
         sum((1 + i) * p.sum() for i, p in found.items()).backward()
         return {n: p.grad for n, p in deepseek.named_parameters() if p.requires_grad}
 
-    shared, separate = gradients(512), gradients(1)
+    rows = [
+        make_packs(questions[r.index], [Completion(r.ids, r.chosen, i)], 1) for i, r in enumerate(rollouts)
+    ]
+    shared, separate = gradients(packs_of(questions, rollouts)), gradients([p for (p,) in rows])
     for name, grad in shared.items():
         assert torch.allclose(grad, separate[name], atol=1e-4), name
 
