@@ -38,11 +38,14 @@ def interval(values: list[float], clusters: list | None = None) -> dict:
     # A sample all of one value says little: keep the interval from shrinking to a point.
     variance = sum(r * r for r in residual.values()) * k / max(k - 1, 1) / len(pairs) ** 2
     half = max(1.96 * math.sqrt(variance), 1.5 / (len(pairs) + 3))
+    low, high = mean - half, mean + half
+    if all(0 <= v <= 1 for v, _ in pairs):  # so is their mean, however few they are
+        low, high = max(low, 0.0), min(high, 1.0)
     return {
         "value": round(mean, 4),
         "n": len(pairs),
-        "low": round(mean - half, 4),
-        "high": round(mean + half, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
     }
 
 

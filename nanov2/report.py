@@ -292,7 +292,7 @@ def section(p: dict, other: dict | None) -> str:
     cards = "".join(sample_card(s, p["folder"]) for s in p["samples"][:MAX_SAMPLES])
     return (
         f'<section><h2 id="{p["phase"]}-{p["lap"]}">{escape(title)}</h2>'
-        + (f"<p>{p['seconds']:.0f} s</p>" if p["seconds"] else "<p>unfinished</p>")
+        + (f"<p>{p['seconds']:.0f} s</p>" if p["seconds"] is not None else "<p>unfinished</p>")
         + figures_table(p)
         + charts(p, other)
         + tables
