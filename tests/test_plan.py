@@ -3,17 +3,24 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_phases import run
 
 from nanov2 import hf
-from nanov2.config import load_config
+from nanov2.cache import Cache
+from nanov2.config import GRPOConfig, load_config
+from nanov2.costs import HARDWARE, Costs, activation_bytes, cache_bytes, count
+from nanov2.deepseek import ExpertsConfig, LatentConfig
+from nanov2.distributed import Ranks
 from nanov2.errors import InputError
 from nanov2.model import Model, ModelConfig
 from nanov2.packing import Completion, collate, make_packs
-from nanov2.plan import HARDWARE, activation_bytes, cache_bytes, dry_run, make_plan
+from nanov2.plan import dry_run, make_plan
+from nanov2.progress import Phase
+from nanov2.sharding import local_bytes
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -28,10 +35,19 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
     ],
 )
 def test_parameters_are_those_of_the_published_models(shape, total, active):
-    with torch.device("meta"):
-        model = Model(hf.to_config(ROOT / "configs" / "shapes" / f"{shape}.json"))
-    assert model.n_params == pytest.approx(total, rel=1e-9 if total < 1e10 else 1e-3)
-    assert model.n_active == pytest.approx(active, rel=1e-9 if total < 1e10 else 5e-3)
+    params, met, _, _ = count(hf.to_config(ROOT / "configs" / "shapes" / f"{shape}.json"))
+    assert params == pytest.approx(total, rel=1e-9 if total < 1e10 else 1e-3)
+    assert met == pytest.approx(active, rel=1e-9 if total < 1e10 else 5e-3)
+
+
+@pytest.mark.parametrize("dense", [None, 0, 1, 2])
+def test_parameters_are_those_of_the_model(dense):
+    latent = LatentConfig(kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8)
+    experts = ExpertsConfig(4, 2, 32, first_k_dense_replace=dense or 0)
+    extra = {} if dense is None else {"latent": latent, "experts": experts, "embed_conv": 0}
+    shape = ModelConfig(100, dim=64, n_layers=4, n_heads=4, **extra)
+    model = Model(shape)
+    assert count(shape)[:2] == (model.n_params, model.n_active)
 
 
 @pytest.mark.parametrize("extra", [{}, {"n_kv_heads": 2}, {"head_size": 64, "qk_norm": True}])
@@ -61,9 +77,65 @@ def test_bytes_held_are_those_of_the_simulated_shards():
 
     shape = SHAPES["8B"]
     simulated = simulate(shape, 8, "full", "bf16").state
-    with torch.device("meta"):
-        params = Model(shape).n_params
-    assert simulated == pytest.approx(16 * params / 8, rel=0.01)
+    assert simulated == pytest.approx(16 * count(shape)[0] / 8, rel=0.01)
+
+
+def test_models_are_whole_while_sampling_and_when_a_phase_ends(tmp_path):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        ranks = Ranks()
+        ranks.size, ranks.shard, ranks.precision = 2, "full", "bf16"
+        shape = ModelConfig(512, dim=256, n_heads=4, n_kv_heads=2, ffn_dim=704, embed_conv=0)
+        model, judge = (Model(shape).init_weights(torch.Generator().manual_seed(i)) for i in range(2))
+        frozen = SimpleNamespace(model=judge.requires_grad_(False))
+        phase = Phase(tmp_path, model, GRPOConfig(), ranks, {"verifier": frozen})
+        for p in phase.model.parameters():
+            p.grad = torch.zeros_like(p)
+        phase.optimizer.step()
+        phase.optimizer.zero_grad(set_to_none=True)
+
+        def held() -> float:  # bytes a parameter, on one of two ranks
+            shards = [*phase.model.parameters(), *phase.frozen["verifier"].model.parameters()]
+            moments = [v for s in phase.optimizer.state.values() for k, v in s.items() if k != "step"]
+            whole = [p for m in (model, judge) for p in m.parameters() if not p.is_meta]
+            return local_bytes([*shards, *moments, *whole]) / count(shape)[0]
+
+        with phase.whole():
+            sampling = held()
+        phase.end()
+        ended = held()
+    finally:
+        torch.distributed.destroy_process_group()
+    while_sampling, at_the_end = (12 + 4) / 2 + 2 * 2, (12 + 4) / 2 + 2 * 4  # two models whole: bf16, fp32
+    assert sampling == pytest.approx(while_sampling, rel=0.01)
+    assert ended == pytest.approx(at_the_end, rel=0.01)
+    config = load_config(ROOT / "configs" / "qwen3-8b-8gpu.toml", ["--grpo.judge=run", "--eval.proofs=1"])
+    p = make_plan(config, 8, 8, HARDWARE["h100-80gb"]).phases["generator"]
+    assert p.ends >= (12 + 4) / 8 * 8_190_735_360 + 2 * 4 * 8_190_735_360 > 80e9
+
+
+def test_the_cache_is_what_sampling_fills():
+    config = load_config(None, ["--model.n_kv_heads=2"])
+    costs = Costs(config, 1, 1, HARDWARE["cpu-core"])
+    cache = Cache(costs.c, rows=8, prompts=3, prompt_len=40, like=torch.zeros(0))
+    held = cache.prompt_kv.nbytes
+    for cache.longest in range(0, 96, 32):
+        cache.begin()
+    own = sum(block.nbytes for block in cache.blocks)
+    assert (held, own) == (cache_bytes(costs.c, 4) * 120, cache_bytes(costs.c, 4) * 8 * 96)
+    assert costs.sampler(4, 8, 5, 4, 40, 96) == held + 1.8 * own + 20 * 8 * costs.c.vocab_size
+
+
+def test_fp32_on_a_gpu_holds_all_scores_of_grouped_heads_and_is_slow():
+    config = load_config(ROOT / "configs" / "qwen3-1.7b-1gpu.toml", [])
+    costs = Costs(config, 1, 1, HARDWARE["h100-80gb"])
+    assert costs.dense(4) and not costs.dense(2)
+    assert not Costs(config, 1, 1, HARDWARE["cpu-core"]).dense(4)
+    assert costs.rate() == 0.35 * 67e12
+    longer = load_config(ROOT / "configs" / "qwen3-1.7b-1gpu.toml", ["--grpo.micro_tokens=32768"])
+    assert "does NOT fit" in dry_run(longer, 1, "h100-80gb")
 
 
 def test_the_cache_of_latents_is_small():
@@ -90,7 +162,7 @@ def test_shards_and_checkpointing_take_less_memory_each():
     assert verifier(ranks=16).held == pytest.approx(verifier().held / 2)
     assert verifier("--parallel.shard=hybrid", ranks=16).held == pytest.approx(verifier().held)
     assert verifier().training < 0.2 * verifier("--grpo.checkpointing=false").training
-    assert verifier("--grpo.batch_rows=8").sampling < verifier().sampling
+    assert verifier("--grpo.samples=8").sampling < verifier().sampling
 
 
 def test_a_dry_run_makes_nothing_on_disk(tmp_path):
