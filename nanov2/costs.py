@@ -111,9 +111,7 @@ class Costs:
         own = math.ceil(own / BLOCK) * BLOCK
         held = cache_bytes(c, unit) * slots * prompt
         full = cache_bytes(c, unit) * 1.8 * groups * n * own + 20 * groups * n * c.vocab_size  # and logits
-        first = (
-            unit * groups * prompt * (3 * c.ffn_dim + 4 * c.dim)
-        )  # a block of all prompts, computed at once
+        first = unit * groups * prompt * (3 * c.ffn_dim + 4 * c.dim)  # a block of all prompts, at once
         if self.dense(unit):
             first += 8 * groups * c.n_heads * prompt**2  # scores in fp32, and their softmax
         return held + max(full, first)

@@ -80,7 +80,7 @@ def _phase(config: Config, x: Costs, name: str) -> PhasePlan:
     mine = math.ceil(g.prompts / ranks)  # groups of the rank that has most; the others wait for it
 
     # Tokens. A pack holds a prompt and as many completions as fit, a micro-batch at least one pack.
-    packs = math.ceil(g.samples / max(1, (g.pack_tokens - prompt) // own))
+    packs = math.ceil(g.samples / max(1, (max(g.pack_tokens, 2 * prompt) - prompt) // own))
     own_trained = mine * (packs * prompt + g.samples * own)
     tokens = min(max(g.micro_tokens, prompt + own), own_trained)
 
