@@ -53,15 +53,15 @@ def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = T
     c = run.config.autolabel
     clean, k = (c.clean, c.k) if settle else (c.n, c.n)
     model, tokenizer = run.load("verifier2", lap)
-    prompts, phases = run.prompts(tokenizer), run.config
+    prompts, verifier, meta = run.prompts(tokenizer), run.config.verifier, run.config.meta
 
     def judges(first: int, count: int):
         options = {"temperature": c.temperature, "seed": derive_seed(run.config.seed, "labels", lap, first)}
-        options["batch_rows"] = phases.verifier.batch_rows
-        verifier = verifier_judge(
-            model, prompts, samples=count, max_tokens=phases.verifier.max_tokens, **options
+        options["batch_rows"] = verifier.batch_rows
+        return (
+            verifier_judge(model, prompts, samples=count, max_tokens=verifier.max_tokens, **options),
+            meta_judge(model, prompts, samples=c.m, max_tokens=meta.max_tokens, **options),
         )
-        return verifier, meta_judge(model, prompts, samples=c.m, max_tokens=phases.meta.max_tokens, **options)
 
     mine = run.ranks.mine([(r.problem, r.proof) for r in proofs])
     return run.ranks.gather(assess_adaptively(mine, judges, c.n, c.chunk, k, clean))
@@ -73,7 +73,6 @@ def autolabel(run: Run, lap: int) -> None:
         return
     begin, c, folder = time.time(), run.config, run.folder("autolabel", lap)
     run.need("selfverify", lap)
-    truth = run.true_score
     if run.natural:
         hard = run.hard_problems("train_hard", lap)
         new = derive_rng(c.seed, "autolabel", lap).sample(hard, min(c.autolabel.problems, len(hard)))
@@ -84,7 +83,7 @@ def autolabel(run: Run, lap: int) -> None:
     proofs = generator_proofs(run, lap, new, c.autolabel.proofs, folder / "trajectories.jsonl", f"lap{lap}")
     held_out = generator_proofs(run, lap, run.hardest, 2, folder / "held_out_trajectories.jsonl", f"lap{lap}")
     critiques = label_proofs(run, lap, proofs)
-    rule = Rule(c.autolabel.rule, c.autolabel.k, c.autolabel.disputed, c.autolabel.max_doubt)
+    rule = Rule.of(c.autolabel)
     labels = [rule(cs) for cs in critiques]
     clear = [
         dataclasses.replace(r, score=s, label=provenance(c, cs))
@@ -100,12 +99,15 @@ def autolabel(run: Run, lap: int) -> None:
     run.write("autolabel", lap, "best.jsonl", best_samples(clear, sure))
     run.write("autolabel", lap, "unclear.jsonl", unclear)
     run.write("autolabel", lap, "dv.jsonl", merge(earlier, clear if c.autolabel.grow else []))
-    graded = [dataclasses.replace(r, score=truth(r.problem, r.proof), label="exact") for r in held_out]
+    graded = [
+        dataclasses.replace(r, score=run.true_score(r.problem, r.proof), label="exact") for r in held_out
+    ]
     graded = [r for r in graded if not math.isnan(r.score)]
     run.write("autolabel", lap, "held_out_proofs.jsonl", graded)
 
     letter = [consensus(cs, c.autolabel.k, "right") for cs in critiques]
-    after = measure_labels([truth(r.problem, r.proof) for r in proofs], proofs, labels, letter, critiques)
+    truth = [run.true_score(r.problem, r.proof) for r in proofs]
+    after = measure_labels(truth, proofs, labels, letter, critiques)
     samples = [
         {
             "problem": r.problem,
@@ -114,8 +116,8 @@ def autolabel(run: Run, lap: int) -> None:
             "label": "unclear" if s is None else s,
             "note": f"scores {[x.score for x in cs]}, valid issues {sum(x.issue and x.valid for x in cs)}",
         }
-        | ({} if math.isnan(truth(r.problem, r.proof)) else {"truth": truth(r.problem, r.proof)})
-        for r, s, cs in zip(proofs, labels, critiques, strict=True)
+        | ev.shown_truth(t)
+        for r, s, cs, t in zip(proofs, labels, critiques, truth, strict=True)
     ]
     counts = Counter("unclear" if s is None else s for s in labels)
     table = {
@@ -176,7 +178,7 @@ def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
     proofs = read_jsonl(source, ProofRecord)
     critiques = label_proofs(run, lap, proofs)
     c = run.config.autolabel
-    labels = [Rule(c.rule, c.k, c.disputed, c.max_doubt)(cs) for cs in critiques]
+    labels = [Rule.of(c)(cs) for cs in critiques]
     if run.ranks.main:
         labelled = (
             dataclasses.replace(r, score=s, label=provenance(run.config, cs))

@@ -167,10 +167,11 @@ def main() -> None:
         return real.sample_main(config, args)
     run = open_folder(args, overrides)
     phase = args.phase or MODEL[args.mode]
+    lap = args.lap or newest_lap(run, phase)
     if run.natural:
-        folder = run.folder(phase, args.lap or newest_lap(run, phase))
+        folder = run.folder(phase, lap)
         raise InputError(f"the run's models are chat models: use one with --model={folder}")
-    model, tokenizer = run.load(phase, args.lap or newest_lap(run, phase))
+    model, tokenizer = run.load(phase, lap)
     prompts, items = WorldPrompts(tokenizer), read_items(run, args)
     if args.mode == "refine":
         rows = refine(run, model, prompts, items, args)

@@ -15,17 +15,15 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.runs import add_table, do_phase, figures_after, phase_folder
 from nanov2.report import build_report
 from nanov2.run import PHASES
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -75,34 +73,24 @@ VARIANTS = {
 }
 
 
-def folder_of(run: Path, phase: str, lap: int) -> Path:
-    return run / phase if lap == 1 else run / f"lap{lap}" / phase
-
-
 def rerun(run: Path, name: str, ranks: int) -> Path:
     """The variant's folder, its phases done."""
     variant = VARIANTS[name]
     folder = run.with_name(f"{run.name}-{name}")
+    first, order = variant.phases[0], list(PHASES)
+    if not (phase_folder(folder, first, variant.lap) / "phase.json").is_file():
+        for kept in order if variant.lap > 1 else order[: order.index(first)]:
+            if (run / kept).is_dir():
+                shutil.copytree(run / kept, folder / kept, dirs_exist_ok=True)
     for phase in variant.phases:
-        if (folder_of(folder, phase, variant.lap) / "phase.json").is_file():
-            continue
-        if phase == variant.phases[0]:
-            order = list(PHASES)
-            earlier = order if variant.lap > 1 else order[: order.index(phase)]
-            for kept in earlier:
-                if (run / kept).is_dir():
-                    shutil.copytree(run / kept, folder / kept, dirs_exist_ok=True)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-        flags = [f"--phase={phase}", f"--lap={variant.lap}", f"--dir={folder}"]
         settings = [f"--config={run / 'config.json'}", *variant.overrides]
-        subprocess.run([*torchrun, str(ROOT / "train.py"), *flags, *settings], check=True)
+        do_phase(folder, phase, variant.lap, ranks, *settings)
     return folder
 
 
 def figures(run: Path, variant: Variant) -> list[dict]:
     """The variant's metrics as a run measured them."""
-    path = folder_of(run, variant.phases[-1], variant.lap) / "eval.json"
-    after = json.loads(path.read_text())["after"]
+    after = figures_after(run, variant.phases[-1], variant.lap)
     return [after[metric] for metric in variant.metrics]
 
 
@@ -127,12 +115,8 @@ def rows(variant: Variant, runs: list[Path], folders: list[Path]) -> list[list[s
 
 def into_report(run: Path, name: str, table: list[list[str]]) -> None:
     variant = VARIANTS[name]
-    path = folder_of(run, variant.phases[-1], variant.lap) / "phase.json"
-    done = json.loads(path.read_text())
     columns = ["held-out, 95% interval", "the run", name, "change"]
-    others = [t for t in done.get("tables", []) if t["title"] != variant.title]
-    tables = [*others, {"title": variant.title, "columns": columns, "rows": table}]
-    path.write_text(json.dumps(done | {"tables": tables}, indent=1))
+    add_table(run, variant.phases[-1], variant.lap, variant.title, columns, table)
 
 
 def main() -> None:

@@ -15,15 +15,14 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.runs import add_table, do_phase, figures_after
 from nanov2.report import build_report
 
-ROOT = Path(__file__).parents[1]
 KEPT = ("base", "coldstart", "verifier", "meta", "verifier2")
 HARDER = {"lap_chain": 1, "lap_facts": 2}
 METRICS = {  # title: phase, metric
@@ -34,10 +33,6 @@ METRICS = {  # title: phase, metric
     "labels' agreement": ("autolabel", "hard/label_agreement"),
     "labels' coverage": ("autolabel", "hard/label_coverage"),
 }
-
-
-def phase_folder(run: Path, phase: str, lap: int) -> Path:
-    return run / phase if lap == 1 else run / f"lap{lap}" / phase
 
 
 def prepare(run: Path, folder: Path, laps: int, grow: bool) -> None:
@@ -54,20 +49,16 @@ def prepare(run: Path, folder: Path, laps: int, grow: bool) -> None:
 
 
 def go_on(folder: Path, laps: int, ranks: int) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     for lap in range(1, laps + 1):
         for phase in ("verifier2", "generator", "selfverify", "autolabel"):
-            if not (phase_folder(folder, phase, lap) / "phase.json").is_file():
-                flags = [f"--phase={phase}", f"--lap={lap}", f"--dir={folder}"]
-                subprocess.run([*torchrun, str(ROOT / "train.py"), *flags], check=True)
+            do_phase(folder, phase, lap, ranks)
 
 
 def figures(folder: Path, lap: int) -> dict[str, float]:
-    found = {}
-    for title, (phase, metric) in METRICS.items():
-        after = json.loads((phase_folder(folder, phase, lap) / "eval.json").read_text())["after"]
-        found[title] = after[metric]["value"]
-    return found
+    return {
+        title: figures_after(folder, phase, lap)[metric]["value"]
+        for title, (phase, metric) in METRICS.items()
+    }
 
 
 def rows(pairs: list[tuple[Path, Path]], laps: int) -> list[list[str]]:
@@ -85,13 +76,9 @@ def rows(pairs: list[tuple[Path, Path]], laps: int) -> list[list[str]]:
 
 
 def into_report(folder: Path, table: list[list[str]], laps: int) -> None:
-    path = phase_folder(folder, "autolabel", laps) / "phase.json"
-    done = json.loads(path.read_text())
     title = "Laps on harder problems, with automatic labels and without"
     columns = ["held-out", "labels", *(f"lap {n}" for n in range(1, laps + 1))]
-    others = [t for t in done.get("tables", []) if t["title"] != title]
-    tables = [*others, {"title": title, "columns": columns, "rows": table}]
-    path.write_text(json.dumps(done | {"tables": tables}, indent=1))
+    add_table(folder, "autolabel", laps, title, columns, table)
     build_report(folder)
 
 

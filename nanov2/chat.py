@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -40,6 +41,11 @@ class ChatTokenizer:
         if self.end is None:
             raise InputError(f"{folder / 'tokenizer_config.json'}: field eos_token is missing or no token")
         self.template = _template(folder, settings)
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens that the model can attend to."""
+        return hf.read_json(self.folder / "config.json").get("max_position_embeddings", 1 << 20)
 
     def chat(self, messages: Messages) -> list[int]:
         """Ids of a chat up to where the assistant answers. A control token's name in a message is only
@@ -111,7 +117,6 @@ class ChatPrompts(NaturalDomain):
         super().__init__(strict=strict)
         self.tokenizer, self.again = tokenizer, tokenizer.turn(natural.AGAIN)
         self.max_given = len(self.again)
-        self.context = hf.read_json(tokenizer.folder / "config.json").get("max_position_embeddings", 1 << 20)
 
     def prove(self, problem: str) -> list[int]:
         return self._ids(natural.prove(problem))
@@ -154,11 +159,11 @@ class ChatPrompts(NaturalDomain):
         return bool(text)  # `turns` has taken it out of an answer in form
 
     def _ids(self, messages: Messages) -> list[int]:
-        ids = self.tokenizer.chat(messages)
-        if len(ids) >= self.context:
+        ids, context = self.tokenizer.chat(messages), self.tokenizer.context
+        if len(ids) >= context:
             raise InputError(
                 f"a prompt of {len(ids)} tokens is longer than the context of {self.tokenizer.folder}, "
-                f"{self.context} tokens: lower data.max_chars, or the max_tokens of what it quotes; it ends "
+                f"{context} tokens: lower data.max_chars, or the max_tokens of what it quotes; it ends "
                 f"in {messages[-1]['content'][-60:]!r}"
             )
         return ids
@@ -183,7 +188,6 @@ class LocalChat:
         self.config, self.tokenizer = config, ChatTokenizer(folder)
         self.model = hf.load(folder, torch.bfloat16 if cuda else torch.float32).eval().requires_grad_(False)
         self.model.to("cuda" if cuda else "cpu")
-        self.context = hf.read_json(folder / "config.json").get("max_position_embeddings", 1 << 20)
         self.cache = Cache(config.cache)
 
     def ask(self, questions: list[Messages], n: int = 1, first: int | list[int] = 0) -> list[list[Answer]]:
@@ -200,7 +204,7 @@ class LocalChat:
     def _answer(self, batch: list[tuple[Messages, list[str]]], n: int) -> None:
         c = self.config
         asked = [(self.tokenizer.chat(q), row) for q, row in batch]
-        fits = [(ids, row) for ids, row in asked if len(ids) < self.context]
+        fits = [(ids, row) for ids, row in asked if len(ids) < self.tokenizer.context]
         how = Sampling(c.temperature, c.max_tokens, c.concurrency)
         seeds = [derive_seed(c.seed, row[0]) for _, row in fits]
         rollouts = sample(self.model, self.tokenizer, [ids for ids, _ in fits], n, how, seeds)

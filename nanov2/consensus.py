@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from nanov2.config import AutolabelConfig
 from nanov2.reward_model import Judge
 
 
@@ -79,6 +80,10 @@ class Rule:
     k: int = 2
     disputed: str = "unclear"
     max_doubt: float = math.inf  # bits; what is in more doubt is unclear
+
+    @classmethod
+    def of(cls, config: AutolabelConfig) -> Rule:
+        return cls(config.rule, config.k, config.disputed, config.max_doubt)
 
     def __call__(self, critiques: list[Assessed]) -> float | None:
         if self.max_doubt < math.inf and doubt(critiques) > self.max_doubt:

@@ -7,7 +7,7 @@ import dataclasses
 from nanov2.config import Config
 from nanov2.data import load, split
 from nanov2.errors import InputError
-from nanov2.records import ProblemRecord, ProofRecord
+from nanov2.records import ProblemRecord, ProofRecord, Record
 
 PARTS = ("train", "validation", "held_out")
 
@@ -19,9 +19,7 @@ def graded_proofs(config: Config) -> dict[str, list[ProofRecord]]:
         raise InputError("natural-language mode learns from graded proofs: set data.path")
     if not share:
         raise InputError("data.held_out must be above 0: the share of problems that figures are measured on")
-    rest, held_out = split(load(config.data, ProofRecord).records, share, seed)
-    train, validation = split(rest, share / (1 - share), seed)
-    parts = dict(zip(PARTS, (train, validation, held_out), strict=True))
+    parts = three_parts(load(config.data, ProofRecord).records, share, share / (1 - share), seed)
     for name, records in parts.items():
         if not records:
             raise InputError(f"{config.data.path}: no problem is left for {name}; change data.held_out")
@@ -40,13 +38,18 @@ def problem_sets(config: Config) -> dict[str, list[ProblemRecord]]:
         known = {r.problem for records in sets.values() for r in records}
         source = dataclasses.replace(config.data, path=config.data.problems)
         new = [r for r in load(source, ProblemRecord).records if r.problem not in known]
-        rest, held_out = split(new, config.data.held_out, config.seed)
-        train, validation = split(rest, config.data.held_out, config.seed)
-        hard = dict(zip(PARTS, (train, validation, held_out), strict=True))
+        hard = three_parts(new, config.data.held_out, config.data.held_out, config.seed)
         if not all(hard.values()):
             raise InputError(f"{config.data.problems}: too few problems that are not in {config.data.path}")
         sets |= {f"{name}_hard": records for name, records in hard.items()}
     return sets
+
+
+def three_parts(records: list[Record], share: float, watched: float, seed: int) -> dict[str, list[Record]]:
+    """PARTS by problem: `share` of the problems held out, `watched` of the rest for validation."""
+    rest, held_out = split(records, share, seed)
+    train, validation = split(rest, watched, seed)
+    return dict(zip(PARTS, (train, validation, held_out), strict=True))
 
 
 def distinct(records: list[ProofRecord]) -> list[ProblemRecord]:

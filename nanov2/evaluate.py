@@ -224,10 +224,15 @@ def eval_generator(
         scores = reward_beside_truth(columns, verifier, prompts, items, proofs, truth, ranks)
     shown = [
         {"problem": i.problem, "kind": i.kind, "proof": p or CUT, "reward": s if s == s else None}
-        | ({} if math.isnan(t) else {"truth": t})
+        | shown_truth(t)
         for i, p, t, s in zip(items[::n], proofs[::n], truth[::n], scores[::n], strict=True)
     ]
     return figures(columns, name, clusters), shown
+
+
+def shown_truth(truth: float) -> dict:
+    """A proof's truth, as a sample in the report shows it; nothing where nobody knows."""
+    return {} if math.isnan(truth) else {"truth": truth}
 
 
 def full(truth: float) -> float:

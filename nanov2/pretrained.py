@@ -27,21 +27,25 @@ REMARKS = {  # of the demonstrations of the form
     0.5: "The idea is right, but a detail is left out: one step is stated without its reason.",
     0.0: "A step does not follow from the ones before it, and without it the proof fails.",
 }
-PLAIN = {1.0: "1", 0.5: "0.5", 0.0: "0"}
 
 
 def critique_in_form(score: float) -> str:
     """A verifier's answer, for the form alone."""
-    return f"{natural.V_START}\n{REMARKS[score]}\n\n{natural.V_END} \\boxed{{{PLAIN[score]}}}"
+    return f"{natural.V_START}\n{REMARKS[score]}\n\n{natural.V_END} \\boxed{{{score:g}}}"
 
 
 def meta_critique_in_form(quality: float) -> str:
     remark = "What it claims is there, and its score follows." if quality else "What it claims is not there."
-    return f"{natural.MV_START}\n{remark}\n\n{natural.MV_END} \\boxed{{{PLAIN[quality]}}}"
+    return f"{natural.MV_START}\n{remark}\n\n{natural.MV_END} \\boxed{{{quality:g}}}"
 
 
 def proof_in_form(proof: str, score: float) -> str:
-    return f"## Solution\n\n{proof}\n\n## Self Evaluation\n\n{critique_in_form(score)}"
+    return with_evaluation(proof, critique_in_form(score))
+
+
+def with_evaluation(proof: str, critique: str) -> str:
+    """A generator's answer."""
+    return f"## Solution\n\n{proof}\n\n## Self Evaluation\n\n{critique}"
 
 
 def demonstration(prompts: chat.ChatPrompts, records: list[ProofRecord], rng) -> Pack:
@@ -50,12 +54,12 @@ def demonstration(prompts: chat.ChatPrompts, records: list[ProofRecord], rng) ->
     The scores are drawn blindly: they teach the form, not to judge.
     """
     records = sorted(records, key=lambda r: len(r.problem) + len(r.proof))[: (len(records) + 1) // 2]
-    record, score = rng.choice(records), rng.choice(list(PLAIN))
+    record, score = rng.choice(records), rng.choice(list(REMARKS))
     task = rng.choice(("verify", "meta", "prove"))
     if task == "verify":
         return prompts.example(prompts.verify(record.problem, record.proof), critique_in_form(score))
     if task == "meta":
-        question = prompts.meta(record.problem, record.proof, critique_in_form(rng.choice(list(PLAIN))))
+        question = prompts.meta(record.problem, record.proof, critique_in_form(rng.choice(list(REMARKS))))
         return prompts.example(question, meta_critique_in_form(score))
     return prompts.example(prompts.prove(record.problem), proof_in_form(record.proof, score))
 
@@ -67,7 +71,7 @@ def documents(prompts: chat.ChatPrompts, samples: list[TrajectoryRecord], scores
         (_, proof), (_, critique) = sample.turns
         out.append(prompts.example(prompts.verify(sample.problem, proof), critique))
         if scores[sample.problem, proof] == 1:
-            answer = f"## Solution\n\n{proof}\n\n## Self Evaluation\n\n{critique}"
+            answer = with_evaluation(proof, critique)
             out.append(prompts.example(prompts.prove(sample.problem), answer))
     return out
 

@@ -117,7 +117,7 @@ def verify(config: Config, chat: Chat, items: list, args, states: Counter) -> li
     critiques = assess([(r.problem, r.proof) for r in items], verifier, meta)
     if meta.states:
         print("meta-assessments: " + ", ".join(f"{n} {state}" for state, n in meta.states.items()))
-    show(items, critiques, Rule("consensus", min(c.k, args.n), c.disputed, c.max_doubt))
+    show(items, critiques, dataclasses.replace(Rule.of(c), name="consensus", k=min(c.k, args.n)))
     return [critique_row(r, cs) for r, cs in zip(items, critiques, strict=True)]
 
 
@@ -228,7 +228,7 @@ def autolabel_main(config: Config, args: argparse.Namespace) -> None:
         # Other critiques of one proof differ, so their assessments need no further numbers
         return ChatJudge(chat, count, first, states), ChatJudge(chat, c.m)
 
-    proofs, rule = read_items(config, ProofRecord, args), Rule(c.rule, c.k, c.disputed, c.max_doubt)
+    proofs, rule = read_items(config, ProofRecord, args), Rule.of(c)
     pairs = [(r.problem, r.proof) for r in proofs]
     critiques = assess_adaptively(pairs, judges, c.n, c.chunk, c.k, c.clean)
     rows, unclear = [], []

@@ -260,8 +260,8 @@ def _summary(sums: dict[str, float], trained: dict[str, float], ranks: Ranks) ->
         "clip_fraction": (trained["clip_low_count"] + trained["clip_high_count"]) / max(trained["tokens"], 1),
     }
     for name in sums:
-        if name.startswith("log.") and sums[f"log_n.{name.removeprefix('log.')}"]:  # of what is known
-            key = name.removeprefix("log.")
+        key = name.removeprefix("log.")
+        if key != name and sums["log_n." + key]:  # only of what somebody knows
             out[key] = sums[name] / sums["log_n." + key]
     return out
 
