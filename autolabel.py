@@ -7,14 +7,14 @@
     python autolabel.py --data=proofs.jsonl --endpoint=http://127.0.0.1:8080/v1 --model=NAME
 
 The generator πθ v2 writes proofs of new hard problems; the verifier πφ v2 writes n critiques of each and
-looks m times at each that reports an issue (nanov2/consensus.py has the rule). Clear labels go to
+looks m times at each that reports an issue (nanov2/method/consensus.py has the rule). Clear labels go to
 autolabel/labels.jsonl and, with the earlier 𝒟v, to autolabel/dv.jsonl; the unclear ones to
 autolabel/unclear.jsonl, for a person to score, those first whose label would teach most. `--calibrate`
 measures the rule on proofs whose score is known: those of --proofs, or the generator's of the validation
 problems, scored by the exact expert. With --endpoint or --model, a chat model labels natural-language proofs.
 """
 
-from nanov2.startup import prepare
+from nanov2.distributed.startup import prepare
 
 if __name__ == "__main__":
     prepare()
@@ -25,10 +25,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from nanov2 import evaluate as ev
-from nanov2 import real
-from nanov2.cli import Config, InputError, open_folder, parse, script
-from nanov2.consensus import (
+from nanov2.distributed.ranks import derive_rng, derive_seed
+from nanov2.domains.natural import real
+from nanov2.method import figures as ev
+from nanov2.method.consensus import (
     Assessed,
     Rule,
     assess_adaptively,
@@ -39,13 +39,13 @@ from nanov2.consensus import (
     mean_label,
     single,
 )
-from nanov2.consolidation import best_samples
-from nanov2.distributed import derive_rng, derive_seed
-from nanov2.logs import print_table
-from nanov2.phases import generator_proofs
+from nanov2.method.consolidation import best_samples
+from nanov2.method.judges import meta_judge, verifier_judge
 from nanov2.records import ProofRecord, read_jsonl, write_jsonl
-from nanov2.reward_model import meta_judge, verifier_judge
-from nanov2.run import Run
+from nanov2.rl.logs import print_table
+from nanov2.run.cli import Config, InputError, open_folder, parse, script
+from nanov2.run.folder import Run
+from nanov2.run.phase import generator_proofs
 
 
 def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = True) -> list[list[Assessed]]:

@@ -18,24 +18,24 @@ opinion of it. With --endpoint or --model, a chat model proves, verifies, meta-v
 in natural language instead; a graded --data file gives figures.
 """
 
-from nanov2.startup import prepare
+from nanov2.distributed.startup import prepare
 
 prepare()
 
 from pathlib import Path
 
-from nanov2 import real
-from nanov2.cli import open_folder, parse, script
-from nanov2.distributed import derive_rng, derive_seed
+from nanov2.distributed.ranks import derive_rng, derive_seed
+from nanov2.domains.natural import real
+from nanov2.domains.order.prompts import WorldPrompts, claimed_quality, claimed_score
+from nanov2.domains.order.world import grade_critique, grade_proof, make_problem, parse_problem
 from nanov2.errors import InputError
-from nanov2.evaluate import sample_trajectories, sampling, trajectory_records
-from nanov2.prompts import WorldPrompts, claimed_quality, claimed_score
+from nanov2.method.figures import sample_trajectories, sampling, trajectory_records
+from nanov2.method.search import RunVoices, Search
+from nanov2.method.tasks import SelfVerifyTask
+from nanov2.model.sampler import Sampling, sample
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl
-from nanov2.run import Run
-from nanov2.sampler import Sampling, sample
-from nanov2.search import RunVoices, Search
-from nanov2.tasks import SelfVerifyTask
-from nanov2.world import grade_critique, grade_proof, make_problem, parse_problem
+from nanov2.run.cli import open_folder, parse, script
+from nanov2.run.folder import Run
 
 MODEL = {
     "prove": "generator",

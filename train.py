@@ -9,10 +9,10 @@ flywheel runs them all, for `laps` laps, from lap 2 on also consolidate where a 
 reads what earlier ones wrote to --dir and says which phase makes what is missing. A phase that is done is
 not done again; an interrupted one continues.
 --dry-run prints what a run takes, without weights.
-Any other --section.field=value overrides the configuration (see nanov2/config.py).
+Any other --section.field=value overrides the configuration (see nanov2/run/config.py).
 """
 
-from nanov2.startup import prepare
+from nanov2.distributed.startup import prepare
 
 prepare()
 
@@ -26,18 +26,27 @@ from itertools import islice
 import torch
 
 from autolabel import autolabel
-from nanov2 import evaluate as ev
-from nanov2 import pretrained
-from nanov2.cli import open_folder, parse, read_config, script
-from nanov2.consolidation import consolidate
-from nanov2.demos import make_demonstration
-from nanov2.distributed import derive_rng, derive_seed
+from nanov2.distributed.ranks import derive_rng, derive_seed
+from nanov2.domains.natural import pretrained
+from nanov2.domains.order.demos import make_demonstration
+from nanov2.domains.order.prompts import true_score
+from nanov2.domains.order.tokenizer import Tokenizer
+from nanov2.domains.order.world import Difficulty, make_problem
 from nanov2.errors import InputError
-from nanov2.expert import make_expert
-from nanov2.logs import print_table
-from nanov2.model import Model
-from nanov2.packing import Pack
-from nanov2.phases import (
+from nanov2.method import figures as ev
+from nanov2.method.consolidation import consolidate
+from nanov2.method.experts import make_expert
+from nanov2.method.judges import meta_judge, verifier_judge
+from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
+from nanov2.model.decoder import Model
+from nanov2.model.packing import Pack
+from nanov2.pages.report import build_report
+from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord
+from nanov2.rl.logs import print_table
+from nanov2.rl.trainer import counted_tokens, document, supervised_loss, train_supervised
+from nanov2.run.cli import open_folder, parse, read_config, script
+from nanov2.run.folder import PHASES, Run
+from nanov2.run.phase import (
     balanced,
     distinct_proofs,
     initial_weights,
@@ -47,16 +56,7 @@ from nanov2.phases import (
     run_grpo,
     spread,
 )
-from nanov2.plan import HARDWARE, dry_run
-from nanov2.prompts import true_score
-from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord
-from nanov2.report import build_report
-from nanov2.reward_model import meta_judge, verifier_judge
-from nanov2.run import PHASES, Run
-from nanov2.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
-from nanov2.tokenizer import Tokenizer
-from nanov2.training import counted_tokens, document, supervised_loss, train_supervised
-from nanov2.world import Difficulty, make_problem
+from nanov2.run.plan import HARDWARE, dry_run
 
 
 def base(run: Run, lap: int) -> dict:

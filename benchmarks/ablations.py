@@ -22,8 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.runs import add_table, do_phase, figures_after, phase_folder
-from nanov2.report import build_report
-from nanov2.run import PHASES
+from nanov2.pages.report import build_report
+from nanov2.run.folder import PHASES
 
 
 @dataclass(frozen=True)

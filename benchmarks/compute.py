@@ -19,15 +19,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanov2 import evaluate as ev
-from nanov2.config import load_config
-from nanov2.distributed import Ranks, derive_seed
-from nanov2.prompts import WorldPrompts, claimed_score, true_score
-from nanov2.report import build_report
-from nanov2.run import Run
-from nanov2.sampler import Sampling
-from nanov2.search import RunVoices, Search
-from nanov2.tasks import SelfVerifyTask
+from nanov2.distributed.ranks import Ranks, derive_seed
+from nanov2.domains.order.prompts import WorldPrompts, claimed_score, true_score
+from nanov2.method import figures as ev
+from nanov2.method.search import RunVoices, Search
+from nanov2.method.tasks import SelfVerifyTask
+from nanov2.model.sampler import Sampling
+from nanov2.pages.report import build_report
+from nanov2.run.config import load_config
+from nanov2.run.folder import Run
 
 ROUNDS = 8
 

@@ -40,7 +40,7 @@ def main() -> None:
             ProofRecord(f"{i}: show $x_{{{i}}} > 0$", "Let $x = a^2$.\n\nDone.") for i in range(args.items)
         ]
         write_jsonl(Path(folder) / "coldstart" / "proofs_to_score.jsonl", proofs)
-        command = [sys.executable, "-m", "nanov2.judge", folder, "--port=0"]
+        command = [sys.executable, "-m", "nanov2", "judge", folder, "--port=0"]
         server = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True)
         try:
             chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")

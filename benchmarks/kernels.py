@@ -27,7 +27,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kernels import group_advantage, linear_logprob, policy_loss
+from nanov2.kernels.advantage import group_advantage
+from nanov2.kernels.logprob import linear_logprob
+from nanov2.kernels.policy_loss import policy_loss
 
 # Peak of dense 16-bit products in TFLOP/s and of memory in TB/s, from the makers' data sheets
 PEAKS = {

@@ -18,12 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from autolabel import label_proofs
-from nanov2.config import load_config
-from nanov2.consensus import Rule, calibrate, settled
-from nanov2.distributed import Ranks
-from nanov2.phases import generator_proofs
-from nanov2.prompts import true_score
-from nanov2.run import Run
+from nanov2.distributed.ranks import Ranks
+from nanov2.domains.order.prompts import true_score
+from nanov2.method.consensus import Rule, calibrate, settled
+from nanov2.run.config import load_config
+from nanov2.run.folder import Run
+from nanov2.run.phase import generator_proofs
 
 
 def judged(run: Run, lap: int, problems: str, samples: int) -> tuple[list[list], list[float]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.runs import add_table, do_phase, figures_after
-from nanov2.report import build_report
+from nanov2.pages.report import build_report
 
 KEPT = ("base", "coldstart", "verifier", "meta", "verifier2")
 HARDER = {"lap_chain": 1, "lap_facts": 2}

@@ -26,13 +26,13 @@ from torch.distributed.fsdp import FSDPModule
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from nanov2 import sharding
-from nanov2.distributed import Ranks
-from nanov2.grpo import make_optimizer
-from nanov2.model import Model, ModelConfig
-from nanov2.packing import Completion, Pack
-from nanov2.tokenizer import Tokenizer
-from nanov2.training import supervised_loss
+from nanov2.distributed import sharding
+from nanov2.distributed.ranks import Ranks
+from nanov2.domains.order.tokenizer import Tokenizer
+from nanov2.model.decoder import Model, ModelConfig
+from nanov2.model.packing import Completion, Pack
+from nanov2.rl.grpo import make_optimizer
+from nanov2.rl.trainer import supervised_loss
 
 LLAMA = dict(rope_theta=500_000.0, embed_conv=0, vocab_size=128_256, n_kv_heads=8)
 SHAPES = {  # of the Llama 3 family up to 70B

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from nanov2.pages.report import build_report
 from nanov2.records import CritiqueRecord, read_jsonl, write_jsonl
-from nanov2.report import build_report
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +62,7 @@ def main() -> None:
         shot.locator("svg[data-series]").first.hover()
         shot.screenshot(path=args.out / "report-phone.png")
         waiting(args.run, Path(folder))
-        command = [sys.executable, "-m", "nanov2.judge", folder, "--port=0"]
+        command = [sys.executable, "-m", "nanov2", "judge", folder, "--port=0"]
         server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
             shot = page(800, 900)

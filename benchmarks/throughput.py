@@ -66,17 +66,17 @@ def prompts_of(vocab_size: int, count: int, length: int) -> list[list[int]]:
 def our_model(shape: dict):
     import torch
 
-    from nanov2.model import Model, ModelConfig
+    from nanov2.model.decoder import Model, ModelConfig
 
     return Model(ModelConfig(embed_conv=0, **shape)).init_weights(torch.Generator().manual_seed(0))
 
 
 def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int, alone=False):
     """Yields once per step. `alone`: every completion samples and trains with a copy of its prompt."""
-    from nanov2.config import GRPOConfig
-    from nanov2.distributed import Ranks
-    from nanov2.grpo import Clock, Group, Rewards, make_optimizer, rollout_groups, train_on_groups
-    from nanov2.sampler import Sampling, sample
+    from nanov2.distributed.ranks import Ranks
+    from nanov2.model.sampler import Sampling, sample
+    from nanov2.rl.grpo import Clock, Group, Rewards, make_optimizer, rollout_groups, train_on_groups
+    from nanov2.run.config import GRPOConfig
 
     class Task:
         max_turns = max_given = 1
@@ -111,7 +111,7 @@ def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, st
 
 
 def ours_sample(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
-    from nanov2.sampler import Sampling, sample
+    from nanov2.model.sampler import Sampling, sample
 
     model = our_model(shape)
     for step in range(steps):
@@ -246,7 +246,7 @@ def work(who: str, what: str, shape: str, sizes: dict) -> None:
 
 def measure(who: str, what: str, shape: str, sizes: dict, ranks: int = 1) -> dict:
     """Runs `work` in a new process, or in one for each rank."""
-    from nanov2.startup import ALLOCATOR
+    from nanov2.distributed.startup import ALLOCATOR
 
     environment = (
         os.environ

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.common import pick, triton_form
+from nanov2.kernels.common import pick, triton_form
 
 SCALES = ("std", "none", "loo")
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

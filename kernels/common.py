@@ -36,7 +36,7 @@ def pick(impl: str | None, x: Tensor) -> str:
 def triton_form(name: str):
     """The module of Triton kernels `kernels.<name>_triton`, imported at first use: CPUs never load Triton."""
     try:
-        return importlib.import_module(f"kernels.{name}_triton")
+        return importlib.import_module(f"nanov2.kernels.{name}_triton")
     except ImportError as error:
         if error.name and error.name.split(".")[0] == "triton":
             raise ValueError("Triton is not installed (pip install triton): use impl='cpu'") from error

@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels import logprob_cpu
-from kernels.common import GatherRanks, SumGradient, pick, precise, triton_form
-from kernels.logprob_cpu import merge
+from nanov2.kernels import logprob_cpu
+from nanov2.kernels.common import GatherRanks, SumGradient, pick, precise, triton_form
+from nanov2.kernels.logprob_cpu import merge
 
 # ── Reference ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.common import precise
+from nanov2.kernels.common import precise
 
 TILE = 1 << 20  # logits in one tile: 4 MB, so that passes over it stay in the caches
 ROWS = 2048  # tokens in one tile, at most

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.logprob_cpu import merge
+from nanov2.kernels.logprob_cpu import merge
 
 STRETCH = 1 << 25  # entries of ∂loss/∂logits in memory at once: 64 MB in bfloat16
 LOWEST = tl.constexpr(-3.0e38)  # in place of −inf: finite, so that 0 · LOWEST is 0 and not NaN

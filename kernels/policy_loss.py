@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.common import pick, precise, triton_form
+from nanov2.kernels.common import pick, precise, triton_form
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "gspo")
 STATS = (

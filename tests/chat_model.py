@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from nanov2 import hf, natural, pretrained
-from nanov2.model import Model, ModelConfig
+from nanov2.domains.natural import language as natural
+from nanov2.domains.natural import pretrained
+from nanov2.hub import hf
+from nanov2.model.decoder import Model, ModelConfig
 from nanov2.records import write_jsonl
 
 TEMPLATE = (

@@ -12,12 +12,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from nanov2.demos import Noise, weak_proof
-from nanov2.distributed import Ranks, derive_rng
-from nanov2.model import Model, ModelConfig
-from nanov2.prompts import WorldPrompts
-from nanov2.tokenizer import Tokenizer
-from nanov2.world import Difficulty, make_problem, write_proof
+from nanov2.distributed.ranks import Ranks, derive_rng
+from nanov2.domains.order.demos import Noise, weak_proof
+from nanov2.domains.order.prompts import WorldPrompts
+from nanov2.domains.order.tokenizer import Tokenizer
+from nanov2.domains.order.world import Difficulty, make_problem, write_proof
+from nanov2.model.decoder import Model, ModelConfig
 
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import advantage_triton, logprob_triton, policy_loss_triton
+from nanov2.kernels import advantage_triton, logprob_triton, policy_loss_triton
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

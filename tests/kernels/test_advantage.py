@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from kernel_helpers import DEVICE, FAST_FORMS, FORMS, generator
 from torch.library import opcheck
 
-from kernels import group_advantage
-from kernels.advantage import SCALES, group_advantage_op
+from nanov2.kernels.advantage import SCALES, group_advantage, group_advantage_op
 
 NAN = float("nan")
 

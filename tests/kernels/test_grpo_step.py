@@ -6,8 +6,10 @@ import pytest
 import torch
 from kernel_helpers import DEVICE, FAST_FORMS, generator, relative_error
 
-import kernels.logprob_cpu
-from kernels import LOSS_TYPES, group_advantage, linear_logprob, policy_loss
+from nanov2.kernels import logprob_cpu
+from nanov2.kernels.advantage import group_advantage
+from nanov2.kernels.logprob import linear_logprob
+from nanov2.kernels.policy_loss import LOSS_TYPES, policy_loss
 
 LENGTHS, GROUPS = (5, 3, 1, 6, 4, 2), (0, 1, 0, 1, 1, 0)
 
@@ -69,7 +71,7 @@ def step(x, impl, dtype, loss_type, clips, kl):
 @pytest.mark.parametrize("masks", ["none", "tokens", "whole row"])
 def test_fused_step_has_the_gradients_of_the_reference(impl, loss_type, masks, monkeypatch):
     """C12, for the whole step: loss type × clipping × KL × mask, against autograd in float64."""
-    monkeypatch.setattr(kernels.logprob_cpu, "TILE", 64)
+    monkeypatch.setattr(logprob_cpu, "TILE", 64)
     x = inputs(masks)
     for clips, kl in itertools.product(((0.2, 0.28), (0.05, 0.05)), (0.0, 0.1)):
         found = step(x, impl, torch.float32, loss_type, clips, kl)

@@ -6,9 +6,8 @@ from kernel_helpers import DEVICE, FAST_FORMS, FORMS, generator, relative_error
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import kernels.logprob_cpu
-from kernels import linear_logprob
-from kernels.logprob import linear_sums
+from nanov2.kernels import logprob_cpu
+from nanov2.kernels.logprob import linear_logprob, linear_sums
 
 OPTIONS = {
     "plain": {},
@@ -22,8 +21,8 @@ OPTIONS = {
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Cuts small problems of the chunked form into many tiles, with ragged last ones."""
-    monkeypatch.setattr(kernels.logprob_cpu, "TILE", 20)
-    monkeypatch.setattr(kernels.logprob_cpu, "ROWS", 4)
+    monkeypatch.setattr(logprob_cpu, "TILE", 20)
+    monkeypatch.setattr(logprob_cpu, "ROWS", 4)
 
 
 def problem(n, v, d, dtype=torch.float32, seed=0, scale=1.0):
@@ -258,7 +257,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_tensor_of_tokens_times_vocabulary_is_made(monkeypatch):
     """C13: 3,000 × 5,000 logits, of which a tile holds 2,048 × 16."""
-    monkeypatch.setattr(kernels.logprob_cpu, "TILE", 1 << 15)
+    monkeypatch.setattr(logprob_cpu, "TILE", 1 << 15)
     hidden, weight, target, _ = (x.cpu() for x in problem(3000, 5000, 4))
     with Largest() as largest:
         linear_logprob(hidden.requires_grad_(), weight.requires_grad_(), target, impl="cpu").sum().backward()

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from kernel_helpers import DEVICE, FAST_FORMS, FORMS, generator
 from torch.library import opcheck
 
-from kernels import LOSS_TYPES, policy_loss
-from kernels.policy_loss import STATS, policy_loss_op
+from nanov2.kernels.policy_loss import LOSS_TYPES, STATS, policy_loss, policy_loss_op
 
 LENGTHS = (7, 1, 0, 12, 3)  # ragged rows, one of a single token and one of none
 

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from kernel_helpers import generator
 
-import kernels.logprob_cpu
-from kernels import linear_logprob
+from nanov2.kernels import logprob_cpu
+from nanov2.kernels.logprob import linear_logprob
 
 PARTS = (5, 8)
 
@@ -38,7 +38,7 @@ def gradients(hidden, weight, bias, target, group, **options):
 
 def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    kernels.logprob_cpu.TILE = 16
+    logprob_cpu.TILE = 16
     store = dist.FileStore(os.path.join(folder, "store"), len(PARTS))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=len(PARTS))
     hidden, weight, target, bias = problem()

@@ -1,0 +1,1 @@
+"""Ranks, shards, checkpoints, clean stops."""

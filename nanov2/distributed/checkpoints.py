@@ -1,0 +1,238 @@
+"""The state of a phase under way, on disk: written whole or not at all, checked before it is read.
+
+PHASE/snapshots/step-00000060/state.safetensors        weights and optimiser, whole (replicated ranks)
+                              shard-00001-….safetensors   or each rank's shards (sharded ranks)
+                              state.json               step, cursor, curve, random generators, judges' hashes
+                              checksums.json           BLAKE2b of each of the above, written last
+
+A snapshot is written to a temporary name, fsynced, and renamed. At the start the newest one whose checksums
+hold is read; a torn one is passed over with a warning. Tensors are read by torch.distributed.checkpoint
+from safetensors alone, so that any number of ranks, sharded or not, reads what any other has written, and
+nothing that is read can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from nanov2.distributed.ranks import Ranks
+from nanov2.errors import InputError
+from nanov2.records import write_atomically
+
+
+class Snapshots:
+    """The snapshots of one phase. Every rank calls every method; `keep` is how many are kept.
+
+    Shards are written while training goes on: `save` copies them and returns, and the snapshot is complete
+    after the `poll` that finds all ranks done, or after `finish`, which waits for them.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, keep: int = 2):
+        self.folder, self.ranks, self.keep = folder / "snapshots", ranks, keep
+        self._writing: tuple[Future, Path, Path] | None = None  # shards under way, and the two names
+
+    def save(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> None:
+        """Write weights, optimiser, random generators and `extra` (JSON, with "step") as NAME-STEP.
+
+        InputError, on every rank, where the disk does not take it; older snapshots are kept then.
+        """
+        self.finish()
+        final = self.folder / f"{name}-{extra['step']:08d}"
+        part = self.folder / f".{final.name}.part"
+        tensors = state_tensors(model, optimizer)
+        state = extra | {"random": self.ranks.gather([_random_state()]), "ranks": self.ranks.size}
+        self._on_main(lambda: _fresh(part, sum(t.numel() * t.element_size() for t in tensors.values())))
+        self._on_main(lambda: write_atomically(part / "state.json", json.dumps(state)))
+        self._writing = self._write(part, tensors), part, final
+        self.poll()
+
+    def poll(self) -> None:
+        """Complete a snapshot whose shards have all been written."""
+        if self._writing:
+            done = self.ranks.sum({"done": float(self._writing[0].done())})["done"]
+            if done == self.ranks.size:
+                self.finish()
+
+    def finish(self) -> None:
+        """Wait for the shards that are being written, if any, and complete their snapshot."""
+        if not self._writing:
+            return
+        future, part, final = self._writing
+        self._writing = None
+        failed = [e for e in self.ranks.gather([_failure(future)]) if e]
+        if failed:
+            raise InputError(f"cannot write {self.folder}: {failed[0]}; earlier snapshots are kept")
+        sums = self._checksums(part)
+        self._on_main(lambda: self._complete(part, final, sums))
+
+    def newest(self, name: str) -> Path | None:
+        """The newest snapshot NAME-… whose checksums hold, or None."""
+        self.finish()
+        for path in self.ranks.from_main(self._found(name)):
+            if self._holds(path):
+                return path
+            if self.ranks.main:
+                print(f"warning: {path} is torn or changed, and passed over", file=sys.stderr)
+        return None
+
+    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+        """Restore what `save` wrote, bitwise, in whatever shards; returns `extra`."""
+        tensors = state_tensors(model, optimizer)
+        _read_tensors(path, tensors)
+        extra = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        random = extra.pop("random")
+        if extra.pop("ranks") == self.ranks.size:
+            _set_random_state(random[self.ranks.rank])
+        return extra
+
+    def _found(self, name: str) -> list[Path]:
+        paths = [p for p in self.folder.glob(f"{name}-*") if re.fullmatch(r"\d{8,}", p.name[len(name) + 1 :])]
+        return sorted(paths, key=lambda p: int(p.name[len(name) + 1 :]), reverse=True)
+
+    def _on_main(self, do) -> None:
+        """`do()` on the main rank, while the others wait; its error is raised on all."""
+        error = None
+        if self.ranks.main:
+            try:
+                do()
+            except (OSError, InputError) as e:
+                error = f"cannot write {self.folder}: {e}; earlier snapshots are kept"
+        if error := self.ranks.from_main(error):
+            raise InputError(error)
+
+    def _write(self, part: Path, tensors: dict[str, Tensor]) -> Future:
+        """Begin to write the tensors; whole ones are written when this returns."""
+        if not any(isinstance(t, DTensor) for t in tensors.values()):
+            whole = {name: t.cpu().contiguous() for name, t in tensors.items()} if self.ranks.main else {}
+            self._on_main(lambda: write_atomically(part / "state.safetensors", save(whole)))
+            done: Future = Future()
+            done.set_result(None)
+            return done
+        import torch.distributed.checkpoint as dcp
+
+        writer = dcp.HuggingFaceStorageWriter(str(part), save_distributed=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its own deprecations
+            return dcp.async_save(tensors, storage_writer=writer, process_group=self.ranks.writers)
+
+    def _checksums(self, folder: Path) -> dict[str, str]:
+        """BLAKE2b of every file, each rank reading its share; the same on all ranks."""
+        names = self.ranks.from_main(sorted(p.name for p in folder.iterdir() if p.name != "checksums.json"))
+        mine = [[name, _digest(folder / name)] for name in self.ranks.mine(names)]
+        return dict(self.ranks.gather(mine))
+
+    def _holds(self, path: Path) -> bool:
+        try:
+            expected = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            expected = None
+        if not self.ranks.from_main(isinstance(expected, dict)):
+            return False
+        return self.ranks.from_main(self._checksums(path) == expected)
+
+    def _complete(self, part: Path, final: Path, sums: dict[str, str]) -> None:
+        write_atomically(part / "checksums.json", json.dumps(sums, indent=1))
+        for file in part.iterdir():
+            _sync(file)
+        _sync(part)
+        shutil.rmtree(final, ignore_errors=True)  # of a step that is done again: the same, bit for bit
+        os.replace(part, final)
+        _sync(self.folder)
+        name = final.name.rpartition("-")[0]
+        for old in self._found(name)[self.keep if name == "step" else 1 :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and AdamW's state by the parameters' names, the same whole or sharded; shares their memory."""
+    tensors = {}
+    _make_moments(optimizer)
+    for name, p in model.named_parameters():
+        tensors[f"model.{name}"] = p.detach()
+        for key, value in optimizer.state.get(p, {}).items():
+            # a view of its memory; of a scalar with one dimension, since no slice of a scalar can be read
+            tensors[f"optimizer.{name}.{key}"] = value.reshape(1) if value.ndim == 0 else value
+    return tensors
+
+
+def _make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW's state before its first step, which it makes itself only then."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if not optimizer.state.get(p):
+                zeros = {key: torch.zeros_like(p.detach()) for key in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[p] = {"step": torch.tensor(0.0)} | zeros
+
+
+def _read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    alone = not any(isinstance(t, DTensor) for t in tensors.values())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=alone)
+    except (dcp.CheckpointException, RuntimeError, ValueError, KeyError) as e:
+        raise InputError(f"{path} is of another model: delete it, and the phase starts again") from e
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of all weights: the same weights, and no others, give the same."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, p in sorted(model.state_dict().items()):
+        data = p.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
+        digest.update(data.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _fresh(part: Path, need: int) -> None:
+    """An empty folder, on a disk with room for `need` bytes."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for left in part.parent.glob(".*.part"):  # of a write that a kill cut short
+        shutil.rmtree(left)
+    free = shutil.disk_usage(part.parent).free
+    if free < need + (16 << 20):
+        raise InputError(f"{free >> 20} MiB free on the disk, {(need >> 20) + 16} MiB wanted")
+    part.mkdir()
+
+
+def _failure(future: Future) -> str:
+    """Why the writing failed, once it has ended; empty where it did not."""
+    error = future.exception()
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300] if error else ""
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _random_state() -> str:
+    """Torch's generator of this rank. Nothing of nanov2 draws from it; what is built on it may."""
+    return bytes(torch.get_rng_state().tolist()).hex()
+
+
+def _set_random_state(text: str) -> None:
+    torch.set_rng_state(torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8))

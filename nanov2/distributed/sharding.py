@@ -1,0 +1,138 @@
+"""Weights, gradients and optimiser in shards over the ranks: FSDP2 around a model that knows nothing of it.
+
+While a phase trains, the caller's model is an empty shell; what is trained is a twin, made on the meta
+device, whose blocks each hold 1/ranks of their tensors and gather them for as long as they compute. The
+shell is filled once for a whole rollout or measurement (`whole`), not once per token, and ranks then
+sample at their own pace, without waiting for one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from nanov2.distributed.ranks import Ranks
+from nanov2.model.decoder import Model
+from nanov2.model.packing import Completion, Pack
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+IDLE = Pack([0], [Completion([0], [False], row=-1)])  # what a rank computes when it has run out of packs
+
+
+class Placed:
+    """A model whole on every rank. Also the interface of `Sharded`."""
+
+    def __init__(self, model: Model):
+        self.model = model  # what is trained, and what its optimiser and checkpoints hold
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, the model that this was made from holds all weights. Every rank enters and leaves it."""
+        yield
+
+    def give_back(self) -> None:
+        """The model that this was made from holds all weights again, for good."""
+
+
+class Sharded(Placed):
+    """A model in shards, made from one that is whole on every rank; `shell` is that one, emptied."""
+
+    def __init__(self, shell: Model, ranks: Ranks):
+        self.shell = shell
+        with torch.device("meta"):
+            self.model = type(shell)(shell.config)
+        apply(self.model, mesh(ranks), DTYPES[ranks.precision])
+        self.model.to_empty(device=ranks.device)
+        for part, given in zip(self.model.parameters(), shell.parameters(), strict=True):
+            # every rank has the whole tensor and takes its own part: nothing is sent
+            own = distribute_tensor(given.detach(), part.device_mesh, part.placements, src_data_rank=None)
+            part.to_local().detach().copy_(own.to_local())
+            part.requires_grad_(given.requires_grad)
+        shell.to("meta")
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        parts = [m for m in self.model.modules() if isinstance(m, FSDPModule)]
+        for part in parts:
+            part.unshard()
+        self._fill({name: p.detach() for name, p in self.model.named_parameters()})
+        try:
+            yield
+        finally:
+            self.shell.to("meta")
+            for part in parts:
+                part.reshard()
+
+    def give_back(self) -> None:
+        self.model.reshard()
+        self._fill({name: p.detach().full_tensor() for name, p in self.model.named_parameters()})
+
+    def _fill(self, weights: dict[str, torch.Tensor]) -> None:
+        self.shell.load_state_dict(weights, assign=True)
+
+
+def place(model: Model, ranks: Ranks) -> Placed:
+    """The model as `ranks.shard` wants it: "none" whole on every rank, "full" or "hybrid" in shards."""
+    return Placed(model) if ranks.shard == "none" else Sharded(model, ranks)
+
+
+@contextmanager
+def whole(placed: Iterable[Placed]) -> Iterator[None]:
+    """All of these models whole, for a rollout or a measurement."""
+    with ExitStack() as stack:
+        for p in placed:
+            stack.enter_context(p.whole())
+        yield
+
+
+def mesh(ranks: Ranks) -> DeviceMesh:
+    """All ranks in a line; for "hybrid" nodes × ranks of a node: shards within a node, copies across."""
+    if ranks.shard == "hybrid":
+        shape = (ranks.size // ranks.per_node, ranks.per_node)
+        return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("copy", "shard"))
+    return init_device_mesh(ranks.device.type, (ranks.size,), mesh_dim_names=("shard",))
+
+
+def apply(model: Model, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """FSDP2 on each block, and on what is left (embeddings, last norm, output weights).
+
+    Compute and gathers are in `dtype`; the shards, their gradients and the optimiser stay in fp32.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    # The log-prob reads the output weights after the forward pass, so the root stays gathered until backward.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)  # losses carry global denominators: a sum, not a mean
+            part.set_force_sum_reduction_for_comms(True)  # the one form that gloo knows too
+
+
+def in_step(model: nn.Module, parts: list[list[Pack]]) -> Iterator[list[Pack]]:
+    """The micro-batches of one optimiser step, equally many on every rank where the model is sharded.
+
+    Sharded blocks are gathered by all ranks together, so a rank that runs out of packs goes on with idle
+    ones, which count nowhere. Copies of a shard on other nodes exchange gradients once, in the last.
+    """
+    if not isinstance(model, FSDPModule):
+        yield from parts
+        return
+    count = torch.tensor(len(parts), device=model.output_weight.device)
+    dist.all_reduce(count, dist.ReduceOp.MAX)
+    for i in range(int(count)):
+        model.set_requires_all_reduce(i + 1 == int(count))
+        yield parts[i] if i < len(parts) else [IDLE]
+
+
+def local_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes that this rank holds of the tensors."""
+    own = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+    return sum(t.numel() * t.element_size() for t in own)

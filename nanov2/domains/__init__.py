@@ -1,0 +1,1 @@
+"""What proofs are written in: languages, worlds, and who knows the truth."""

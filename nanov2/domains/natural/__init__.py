@@ -1,0 +1,1 @@
+"""Mathematics in natural language: rubrics, prompts, parsers, graded proofs."""

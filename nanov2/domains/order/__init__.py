@@ -1,0 +1,1 @@
+"""The embedded world: chains of relations, with an exact expert."""

@@ -1,0 +1,310 @@
+"""Model folders of the Hugging Face ecosystem: Llama (SmolLM2 too), Qwen2 and 2.5, Qwen3, DeepSeek-V3.
+
+    python -m nanov2 hf show FOLDER              # family, shape, parameters; reads no weights
+    python -m nanov2 hf check FOLDER             # loads it, and says what is wrong where it does not fit
+
+A folder holds config.json, model.safetensors (or shards with model.safetensors.index.json), tokenizer.json,
+tokenizer_config.json and generation_config.json. `load` reads the weights into nanov2's own decoder, whose
+parameters have the same names; `save` writes them so that transformers, vLLM, SGLang and llama.cpp's
+converter read them. What does not fit is an InputError of one line that names file and field.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nanov2.errors import InputError
+from nanov2.model.decoder import Model, ModelConfig
+from nanov2.model.deepseek import ExpertsConfig, LatentConfig
+from nanov2.model.layers import RopeScaling, Yarn
+from nanov2.records import write_atomically
+
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+}
+BESIDE = (  # what is not weights: copied as it is
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+SHAPE = {  # config.json → ModelConfig
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "ffn_dim",
+    "rms_norm_eps": "norm_eps",
+}
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}") from e
+    except ValueError as e:
+        raise InputError(f"{path}: not valid JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must be a JSON object")
+    return value
+
+
+def to_config(path: Path) -> ModelConfig:
+    """The shape that a config.json states; both the older `rope_theta` and transformers 5's
+    `rope_parameters` are read. InputError for what this decoder does not have."""
+    c = read_json(path)
+    family = c.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(f"{path}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
+    missing = [name for name in SHAPE if name not in c]
+    if missing:
+        raise InputError(f"{path}: field {missing[0]} is missing")
+    if c.get("hidden_act", "silu") != "silu":
+        raise InputError(f"{path}: hidden_act {c['hidden_act']!r} is not silu")
+    if c.get("use_sliding_window") or c.get("mlp_bias") or (family != "qwen2" and c.get("attention_bias")):
+        raise InputError(f"{path}: use_sliding_window, mlp_bias and attention_bias are not supported")
+    for name, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc"), ("moe_layer_freq", 1)):
+        if c.get(name, known) != known:
+            raise InputError(f"{path}: {name} {c[name]!r} is not {known!r}")
+    if c.get("quantization_config"):
+        raise InputError(
+            f"{path}: quantization_config: quantised weights are not supported, dequantise first"
+        )
+    rope = c.get("rope_parameters") or {}
+    heads = c["num_attention_heads"]
+    try:
+        return ModelConfig(
+            **{ours: c[theirs] for theirs, ours in SHAPE.items()},
+            **{"n_kv_heads": c.get("num_key_value_heads") or heads, "head_size": c.get("head_dim") or 0}
+            | (_deepseek(path, c) if family == "deepseek_v3" else {}),
+            rope_theta=float(rope.get("rope_theta", c.get("rope_theta", 10_000.0))),
+            rope_scaling=_scaling(path, c.get("rope_scaling") or rope),
+            tie_embeddings=bool(c.get("tie_word_embeddings", False)),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+            embed_conv=0,
+        )
+    except (TypeError, ValueError) as e:
+        raise InputError(f"{path}: {e}") from e
+
+
+def _deepseek(path: Path, c: dict) -> dict:
+    """Latent attention and experts of DeepSeek-V3, by the fields of the same names."""
+    found = {}
+    for ours, kind in (("latent", LatentConfig), ("experts", ExpertsConfig)):
+        given = {f.name: c[f.name] for f in fields(kind) if c.get(f.name) is not None}
+        required = [f.name for f in fields(kind) if f.default is MISSING]
+        if missing := [name for name in required if name not in given]:
+            raise InputError(f"{path}: field {missing[0]} is missing")
+        found[ours] = given
+    found["latent"]["interleaved"] = bool(c.get("rope_interleave", True))
+    latent, experts = LatentConfig(**found["latent"]), ExpertsConfig(**found["experts"])
+    return {"latent": latent, "experts": experts, "head_size": 0, "n_kv_heads": c["num_attention_heads"]}
+
+
+ROPE = {  # rope_type: kind, {its field: config.json's}
+    "llama3": (
+        RopeScaling,
+        {n: n for n in ("factor", "low_freq_factor", "high_freq_factor")}
+        | {"original_length": "original_max_position_embeddings"},
+    ),
+    "yarn": (
+        Yarn,
+        {f.name: f.name for f in fields(Yarn)} | {"original_length": "original_max_position_embeddings"},
+    ),
+}
+
+
+def _scaling(path: Path, rope: dict) -> RopeScaling | Yarn | None:
+    name = rope.get("rope_type", rope.get("type", "default"))
+    if name == "default":
+        return None
+    if name not in ROPE:
+        raise InputError(f"{path}: rope_type {name!r} is not supported (default, {', '.join(ROPE)} are)")
+    if not rope.get("truncate", True):
+        raise InputError(f"{path}: rope scaling with truncate false is not supported")
+    kind, names = ROPE[name]
+    given = {ours: float(rope[theirs]) for ours, theirs in names.items() if rope.get(theirs) is not None}
+    for f in fields(kind):
+        if f.default is MISSING and f.name not in given:
+            raise InputError(f"{path}: rope scaling of type {name} has no field {names[f.name]!r}")
+    return kind(**given)
+
+
+def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a folder, shard by shard: no more memory than the weights and one tensor."""
+    folder = Path(folder)
+    config = to_config(folder / "config.json")
+    with torch.device("meta"):
+        model = Model(config)
+    wanted = dict(model.named_parameters())
+    for name, tensor in _tensors(folder):
+        ours = name.removeprefix("model.")
+        if ours not in wanted:
+            if _further(ours, config):
+                continue
+            if ours == "lm_head.weight" and config.tie_embeddings or ours.endswith("rotary_emb.inv_freq"):
+                continue
+            raise InputError(f"{folder}: tensor {name} does not belong to the model of config.json")
+        if tensor.shape != wanted[ours].shape:
+            shapes = f"{list(tensor.shape)}, by config.json {list(wanted[ours].shape)}"
+            raise InputError(f"{folder}: tensor {name} has shape {shapes}")
+        parent, _, last = ours.rpartition(".")
+        learnt = wanted[ours].requires_grad
+        setattr(model.get_submodule(parent), last, torch.nn.Parameter(tensor.to(dtype), learnt))
+        del wanted[ours]
+    if wanted:
+        raise InputError(f"{folder}: tensor model.{next(iter(wanted))} is missing ({len(wanted)} are)")
+    _check_tokenizer(folder, config)
+    return model
+
+
+def _further(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor is of DeepSeek's layers for predicting several tokens, which follow the last."""
+    parts = name.split(".")
+    return bool(config.experts) and parts[0] == "layers" and int(parts[1]) >= config.n_layers
+
+
+def _tensors(folder: Path):
+    """(name, tensor) of all shards."""
+    index = folder / "model.safetensors.index.json"
+    shards = ["model.safetensors"]
+    if index.is_file():
+        weights = read_json(index).get("weight_map")
+        if not isinstance(weights, dict):
+            raise InputError(f"{index}: field weight_map is missing")
+        shards = sorted(set(weights.values()))
+    for shard in shards:
+        path = folder / shard
+        if path.resolve().parent != folder.resolve():
+            raise InputError(f"{index}: shard {shard!r} is not in the folder")
+        if not path.is_file():
+            raise InputError(f"{path} is missing")
+        try:
+            with safe_open(str(path), framework="pt") as f:
+                for name in f.keys():  # noqa: SIM118
+                    yield name, f.get_tensor(name)
+        except (SafetensorError, OSError) as e:
+            raise InputError(f"cannot read {path}: {e}") from e
+
+
+def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
+    """The tokenizer, where there is one, has no id beyond the embeddings."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises a bare Exception
+        raise InputError(f"{path}: not a tokenizer: {e}") from e
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= config.vocab_size:
+        raise InputError(
+            f"{path}: token id {largest} is beyond vocab_size {config.vocab_size} of config.json"
+        )
+
+
+def save(folder: str | Path, model: Model, source: str | Path | None = None) -> None:
+    """Write a model so that the ecosystem reads it; tokenizer and generation files come from `source`.
+
+    InputError for a model with `embed_conv`, which no family of the ecosystem has.
+    """
+    folder, config = Path(folder), model.config
+    if config.embed_conv:
+        raise InputError("a model with embed_conv (the embedded world's) has no Hugging Face form")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = read_json(Path(source) / "config.json") if source else {}
+    write_atomically(folder / "config.json", json.dumps(settings | from_config(config, model), indent=2))
+    for name in BESIDE:
+        if source and (Path(source) / name).is_file():
+            shutil.copy(Path(source) / name, folder / name)
+    weights = {
+        name if name.startswith("lm_head") else f"model.{name}": p.detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+    }
+    partial = folder / "model.safetensors.part"
+    save_file(weights, str(partial), metadata={"format": "pt"})
+    partial.replace(folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+
+
+def from_config(config: ModelConfig, model: Model) -> dict:
+    """The fields of config.json; positions of the rotary embedding in the older and the newer form."""
+    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    rope, own = {"rope_type": "default"}, {}
+    if s := config.rope_scaling:
+        kind = next(name for name, (kind, _) in ROPE.items() if isinstance(s, kind))
+        written = {theirs: getattr(s, ours) for ours, theirs in ROPE[kind][1].items()}
+        rope = {"rope_type": kind} | {k: v for k, v in written.items() if v}
+        rope["original_max_position_embeddings"] = int(s.original_length)
+    if config.latent and config.experts:
+        family = "deepseek_v3"
+        own = asdict(config.latent) | asdict(config.experts)
+        own |= {"q_lora_rank": config.latent.q_lora_rank or None, "num_nextn_predict_layers": 0}
+        own |= {
+            "rope_interleave": own.pop("interleaved"),
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+        }
+        own |= {"head_dim": config.latent.qk_rope_head_dim}
+    elif config.latent or config.experts:
+        raise InputError("a model with only one of latent attention and experts has no Hugging Face form")
+    shape = {theirs: getattr(config, ours) for theirs, ours in SHAPE.items()}
+    return (
+        shape
+        | {
+            "model_type": family,
+            "architectures": [FAMILIES[family]],
+            "num_key_value_heads": config.n_kv_heads,
+            "head_dim": config.head_dim,
+            "hidden_act": "silu",
+            "tie_word_embeddings": config.tie_embeddings,
+            "rope_theta": config.rope_theta,
+            "rope_scaling": rope if config.rope_scaling else None,
+            "rope_parameters": rope | {"rope_theta": config.rope_theta},
+            "torch_dtype": str(model.output_weight.dtype).removeprefix("torch."),
+        }
+        | own
+    )
+
+
+def describe(folder: Path) -> str:
+    config = to_config(folder / "config.json")
+    with torch.device("meta"):
+        model = Model(config)
+    shape = ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if v not in (False, None))
+    family = read_json(folder / "config.json")["model_type"]
+    active = f", {model.n_active / 1e6:,.1f} M of them active for a token" if config.experts else ""
+    return f"{family}, {model.n_params / 1e6:,.1f} M parameters{active}\n{shape}"
+
+
+def main() -> None:
+    if len(sys.argv) != 3 or sys.argv[1] not in ("show", "check"):
+        sys.exit(__doc__)
+    folder = Path(sys.argv[2])
+    try:
+        print(describe(folder))
+        if sys.argv[1] == "check":
+            load(folder, torch.bfloat16)
+            print("weights and tokenizer fit")
+    except InputError as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The method of the paper: rewards, judges, labels, search, and figures against the truth."""

@@ -1,0 +1,157 @@
+"""The expert: who scores proofs (s) and critiques (ms).
+
+- WorldExpert: exact, for the embedded world.
+- FileExpert: looks the scores up in a labelled JSONL file.
+- GradesExpert: proofs come with people's grades; a critique is as good as its score is near them.
+- PersonExpert: writes what is waiting to a file, and the phase goes on when it comes back filled in: when it
+  is started again, or by itself where it waits for the judging page (judge.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Protocol
+
+from nanov2.domains.natural.language import read_score
+from nanov2.domains.order.world import grade_critique, grade_proof, parse_problem
+from nanov2.errors import InputError
+from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
+
+
+class Expert(Protocol):
+    def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
+        """The records with `score` filled in."""
+        ...
+
+    def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+        """The records with `quality` filled in."""
+        ...
+
+
+class WorldExpert:
+    """Knows the truth of the embedded world."""
+
+    def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
+        return [
+            dataclasses.replace(r, score=grade_proof(parse_problem(r.problem), r.proof), label="expert")
+            for r in records
+        ]
+
+    def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+        return [
+            dataclasses.replace(
+                r,
+                quality=grade_critique(parse_problem(r.problem), r.proof, r.critique).quality,
+                label="expert",
+            )
+            for r in records
+        ]
+
+
+class FileExpert:
+    """Scores from a file of graded proofs and one of graded critiques; all that is asked must be in them."""
+
+    def __init__(self, proofs: Path | None = None, critiques: Path | None = None):
+        self.path = proofs or critiques
+        rows = read_jsonl(proofs, ProofRecord) if proofs else []
+        self.proofs = {(r.problem, r.proof): r.score for r in rows}
+        rows = read_jsonl(critiques, CritiqueRecord) if critiques else []
+        self.critiques = {(r.problem, r.proof, r.critique): r.quality for r in rows}
+
+    def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
+        scores = [self.proofs.get((r.problem, r.proof)) for r in records]
+        return self._fill(records, scores, "score")
+
+    def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+        scores = [self.critiques.get((r.problem, r.proof, r.critique)) for r in records]
+        return self._fill(records, scores, "quality")
+
+    def _fill(self, records: list, scores: list, name: str) -> list:
+        missing = [r for r, s in zip(records, scores, strict=True) if s is None]
+        if missing:
+            raise InputError(
+                f"{self.path}: no {name} for {len(missing)} of {len(records)} items, "
+                f"the first of problem {missing[0].problem[:60]!r}"
+            )
+        return [
+            dataclasses.replace(r, **{name: s}, label="file") for r, s in zip(records, scores, strict=True)
+        ]
+
+
+class GradesExpert:
+    """For graded proofs and nobody to grade critiques: ms = 1 − |s' − s|, which is 0, 0.5 or 1.
+
+    A stand-in, and weaker than a person: it cannot see an invented issue behind a right score.
+    """
+
+    def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
+        missing = [r for r in records if r.score is None]
+        if missing:
+            raise InputError(
+                f"{len(missing)} proofs have no grade, the first of problem {missing[0].problem[:60]!r}: "
+                "grade them, or let --expert=page ask a person"
+            )
+        return records
+
+    def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+        claims = [read_score(r.critique) for r in records]
+        return [
+            dataclasses.replace(r, quality=0.0 if c is None else 1 - abs(c - r.score), label="by its score")
+            for r, c in zip(records, claims, strict=True)
+        ]
+
+
+class PersonExpert:
+    """Judgements by hand: items wait in `folder`, with `score` or `quality` null, to be filled in.
+
+    `wait`: look every second whether they are, rather than stop with an InputError.
+    """
+
+    def __init__(self, folder: Path, wait: bool = False):
+        self.folder, self.wait = Path(folder), wait
+
+    def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
+        return self._ask(records, self.folder / "proofs_to_score.jsonl", ProofRecord, "score")
+
+    def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+        return self._ask(records, self.folder / "critiques_to_score.jsonl", CritiqueRecord, "quality")
+
+    def _ask(self, records: list, path: Path, kind: type, name: str) -> list:
+        def key(r):
+            return (r.problem, r.proof, getattr(r, "critique", ""))
+
+        told = False
+        while True:
+            known = {key(r): getattr(r, name) for r in read_jsonl(path, kind)} if path.is_file() else {}
+            filled = [dataclasses.replace(r, **{name: known.get(key(r))}, label="person") for r in records]
+            open_items = sum(getattr(r, name) is None for r in filled)
+            if not open_items:
+                return filled
+            if any(key(r) not in known for r in records):  # never overwrite what a person has written
+                write_jsonl(path, filled)
+            if self.wait:
+                if not told:
+                    print(f"{open_items} items wait in {path}: python -m nanov2 judge {self.folder.parent}")
+                    told = True
+                time.sleep(1.0)
+                continue
+            raise InputError(
+                f"{open_items} of {len(records)} items wait for an expert: set every {name!r} to 0, 0.5 or 1 "
+                f"in {path}, then run the same command again"
+            )
+
+
+def make_expert(setting: str, folder: Path) -> Expert:
+    """The expert that the configuration names: "world", "grades", "person", "page" (a person, waited for),
+    or the path of a labelled file."""
+    if setting == "world":
+        return WorldExpert()
+    if setting == "grades":
+        return GradesExpert()
+    if setting in ("person", "page"):
+        return PersonExpert(folder, wait=setting == "page")
+    path = Path(setting)
+    critiques = path.with_name("critiques.jsonl")
+    return FileExpert(path, critiques if critiques.is_file() else None)

@@ -1,0 +1,1 @@
+"""The transformer, attention over packs, and sampling."""

@@ -1,0 +1,255 @@
+"""A Llama-style decoder, written to be read.
+
+RMSNorm → grouped-query attention with rotary positions → RMSNorm → SwiGLU, residual around each. With
+`latent` and `experts` it is DeepSeek-V3's (deepseek.py).
+`forward` returns hidden states, not logits: log-probs come from `kernels.linear_logprob`, which never
+needs the full [tokens, vocabulary] matrix.
+
+Two ways in, one set of weights:
+- `model(layout)` for training: packs in which many completions share one prompt (see `Layout`);
+- `model.prefill(prompts, cache, slots)` and `model.step(ids, cache)` for sampling: prompts, then one new
+  token of each row, keys and values kept in a `Cache`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nanov2.model.attention import Layout
+from nanov2.model.cache import Cache
+from nanov2.model.deepseek import Experts, ExpertsConfig, LatentAttention, LatentConfig
+from nanov2.model.layers import MLP, RMSNorm, RopeScaling, Yarn, rotate
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model; `vocab_size` is set from the tokenizer."""
+
+    vocab_size: int = 0
+    dim: int = 128  # width of the residual stream
+    n_layers: int = 4  # blocks
+    n_heads: int = 4  # query heads
+    n_kv_heads: int = 4  # key-value heads; must divide n_heads
+    ffn_dim: int = 352  # hidden width of SwiGLU
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    norm_eps: float = 1e-5  # epsilon of RMSNorm
+    tie_embeddings: bool = False  # output weights are the input embeddings
+    embed_conv: int = 3  # how many preceding tokens are mixed into each embedding; 0 = plain Llama
+    head_size: int = 0  # width of a head; 0 = dim / n_heads (Qwen3 has others)
+    qkv_bias: bool = False  # biases in the query, key and value projections (Qwen2)
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
+    rope_scaling: RopeScaling | Yarn | None = None  # long-context frequencies
+    latent: LatentConfig | None = None  # multi-head latent attention (DeepSeek-V3)
+    experts: ExpertsConfig | None = None  # mixture of experts (DeepSeek-V3)
+
+    def __post_init__(self):
+        own_width = self.head_size or self.latent
+        if (not own_width and self.dim % self.n_heads) or self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"model: dim {self.dim} must be a multiple of n_heads {self.n_heads}, "
+                f"and n_heads of n_kv_heads {self.n_kv_heads}"
+            )
+        for name, kind in (
+            ("rope_scaling", RopeScaling),
+            ("latent", LatentConfig),
+            ("experts", ExpertsConfig),
+        ):
+            if isinstance(found := getattr(self, name), dict):  # read back from JSON
+                kind = Yarn if "beta_fast" in found else kind
+                object.__setattr__(self, name, kind(**found))
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_size or self.dim // self.n_heads
+
+    @property
+    def rope_dim(self) -> int:
+        """Width that rotary positions turn."""
+        return self.latent.qk_rope_head_dim if self.latent else self.head_dim
+
+    @property
+    def cache_heads(self) -> int:
+        return 1 if self.latent else self.n_kv_heads
+
+    @property
+    def cache_dim(self) -> int:
+        return self.latent.width if self.latent else self.head_dim
+
+    @property
+    def cache_kinds(self) -> int:
+        """2, keys and values; 1 where the key is the value too."""
+        return 1 if self.latent else 2
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, L, rope_dim] for positions [B, L], in the half-split order of Llama checkpoints."""
+    half = torch.arange(0, config.rope_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-half / config.rope_dim)
+    magnitude = 1.0
+    if scaling := config.rope_scaling:
+        frequencies, magnitude = scaling(frequencies, config.rope_theta), scaling.magnitude
+    angles = positions[:, None, :, None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos() * magnitude, angles.sin() * magnitude
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, L, head_dim] → [B, H, L, head_dim]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, q_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_dim, config.dim, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        B, L, _ = x.shape
+        q, k, v = (
+            proj(x).view(B, L, -1, self.config.head_dim).transpose(1, 2)  # [B, heads, L, head_dim]
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out = attend(rotate(q, *rope), rotate(k, *rope), v)
+        return self.o_proj(out.transpose(1, 2).reshape(B, L, -1))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, number: int):
+        super().__init__()
+        c, latent, experts = config, config.latent, config.experts
+        self.input_layernorm = RMSNorm(c.dim, c.norm_eps)
+        scale = c.rope_scaling.temperature if c.rope_scaling else 1.0
+        self.self_attn = LatentAttention(c.dim, c.n_heads, latent, scale) if latent else Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
+        dense = experts is None or number < experts.first_k_dense_replace
+        self.mlp = MLP(c.dim, c.ffn_dim) if dense else Experts(c.dim, experts)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Model(nn.Module):
+    """The decoder. `output_weight` [V, D] is what `kernels.linear_logprob` multiplies hidden states with."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config, self.checkpointing = config, False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        if config.embed_conv:
+            self.embed_conv = nn.Parameter(torch.empty(config.embed_conv, config.dim))
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def init_weights(self, generator: torch.Generator) -> Model:
+        """Normal at 1/√width; projections back into the residual stream scaled down by √(2·layers)."""
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.ndim == 1:
+                nn.init.ones_(p)
+            elif name == "embed_conv":  # strong from the start: looking a fact up rests on it
+                nn.init.normal_(p, std=0.3, generator=generator)
+            else:
+                std = p.shape[1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    std /= math.sqrt(2 * self.config.n_layers)
+                nn.init.normal_(p, std=std, generator=generator)
+        return self
+
+    def embed(self, ids: Tensor, history) -> Tensor:
+        """Embeddings [B, L, D]; with `embed_conv`, plus per-channel multiples of those of preceding tokens.
+
+        `history[i]` [B, L] holds each token's (i+1)-th predecessor, −1 where there is none.
+
+        This short causal convolution lets one token stand for `a < b` as a whole. Without it a small
+        decoder needs thousands of steps to find that out, and learns nothing else until then.
+        """
+        x = self.embed_tokens(ids)
+        for i in range(self.config.embed_conv):
+            before = self.embed_tokens(history[i].clamp(min=0)) * (history[i] >= 0)[..., None]
+            x = x + before * self.embed_conv[i]
+        return x
+
+    def forward(self, layout: Layout) -> Tensor:
+        """Hidden states [T, D] of packs; prompts are computed once and shared by their completions."""
+        history = layout.history(self.config.embed_conv) if self.config.embed_conv else None
+        x = self.embed(layout.ids[None], history)
+        rope, attend = rotary(layout.positions[None], self.config), layout.attention()
+        for layer in self.layers:
+            if self.checkpointing and torch.is_grad_enabled():  # keep only each block's input
+                x = checkpoint(layer, x, rope, attend, use_reentrant=False)
+            else:
+                x = layer(x, rope, attend)
+        return self.norm(x[0])
+
+    def prefill(self, prompts: list[list[int]], cache: Cache, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute prompts into their cache slots. Returns the hidden state [A, D] of the last token of
+        each, and the tokens [A, embed_conv] that a continuation's embeddings mix in.
+        """
+        device, n = slots.device, self.config.embed_conv
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        L = int(lengths.max())
+        # Padded on the right: under a causal mask nothing sees the padding.
+        ids = torch.tensor([p + [0] * (L - len(p)) for p in prompts], device=device)
+        line = F.pad(ids, (n, 0), value=-1)  # line[:, n + t] is token t
+        x = self.embed(ids, [line[:, n - i : n - i + L] for i in range(1, n + 1)])
+        rope = rotary(torch.arange(L, device=device).expand(len(prompts), L), self.config)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rope, cache.attention(i, slots))
+        cache.prompt_lengths[slots] = lengths
+        last = lengths[:, None] + torch.arange(n, device=device)  # the n tokens before the end, in `line`
+        return self.norm(x[torch.arange(len(prompts), device=device), lengths - 1]), line.gather(1, last)
+
+    def step(self, ids: Tensor, cache: Cache, alive: Tensor) -> Tensor:
+        """Hidden states [R, D] after one new token [R] of each row; it counts in the rows `alive`."""
+        positions, n = cache.begin(), self.config.embed_conv
+        history = cache.recent.flip(1).T[:, :, None]  # [n, R, 1], latest first
+        x = self.embed(ids[:, None], history)
+        rope = rotary(positions[:, None], self.config)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rope, cache.attention(i))
+        if n:
+            cache.recent[alive] = torch.cat([cache.recent, ids[:, None]], dim=1)[alive, 1:]
+        cache.end(alive)
+        return self.norm(x[:, 0])
+
+    @property
+    def n_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def n_active(self) -> int:
+        """Parameters that a token meets: of a mixture, only those of as many experts as it goes to."""
+        c, experts = self.config, [m for m in self.modules() if isinstance(m, Experts)]
+        idle = sum(
+            sum(p.numel() for p in m.experts.parameters())
+            * (c.experts.n_routed_experts - c.experts.num_experts_per_tok)
+            // c.experts.n_routed_experts
+            for m in experts
+        )
+        return self.n_params - idle

@@ -1,0 +1,108 @@
+"""What a phase tells while it runs: metrics.jsonl, TensorBoard, a progress bar, a table at its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanov2.distributed.ranks import Ranks
+from nanov2.records import write_atomically, write_jsonl
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl that may be being written, or was when its writer was killed.
+
+    A line that is no JSON object with a step (the torn last one) is left out; no file is no rows.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+class Log:
+    """Scalars and samples of one phase. Only the main rank writes; every rank may call."""
+
+    def __init__(self, folder: Path, name: str, ranks: Ranks, start: int, steps: int):
+        self.main, self.path, self.writer = ranks.main, folder / "metrics.jsonl", None
+        if not self.main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        # what came after the checkpoint is done again
+        kept = [row for row in read_rows(self.path) if row["step"] < start] if start else []
+        write_jsonl(self.path, kept)
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.name = name
+        self.bar = tqdm(total=steps, initial=start, desc=name, disable=not sys.stderr.isatty(), leave=False)
+
+    def step(self, step: int, scalars: dict) -> None:
+        if not self.main:
+            return
+        with open(self.path, "a") as f:
+            f.write(json.dumps({"step": step} | _rounded(scalars)) + "\n")
+        for key, value in scalars.items():
+            for name, x in value.items() if isinstance(value, dict) else ((None, value),):
+                self.writer.add_scalar(f"{self.name}/{key}" + (f"/{name}" if name else ""), x, step)
+        self.bar.set_postfix_str(
+            " ".join(f"{k} {scalars[k]:.3f}" for k in ("loss", "reward", "truth") if k in scalars)
+        )
+        self.bar.update(1)
+        if self.bar.disable and (step + 1) % 20 == 0:
+            shown = " ".join(f"{k} {scalars[k]:.3f}" for k in ("loss", "reward", "truth") if k in scalars)
+            print(f"[{self.name}] step {step + 1}/{self.bar.total} {shown}", file=sys.stderr, flush=True)
+
+    def metrics(self, step: int, metrics: dict) -> None:
+        """Held-out figures, {name: {"value", …}}."""
+        if self.main:
+            for name, m in metrics.items():
+                self.writer.add_scalar(f"{self.name}/held-out/{name}", m["value"], step)
+
+    def text(self, step: int, title: str, text: str) -> None:
+        if self.main:
+            write_atomically(self.path.with_name("last_sample.txt"), text)
+            body = "\n".join("    " + line for line in text.splitlines())
+            self.writer.add_text(f"{self.name}/{title}", body, step)
+
+    def close(self) -> None:
+        if self.main and self.writer:
+            self.bar.close()
+            self.writer.close()
+
+
+def hyperparameters(folder: Path, settings: dict, metrics: dict) -> None:
+    """A finished phase's settings beside its held-out figures, for TensorBoard's table of hyperparameters."""
+    if not (folder / "tensorboard").is_dir():
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+    figures = {f"final/{name}": m["value"] for name, m in metrics.items()}
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_hparams(plain, figures, run_name=".")
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def print_table(title: str, before: dict, after: dict) -> None:
+    """A short table of held-out figures on the terminal."""
+    print(f"\n{title}", flush=True)
+    for name in after:
+        old = f"{before[name]['value']:8.3f} →" if name in before else " " * 10
+        a = after[name]
+        print(
+            f"  {name:36} {old} {a['value']:.3f}  [{a['low']:.3f}, {a['high']:.3f}]  n={a['n']}", flush=True
+        )

@@ -1,0 +1,102 @@
+"""What the scripts share: arguments, opening a run, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from nanov2.distributed.ranks import Ranks
+from nanov2.distributed.safety import Stopped
+from nanov2.distributed.startup import set_threads
+from nanov2.errors import InputError
+from nanov2.run.config import Config, describe, load_config
+from nanov2.run.folder import Run
+
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "proofworld.toml"
+
+
+def parse(
+    description: str, flags: dict, positional: dict | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and what of it overrides the configuration.
+
+    `flags` are name → (default, help); `--config` and `--dir` are always there. Whatever else is given as
+    --section.field=value overrides the configuration.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", default=None, help="TOML file (default: configs/proofworld.toml)")
+    parser.add_argument(
+        "--dir", default=None, help="run folder (default: runs/ and the configuration's name)"
+    )
+    for name, options in (positional or {}).items():
+        parser.add_argument(name, **options)
+    for name, (default, text) in flags.items():
+        if default is False:
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+            continue
+        shown = f"{text} (default: {default})" if default not in ("", 0) else text
+        parser.add_argument(f"--{name}", default=default, type=type(default), help=shown)
+    args, overrides = parser.parse_known_args()
+    stray = [o for o in overrides if not o.startswith("--") or "=" not in o]
+    if stray:
+        raise InputError(f"cannot read argument {stray[0]!r}: write --section.field=value, or see --help")
+    return args, overrides
+
+
+def _config_path(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The file with the settings, and the run folder."""
+    path = Path(args.config) if args.config else DEFAULT_CONFIG
+    folder = Path(args.dir) if args.dir else Path("runs") / path.stem
+    if not args.config and (folder / "config.json").is_file():  # go on with the settings that the run has
+        path = folder / "config.json"
+    return path, folder
+
+
+def read_config(args: argparse.Namespace, overrides: list[str]) -> Config:
+    """The settings alone; nothing is made on disk."""
+    return load_config(_config_path(args)[0], overrides)
+
+
+def open_folder(args: argparse.Namespace, overrides: list[str]) -> Run:
+    """The run folder that the arguments name."""
+    path, folder = _config_path(args)
+    config = load_config(path, overrides)
+    threads, ranks = set_threads(), Ranks()
+    if ranks.main:
+        print(f"{folder}: {ranks.size} rank(s) of {threads} thread(s) on {ranks.device}", file=sys.stderr)
+    return Run(folder, config, ranks)
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a script's main; what a user can mend is one line and exit status 1, not a traceback.
+
+    SIGTERM and SIGINT end it at once with status 0, but in a training loop after its step (CleanStop).
+    """
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        main()
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+    except Stopped as e:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{e}", file=sys.stderr)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _stop(number: int, frame) -> None:
+    raise Stopped("stopped; what was finished or checkpointed is kept: the same command goes on from there")
+
+
+__all__ = ["Config", "InputError", "open_folder", "parse", "read_config", "script"]

@@ -1,0 +1,134 @@
+"""Bytes and seconds of the pieces that a run consists of, for plan.py.
+
+Bytes follow from what the code keeps (sharding.py, cache.py, attention.py); tests compare them with what it
+really keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from nanov2.domains.order.tokenizer import Tokenizer
+from nanov2.errors import InputError
+from nanov2.hub import hf
+from nanov2.model.cache import BLOCK
+from nanov2.model.decoder import Model, ModelConfig
+from nanov2.run.config import Config
+
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One rank's device. Peaks are the vendor's, dense; shares are assumptions."""
+
+    flops: float  # FLOP/s of matrix products in bf16
+    fp32: float  # and in fp32, without TF32, which torch leaves off
+    bandwidth: float  # bytes/s of memory
+    memory: float  # bytes
+    compute_share: float = 0.35  # of the peak reached in training and in computing prompts
+    bandwidth_share: float = 0.5  # of `bandwidth` reached in decoding
+    gpu: bool = True
+
+
+HARDWARE = {
+    "cpu-core": Hardware(5e10, 5e10, 1e10, 12e9, 0.8, 0.8, gpu=False),  # 40 GFLOP/s, as measured on one core
+    "a100-80gb": Hardware(312e12, 19.5e12, 2.0e12, 80e9),  # NVIDIA's data sheets, SXM
+    "h100-80gb": Hardware(989e12, 67e12, 3.35e12, 80e9),
+    "h200-141gb": Hardware(989e12, 67e12, 4.8e12, 141e9),
+}
+
+
+def shape_of(config: Config) -> ModelConfig:
+    """The model's shape: of the pretrained folder, of the file that stands for it, or of [model]."""
+    if not config.pretrained.folder:
+        return ModelConfig(**config.model.to_dict() | {"vocab_size": Tokenizer.for_world().vocab_size})
+    paths = [Path(config.pretrained.folder) / "config.json", Path(config.pretrained.shape or "-")]
+    for path in paths:
+        if path.is_file():
+            return hf.to_config(path)
+    raise InputError(f"neither {paths[0]} nor pretrained.shape ({paths[1]}) is there: name one of them")
+
+
+@lru_cache
+def count(shape: ModelConfig) -> tuple[int, int, int, int]:
+    """Parameters: all, those that a token meets, of the largest block, and outside of blocks.
+
+    One block of each kind is made: thousands of experts take long, even without weights.
+    """
+    first = min(shape.experts.first_k_dense_replace if shape.experts else 0, shape.n_layers - 1)
+    with torch.device("meta"):
+        model = Model(replace(shape, n_layers=first + 1))
+    blocks = [sum(p.numel() for p in layer.parameters()) for layer in model.layers]
+    more, root = shape.n_layers - len(blocks), model.n_params - sum(blocks)
+    idle = model.n_params - model.n_active  # experts of the last block that a token does not go to
+    total = model.n_params + more * blocks[-1]
+    return total, total - (more + 1) * idle, max(blocks), root
+
+
+def activation_bytes(c: ModelConfig, unit: int) -> float:
+    """Bytes a token that one block keeps for the backward pass."""
+    q, kv, ffn = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.ffn_dim
+    if c.experts:
+        ffn = c.experts.moe_intermediate_size * (c.experts.num_experts_per_tok + c.experts.n_shared_experts)
+    if c.latent:  # each head's query is as wide as the cache
+        q, kv = c.n_heads * c.latent.width, c.latent.width
+    # Residual and norms; gate, up, their products; queries and the output before and after rotation; k, v.
+    return unit * (4 * (c.dim + ffn + q + kv) + 2 * (q + kv) * c.qk_norm)
+
+
+def cache_bytes(c: ModelConfig, unit: int) -> int:
+    """Bytes of keys and values of a token."""
+    return unit * c.n_layers * c.cache_kinds * c.cache_heads * c.cache_dim
+
+
+class Costs:
+    """What the phases share: the model, and bytes and seconds of one sampler call on one rank."""
+
+    def __init__(self, config: Config, ranks: int, per_node: int, hardware: Hardware):
+        self.ranks, self.hardware, self.c, parallel = ranks, hardware, shape_of(config), config.parallel
+        self.params, self.active, self.block, self.root = count(self.c)
+        self.sharded = parallel.shard != "none" and ranks > 1
+        self.unit = BYTES[parallel.precision] if self.sharded else 4
+        self.over = {"none": 1, "full": ranks, "hybrid": min(per_node, ranks)}[parallel.shard]
+
+    def dense(self, unit: int) -> bool:
+        """Whether attention holds all its scores. CUDA's fused kernels share key-value heads among query
+        heads in half precision and up to 256 wide only (bf16 with a mask: with flash-attn installed)."""
+        c = self.c
+        return self.hardware.gpu and c.n_heads != c.cache_heads and (unit == 4 or c.cache_dim > 256)
+
+    def sampler(self, unit: int, rows: int, prompts: int, n: int, prompt: int, own: int) -> float:
+        """Bytes of sampling n completions of each prompt, at most `rows` at once. One long row gives every
+        row its room; a batch that shrinks to 80% is beside its copy."""
+        c, groups = self.c, min(prompts, max(1, rows // n))
+        slots = min(prompts, groups if n == 1 else groups + (groups + 1) // 2)
+        own = math.ceil(own / BLOCK) * BLOCK
+        held = cache_bytes(c, unit) * slots * prompt
+        full = cache_bytes(c, unit) * 1.8 * groups * n * own + 20 * groups * n * c.vocab_size  # and logits
+        first = unit * groups * prompt * (3 * c.ffn_dim + 4 * c.dim)  # a block of all prompts, at once
+        if self.dense(unit):
+            first += 8 * groups * c.n_heads * prompt**2  # scores in fp32, and their softmax
+        return held + max(full, first)
+
+    def attention_flops(self, tokens: float, context: float) -> float:
+        """Of the forward pass: two products over all heads."""
+        return 4 * tokens * context * self.c.n_layers * self.c.n_heads * self.c.cache_dim
+
+    def rate(self) -> float:
+        return (self.hardware.flops if self.unit == 2 else self.hardware.fp32) * self.hardware.compute_share
+
+    def decode(self, rows: int, prompts: int, n: int, prompt: int, own: int) -> float:
+        """Seconds to decode: each token reads the weights (of experts, those chosen) and the rows' caches."""
+        c, together = self.c, min(prompts, max(1, rows // n)) * n
+        touched = min(1.0, self.active / self.params * together) if c.experts else 1.0
+        cached = cache_bytes(c, self.unit) * (together / n * prompt + together * own / 2)
+        read = self.unit * self.params * touched + cached
+        flops = 2 * self.active * together + self.attention_flops(together, prompt + own / 2)
+        step = max(read / (self.hardware.bandwidth * self.hardware.bandwidth_share), flops / self.rate())
+        return own * math.ceil(prompts * n / together) * step

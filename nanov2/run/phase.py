@@ -1,0 +1,178 @@
+"""What the phases of train.py share: where weights start, frozen judges, one GRPO phase from end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from nanov2.distributed.ranks import derive_seed
+from nanov2.domains.order.prompts import Domain
+from nanov2.errors import InputError
+from nanov2.hub.endpoint import Endpoint
+from nanov2.method import figures as ev
+from nanov2.method.judges import ChatJudge, meta_judge
+from nanov2.method.tasks import SelfVerifyTask
+from nanov2.records import ProofRecord, TrajectoryRecord
+from nanov2.rl.trainer import train_grpo
+from nanov2.run.config import GRPOConfig
+from nanov2.run.folder import Run
+
+
+def spread(records: list, n: int) -> list:
+    """At most n records, in turn from each problem type, so that rare types are not drowned."""
+    kinds = defaultdict(list)
+    for r in records:
+        kinds[r.kind].append(r)
+    in_turn = chain.from_iterable(zip_longest(*(kinds[k] for k in sorted(kinds))))
+    return [r for r in in_turn if r is not None][:n]
+
+
+def balanced(records: list, field: str, most: int = 2) -> list:
+    """Records of rarer scores repeated (at most `most` times), so that each score is seen about as often."""
+    if not records:
+        raise InputError(
+            "there is nothing to train on: no answer of the model that was to write the records has the "
+            "required form; train the base longer (base.steps) in a new --dir"
+        )
+    levels = defaultdict(list)
+    for r in records:
+        levels[getattr(r, field)].append(r)
+    largest = max(map(len, levels.values()))
+    return [
+        r
+        for level in sorted(levels)
+        for r in levels[level] * min(most, max(1, largest // len(levels[level])))
+    ]
+
+
+def generator_proofs(
+    run: Run, lap: int, problems: list, n: int, path: Path, source: str, phase: str = "selfverify"
+) -> list[ProofRecord]:
+    """Unscored proofs by the self-verifying generator: n trajectories a problem, every proof in them once."""
+    model, tokenizer = run.load(phase, lap)
+    prompts = run.prompts(tokenizer)
+    task = SelfVerifyTask(prompts, None, max_turns=prompts.turns_per_proof * run.config.eval.rounds)
+    items = [p for p in problems for _ in range(n)]
+    seed = derive_seed(run.config.seed, "autolabel", lap, source)
+
+    def write() -> list[TrajectoryRecord]:
+        limit = run.config.selfverify.max_tokens
+        turns = ev.sample_trajectories(model, task, items, run.config, seed, run.ranks, limit)
+        return ev.trajectory_records(items, turns)
+
+    return distinct_proofs(run.once(path, TrajectoryRecord, write), prompts, source)
+
+
+def distinct_proofs(trajectories: list[TrajectoryRecord], prompts: Domain, source: str) -> list[ProofRecord]:
+    """Every proof of the trajectories that has the form of one, once."""
+    proofs = {}
+    for t in trajectories:
+        for i, (task, text) in enumerate(t.turns):
+            if task == "prove" and text != ev.CUT and prompts.proof_parses(text):
+                name = f"{source}/{'draft' if i == 0 else 'revision'}"
+                proofs.setdefault((t.problem, text), ProofRecord(t.problem, text, None, t.kind, name))
+    return list(proofs.values())
+
+
+def on_held_out_problems(run: Run, evaluate: Callable) -> tuple[dict, list[dict]]:
+    """`evaluate(problems, name)` on each held-out set: figures, and samples to show."""
+    metrics, samples = {}, []
+    sets = {"labelled": "held_out", "hard": "held_out_hard", "hardest": "held_out_hardest"}
+    for name, problems in sets.items():
+        if problems not in run.problems:
+            continue
+        figures, shown = evaluate(run.problems[problems], name)
+        metrics |= figures
+        samples += ev.pick(shown, run.config.eval.shown // 2)
+    return metrics, samples
+
+
+def initial_weights(run: Run, phase: str, lap: int):
+    """Where a phase starts: `init` of its settings."""
+    init = run.config.phase(phase, lap).init
+    sources = {
+        "base": ("base", 1),
+        "consolidated": ("consolidate", lap),
+        "verifier": ("verifier2", lap),
+        "generator": ("generator", lap),
+        "previous": ("verifier2" if phase == "verifier2" else "selfverify", lap - 1),
+    }
+    if init not in sources or (init in ("previous", "consolidated") and lap == 1):
+        raise InputError(
+            f"{phase}.init must be one of {', '.join(sources)} (previous and consolidated: from lap 2), "
+            f"found {init!r}"
+        )
+    return run.load(*sources[init])
+
+
+def judge(run: Run, kind, phase: str, lap: int, config: GRPOConfig, prompts: Domain):
+    """A frozen judge: a finished phase's model, or with `judge = "endpoint"` the chat model of [endpoint]."""
+    seed = derive_seed(run.config.seed, "judge", phase, lap)
+    if config.judge == "endpoint":
+        return endpoint_judge(run, config, seed)
+    if config.judge != "run":
+        raise InputError(f'judge must be "run" or "endpoint", found {config.judge!r}')
+    model, _ = run.load(phase, lap)
+    limit = run.config.meta.max_tokens if kind is meta_judge else run.config.verifier.max_tokens
+    return kind(
+        model,
+        prompts,
+        samples=config.judge_samples,
+        temperature=config.judge_temperature,
+        max_tokens=limit,
+        seed=seed,
+        batch_rows=config.batch_rows,
+    )
+
+
+def endpoint_judge(run: Run, config: GRPOConfig, seed: int) -> ChatJudge:
+    """A verifier or meta-verifier behind the endpoint; each rank asks about its own rows."""
+    if not run.natural:
+        raise InputError('judge = "endpoint" is for natural-language proofs: set pretrained.folder')
+    options = run.config.endpoint
+    cache = f"{options.cache}.{run.ranks.rank}" if run.ranks.size > 1 and options.cache else options.cache
+    asked = dataclasses.replace(options, temperature=config.judge_temperature, seed=seed % 2**31, cache=cache)
+    return ChatJudge(Endpoint(asked), config.judge_samples)
+
+
+def run_grpo(
+    run: Run,
+    phase: str,
+    lap: int,
+    model,
+    tokenizer,
+    task,
+    items: list,
+    measure,
+    held_out,
+    keep_best: str = "",
+    before: dict | None = None,
+) -> dict:
+    """What every GRPO phase does: measure (unless `before` is given), train, save, measure again."""
+    config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
+    folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
+    if before is None:
+        before, _ = held_out(model)
+    curve, notes = train_grpo(
+        folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
+    )
+    run.save(phase, lap, model, tokenizer)
+    after, samples = held_out(model)
+    judges = [j for j in (getattr(task, "verifier", None), getattr(task, "meta", None)) if j]
+    notes += [f"frozen judge: {j.unparsed} of {j.asked} answers did not parse (rank 0)" for j in judges]
+    return {
+        "before": before,
+        "after": after,
+        "curve": curve,
+        "samples": samples,
+        "notes": notes,
+        "steps": config.steps,
+    }
+
+
+def read_eval(run: Run, phase: str, lap: int) -> dict:
+    return json.loads((run.need(phase, lap) / "eval.json").read_text())

@@ -1,0 +1,136 @@
+"""Latent attention and experts in training and sampling; tests/hub/test_hf.py compares them with transformers."""
+
+import json
+
+import pytest
+import torch
+from conftest import small_model, some_problems
+from test_sampler import packs_of
+
+from nanov2.distributed.checkpoints import fingerprint
+from nanov2.distributed.ranks import Ranks
+from nanov2.hub.checkpoint import load_model, save_model
+from nanov2.model.deepseek import Experts, ExpertsConfig, LatentConfig, balance
+from nanov2.model.packing import Completion, collate, make_packs, micro_batches
+from nanov2.model.sampler import Sampling, sample
+from nanov2.rl.grpo import batch_logprobs
+
+LATENT = LatentConfig(kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=10, q_lora_rank=12)
+EXPERTS = ExpertsConfig(
+    n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=16, n_group=3, topk_group=2
+)
+
+
+@pytest.fixture
+def deepseek(tokenizer):
+    return small_model(tokenizer, latent=LATENT, experts=EXPERTS, n_kv_heads=4)
+
+
+def logprobs(model, packs, micro):
+    """By row, of every completion's tokens."""
+    out = {}
+    for part in micro_batches(packs, micro):
+        batch = collate(part)
+        pieces = batch_logprobs(model, batch, 1.0).split(batch.offsets.diff().tolist())
+        out |= dict(zip(batch.rows.tolist(), pieces))
+    return out
+
+
+def test_C7_the_cache_of_latents_gives_the_trainers_logprobs(tokenizer, prompts, deepseek):
+    questions = [prompts.prove(p.text) for p in some_problems(5)]
+    rollouts = sample(deepseek, tokenizer, questions, 4, Sampling(1.0, 40), 3)
+    assert any(len(r.ids) > 33 for r in rollouts)  # more than one block of the cache
+    with torch.no_grad():
+        trained = logprobs(deepseek, packs_of(questions, rollouts), 400)
+    for i, rollout in enumerate(rollouts):
+        assert torch.allclose(trained[i], torch.tensor(rollout.logprobs), atol=2e-5)
+
+
+def test_the_cache_holds_one_vector_a_token(deepseek):
+    from nanov2.model.cache import Cache
+
+    cache = Cache(deepseek.config, 2, 1, 5, deepseek.output_weight)
+    assert cache.prompt_kv.shape[1:] == (1, 1, 1, 5, LATENT.kv_lora_rank + LATENT.qk_rope_head_dim)
+
+
+def test_C7_a_shared_prompt_gives_the_gradients_of_separate_rows(tokenizer, prompts, deepseek):
+    questions = [prompts.prove(p.text) for p in some_problems(3)]
+    rollouts = sample(deepseek, tokenizer, questions, 3, Sampling(1.0, 12), 3)
+
+    def gradients(packs):
+        deepseek.zero_grad()
+        found = logprobs(deepseek, packs, 4096)
+        sum((1 + i) * p.sum() for i, p in found.items()).backward()
+        return {n: p.grad for n, p in deepseek.named_parameters() if p.requires_grad}
+
+    rows = [
+        make_packs(questions[r.index], [Completion(r.ids, r.chosen, i)], 1) for i, r in enumerate(rollouts)
+    ]
+    shared, separate = gradients(packs_of(questions, rollouts)), gradients([p for (p,) in rows])
+    for name, grad in shared.items():
+        assert torch.allclose(grad, separate[name], atol=1e-4), name
+
+
+def test_every_expert_has_a_gradient_even_without_tokens(deepseek):
+    layer = deepseek.layers[0].mlp
+    layer(torch.randn(1, 1, 32)).sum().backward()
+    assert all(p.grad is not None for p in layer.experts.parameters())
+    assert sum(bool(e.up_proj.weight.grad.any()) for e in layer.experts) == 2
+
+
+def test_the_bias_evens_the_load_out_and_leaves_the_weights_alone():
+    config = ExpertsConfig(
+        n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=4, balance_rate=0.005
+    )
+    torch.manual_seed(0)
+    layer = Experts(16, config)
+    torch.nn.init.normal_(layer.gate.weight)
+    layer.gate.weight.data[0] *= 0.1
+    x = torch.randn(4000, 16) + 0.5  # some experts are far more likely than others
+
+    def uneven():
+        layer(x)
+        return max(layer.load) / (sum(layer.load) / 8)
+
+    before, weights = uneven(), layer.gate(x)[0]
+    layer.load = [0.0] * 8
+    for _ in range(200):
+        layer(x)
+        balance(layer, Ranks())
+    assert before > 1.5 and uneven() < 1.1
+    scores = (x @ layer.gate.weight.T).sigmoid()
+    chosen = scores.gather(1, layer.gate(x)[1])
+    assert torch.allclose(layer.gate(x)[0], chosen / chosen.sum(1, keepdim=True))  # no bias in them
+    assert weights.shape == (4000, 2)
+
+
+def test_nothing_is_counted_while_sampling(deepseek, tokenizer, prompts):
+    sample(deepseek, tokenizer, [prompts.prove(some_problems(1)[0].text)], 2, Sampling(1.0, 8), 0)
+    assert sum(deepseek.layers[0].mlp.load) == 0
+
+
+def test_checkpoints_hold_the_bias_and_the_shape(deepseek, tokenizer, tmp_path):
+    deepseek.layers[1].mlp.gate.e_score_correction_bias.data += 0.25
+    save_model(tmp_path, deepseek, tokenizer)
+    again, _ = load_model(tmp_path)
+    assert again.config == deepseek.config and fingerprint(again) == fingerprint(deepseek)
+    assert not again.layers[1].mlp.gate.e_score_correction_bias.requires_grad
+    json.dumps(again.config.to_dict())
+
+
+def test_active_parameters_are_those_that_a_token_meets(deepseek):
+    one = sum(p.numel() for p in deepseek.layers[0].mlp.experts[0].parameters())
+    assert deepseek.n_params - deepseek.n_active == 2 * 4 * one
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(n_group=4), "6 n_routed_experts are not in 4 equal groups"),
+        (dict(num_experts_per_tok=5, n_group=3, topk_group=2), "num_experts_per_tok 5"),
+    ],
+)
+def test_impossible_shapes_are_refused(changes, message):
+    shape = dict(n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=4)
+    with pytest.raises(ValueError, match=message):
+        ExpertsConfig(**shape | changes)

@@ -1,0 +1,301 @@
+"""GRPO's correctness, by the numbers of the faults that GRPO code is known for."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import small_model, some_problems
+
+from nanov2.distributed.ranks import Ranks, derive_seed
+from nanov2.kernels.advantage import group_advantage
+from nanov2.kernels.logprob import linear_logprob
+from nanov2.kernels.policy_loss import LOSS_TYPES, policy_loss
+from nanov2.method.rewards import NAN
+from nanov2.model.sampler import Sampling, sample
+from nanov2.records import ProblemRecord
+from nanov2.rl.grpo import Clock, Group, Rewards, rollout_groups, train_on_groups
+from nanov2.run.config import GRPOConfig
+
+CONFIG = GRPOConfig(prompts=4, samples=4, max_tokens=12, refill=0)
+
+
+class LengthTask:
+    """A reward that needs no judge: short answers are better. Turns as given."""
+
+    max_turns = max_given = 1
+
+    def __init__(self, prompts, rewards=None):
+        self.prompts, self.given = prompts, rewards
+
+    def prompt(self, item):
+        return self.prompts.prove(item.problem)
+
+    def next_turn(self, rollout):
+        return None
+
+    def rewards(self, items, rollouts):
+        return Rewards(self.given or [1.0 / len(r.ids) for r in rollouts])
+
+
+def some_groups(model, tokenizer, prompts, n=4, samples=4, temperature=1.0):
+    questions = [prompts.prove(p.text) for p in some_problems(n)]
+    rollouts = sample(model, tokenizer, questions, samples, Sampling(temperature, 12), 3)
+    rewards = torch.tensor([len(set(r.ids)) + 0.1 * i for i, r in enumerate(rollouts)])
+    advantages, _ = group_advantage(rewards, torch.tensor([r.index for r in rollouts]))
+    return [
+        Group(
+            questions[g],
+            rollouts[g * samples : (g + 1) * samples],
+            advantages[g * samples : (g + 1) * samples].tolist(),
+        )
+        for g in range(n)
+    ]
+
+
+class KeepGradients(torch.optim.Optimizer):
+    """An optimiser that only remembers the gradient it was given."""
+
+    def __init__(self, model):
+        super().__init__(model.parameters(), {})
+        self.model = model
+
+    def step(self):
+        self.seen = torch.cat([p.grad.flatten().clone() for p in self.model.parameters()])
+
+
+def gradient(model, tokenizer, groups, ranks, reference=None, **settings):
+    config = dataclasses.replace(CONFIG, max_grad_norm=math.inf, **settings)
+    keep = KeepGradients(model)
+    train_on_groups(model, keep, groups, config, ranks, 0, reference)
+    return keep.seen
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_C1_gradients_do_not_depend_on_micro_batches(tokenizer, prompts, model, ranks, loss_type, kl_coef):
+    groups = some_groups(model, tokenizer, prompts)
+    reference = small_model(tokenizer, seed=1)
+    whole, single, packed = (
+        gradient(
+            model,
+            tokenizer,
+            groups,
+            ranks,
+            reference,
+            loss_type=loss_type,
+            kl_coef=kl_coef,
+            micro_tokens=m,
+            pack_tokens=p,
+        )
+        for m, p in ((100_000, 512), (1, 1), (200, 100))
+    )
+    scale = whole.abs().max()
+    assert scale > 0
+    assert torch.allclose(whole, single, atol=2e-5 * scale)
+    assert torch.allclose(whole, packed, atol=2e-5 * scale)
+
+
+def test_C2_C3_masked_tokens_change_nothing_whatever_they_hold():
+    logp = torch.randn(6, requires_grad=True)
+    old, advantage, offsets = logp.detach() - 0.1, torch.tensor([1.0, -1.0]), torch.tensor([0, 3, 6])
+    mask = torch.tensor([True, True, False, True, False, False])
+    clean, _ = policy_loss(logp, old, advantage, offsets, mask=mask)
+    (clean_gradient,) = torch.autograd.grad(clean, logp)
+    for poison in (math.nan, math.inf, -math.inf, 1e30):
+        bad = torch.where(mask, old, poison)
+        logp_bad = torch.where(mask, logp.detach(), poison).requires_grad_()
+        loss, stats = policy_loss(
+            logp_bad,
+            bad,
+            advantage,
+            offsets,
+            mask=mask,
+            ref_logp=bad,
+            kl_coef=0.0,
+            sampler_logp=bad,
+            is_cap=9.0,
+        )
+        (grad,) = torch.autograd.grad(loss, logp_bad)
+        assert torch.equal(loss, clean) and torch.equal(grad, clean_gradient)
+        assert int(stats["tokens"]) == 3
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_C2_a_wholly_masked_row_or_batch_gives_zero_and_finite_gradients(loss_type):
+    logp = torch.randn(6, requires_grad=True)
+    args = (logp, logp.detach(), torch.tensor([1.0, -1.0]), torch.tensor([0, 3, 6]))
+    loss, _ = policy_loss(*args, mask=torch.zeros(6, dtype=torch.bool), loss_type=loss_type, denominator=1.0)
+    (grad,) = torch.autograd.grad(loss, logp)
+    assert loss == 0 and torch.equal(grad, torch.zeros(6))
+    row = torch.tensor([True] * 3 + [False] * 3)
+    loss, _ = policy_loss(*args, mask=row, loss_type=loss_type, denominator=1.0)
+    (grad,) = torch.autograd.grad(loss, logp)
+    assert torch.isfinite(grad).all() and torch.equal(grad[3:], torch.zeros(3))
+
+
+def test_C4_temperature_divides_the_logits():
+    hidden, weight, target = torch.randn(5, 8), torch.randn(11, 8), torch.arange(5)
+    expected = torch.log_softmax(hidden @ weight.T / 0.7, -1).gather(1, target[:, None])[:, 0]
+    assert torch.allclose(linear_logprob(hidden, weight, target, temperature=0.7), expected, atol=1e-6)
+
+
+def test_C6_on_policy_the_ratio_is_exactly_one(tokenizer, prompts, model, ranks):
+    groups = some_groups(model, tokenizer, prompts)
+    config = dataclasses.replace(CONFIG, max_grad_norm=math.inf)
+    sums = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
+    assert sums["ratio_sum"] == sums["tokens"]
+    assert sums["clip_low_count"] == sums["clip_high_count"] == 0
+    # and with several optimiser steps, at the first of them: the old log-probs are the trainer's own
+    config = dataclasses.replace(config, epochs=2)
+    sums = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
+    assert sums["ratio_sum"] == sums["tokens"]  # this optimiser does not move
+
+
+def test_several_steps_on_a_rollout_move_the_ratio_and_can_clip(tokenizer, prompts, model, ranks):
+    groups = some_groups(model, tokenizer, prompts)
+    config = dataclasses.replace(CONFIG, epochs=4, minibatches=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    sums = train_on_groups(model, optimizer, groups, config, ranks, 0)
+    assert sums["optimizer_steps"] == 8
+    assert sums["clip_low_count"] + sums["clip_high_count"] > 0
+
+
+def test_C9_groups_without_variance_have_no_advantage():
+    rewards = torch.full((64,), 0.945)
+    advantage, stats = group_advantage(rewards, torch.zeros(64, dtype=torch.long))
+    assert torch.equal(advantage, torch.zeros(64)) and not stats.has_variance.any()
+
+
+def test_C9_groups_without_variance_are_left_out_and_refilled(tokenizer, prompts, model, ranks):
+    items = [ProblemRecord(p.text) for p in some_problems(12)]
+    config = dataclasses.replace(CONFIG, refill=2)
+    drawn = []
+
+    def next_items(n):
+        drawn.extend(range(n))
+        return items[len(drawn) - n : len(drawn)]
+
+    task = LengthTask(prompts, rewards=[1.0] * 16)
+    groups, sums = rollout_groups(model, tokenizer, task, next_items, config, ranks, 0, Clock())
+    assert groups == [] and sums["groups_sampled"] == 12 and sums["groups_kept"] == 0
+    trained = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
+    assert "optimizer_steps" not in trained  # nothing to learn from: no step, and no error
+
+
+def test_C10_groups_are_made_by_prompt_not_by_place():
+    rewards = torch.rand(24)
+    ids = torch.arange(24) % 5 + 100
+    advantage, _ = group_advantage(rewards, ids)
+    order = torch.randperm(24)
+    shuffled, _ = group_advantage(rewards[order], ids[order])
+    assert torch.equal(advantage[order], shuffled)
+
+
+def test_C11_a_judge_that_fails_is_not_a_score_of_zero():
+    rewards = torch.tensor([1.0, 0.0, math.nan, 1.0])
+    advantage, stats = group_advantage(rewards, torch.zeros(4, dtype=torch.long))
+    without, _ = group_advantage(torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3, dtype=torch.long))
+    assert advantage[2] == 0 and torch.equal(advantage[[0, 1, 3]], without)
+    assert stats.nan_count.tolist() == [1] and stats.reward_mean[0] == pytest.approx(2 / 3)
+
+
+def test_C11_one_nan_reward_never_reaches_a_batch(tokenizer, prompts, model, ranks):
+    items = [ProblemRecord(p.text) for p in some_problems(4)]
+    rewards = [NAN if i % 5 == 0 else float(i % 3) for i in range(16)]
+    task = LengthTask(prompts, rewards)
+    groups, sums = rollout_groups(model, tokenizer, task, lambda n: items[:n], CONFIG, ranks, 0, Clock())
+    assert sums["answered"] == 12 and all(math.isfinite(a) for g in groups for a in g.advantages)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train_on_groups(model, optimizer, groups, CONFIG, ranks, 0)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_shut_gate_is_zero_even_where_the_judge_failed():
+    total = Rewards([1.0, 1.0, 0.0], [[0.0, 1.0, 1.0], [NAN, NAN, NAN]]).total
+    assert total[0] == 0 and math.isnan(total[1]) and total[2] == 0
+
+
+def test_C18_the_kl_gradient_agrees_with_exact_enumeration():
+    """k3 without the ratio: its expected gradient under π is that of KL(π_ref ‖ π), exactly."""
+    torch.manual_seed(0)
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    ref = torch.log_softmax(torch.randn(7, dtype=torch.float64), 0)
+    exact = (ref.exp() * (ref - torch.log_softmax(logits, 0))).sum()
+    (exact_gradient,) = torch.autograd.grad(exact, logits)
+    expected = torch.zeros(7, dtype=torch.float64)
+    for x in range(7):
+        logp = torch.log_softmax(logits, 0)[x : x + 1]
+        loss, _ = policy_loss(
+            logp, logp.detach(), torch.zeros(1), torch.tensor([0, 1]), ref_logp=ref[x : x + 1], kl_coef=1.0
+        )
+        (grad,) = torch.autograd.grad(loss, logits)
+        expected += logp.detach().exp() * grad
+    assert torch.allclose(expected, exact_gradient, atol=1e-12)
+
+
+def test_C21_the_standard_deviation_is_the_populations_with_eps_added():
+    rewards = torch.tensor([0.0, 0.5, 1.0, 1.0])
+    advantage, stats = group_advantage(rewards, torch.zeros(4, dtype=torch.long), eps=1e-6)
+    std = rewards.double().std(correction=0)
+    expected = (rewards.double() - rewards.double().mean()) / (std + 1e-6)
+    assert torch.allclose(advantage.double(), expected, atol=1e-6)
+    assert stats.reward_std[0] == pytest.approx(std.item(), abs=1e-6)
+
+
+def test_C5_truncated_sampling_cannot_be_configured():
+    assert not {"top_k", "top_p"} & set(GRPOConfig.__dataclass_fields__)
+
+
+def test_truncated_importance_weights_are_capped_and_detached():
+    logp = torch.zeros(2, requires_grad=True)
+    sampler = torch.tensor([-5.0, 1.0])
+    loss, stats = policy_loss(
+        logp, logp.detach(), torch.tensor([1.0]), torch.tensor([0, 2]), sampler_logp=sampler, is_cap=2.0
+    )
+    loss.backward()
+    assert torch.allclose(logp.grad, -torch.tensor([2.0, math.exp(-1.0)]) / 2)
+
+
+def test_unsupported_options_raise():
+    one = torch.zeros(1)
+    with pytest.raises(ValueError, match="dapo, grpo, dr_grpo, gspo"):
+        policy_loss(one, one, one, torch.tensor([0, 1]), loss_type="ppo")
+    with pytest.raises(ValueError, match="std, none, loo"):
+        group_advantage(one, one.long(), scale="rank")
+    with pytest.raises(ValueError, match="temperature"):
+        linear_logprob(one[None], one[None], one.long(), temperature=0.0)
+
+
+def _two_rank_gradient(rank, port, path, loss_type):
+    import os
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    from nanov2.domains.order.prompts import WorldPrompts
+    from nanov2.domains.order.tokenizer import Tokenizer
+
+    ranks, tokenizer = Ranks(), Tokenizer.for_world()
+    model = small_model(tokenizer)
+    groups = some_groups(model, tokenizer, WorldPrompts(tokenizer), n=5)  # ragged: 3 and 2 groups
+    config = dataclasses.replace(CONFIG, loss_type=loss_type)
+    keep = KeepGradients(model)
+    sums = train_on_groups(model, keep, ranks.mine(groups), config, ranks, 0)
+    torch.save((keep.seen, sums["grad_norm"]), f"{path}/{rank}.pt")
+    ranks.close()
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "gspo"])
+def test_C1_C17_two_ranks_have_the_gradient_and_norm_of_one(
+    tokenizer, prompts, model, ranks, tmp_path, loss_type
+):
+    groups = some_groups(model, tokenizer, prompts, n=5)
+    keep = KeepGradients(model)
+    config = dataclasses.replace(CONFIG, loss_type=loss_type)
+    sums = train_on_groups(model, keep, groups, config, ranks, 0)
+    port = 20000 + derive_seed(str(tmp_path)) % 20000
+    torch.multiprocessing.spawn(_two_rank_gradient, (port, str(tmp_path), loss_type), nprocs=2)
+    for rank in range(2):
+        seen, norm = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.allclose(seen, keep.seen, atol=1e-5 * keep.seen.abs().max())
+        assert norm == pytest.approx(sums["grad_norm"], rel=1e-4)

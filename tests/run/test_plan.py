@@ -1,0 +1,182 @@
+"""The arithmetic of --dry-run, beside what the code really keeps."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_phases import run
+
+from nanov2.distributed.ranks import Ranks
+from nanov2.distributed.sharding import local_bytes
+from nanov2.errors import InputError
+from nanov2.hub import hf
+from nanov2.model.cache import Cache
+from nanov2.model.decoder import Model, ModelConfig
+from nanov2.model.deepseek import ExpertsConfig, LatentConfig
+from nanov2.model.packing import Completion, collate, make_packs
+from nanov2.rl.state import Phase
+from nanov2.run.config import GRPOConfig, load_config
+from nanov2.run.costs import HARDWARE, Costs, activation_bytes, cache_bytes, count
+from nanov2.run.plan import dry_run, make_plan
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+@pytest.mark.parametrize(
+    "shape, total, active",
+    [  # as the models' publishers count them
+        ("smollm2-135m", 134_515_008, 134_515_008),
+        ("qwen3-8b", 8_190_735_360, 8_190_735_360),
+        ("deepseek-v3", 671.0e9, 37.6e9),
+    ],
+)
+def test_parameters_are_those_of_the_published_models(shape, total, active):
+    params, met, _, _ = count(hf.to_config(ROOT / "configs" / "shapes" / f"{shape}.json"))
+    assert params == pytest.approx(total, rel=1e-9 if total < 1e10 else 1e-3)
+    assert met == pytest.approx(active, rel=1e-9 if total < 1e10 else 5e-3)
+
+
+@pytest.mark.parametrize("dense", [None, 0, 1, 2])
+def test_parameters_are_those_of_the_model(dense):
+    latent = LatentConfig(kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8)
+    experts = ExpertsConfig(4, 2, 32, first_k_dense_replace=dense or 0)
+    extra = {} if dense is None else {"latent": latent, "experts": experts, "embed_conv": 0}
+    shape = ModelConfig(100, dim=64, n_layers=4, n_heads=4, **extra)
+    model = Model(shape)
+    assert count(shape)[:2] == (model.n_params, model.n_active)
+
+
+@pytest.mark.parametrize("extra", [{}, {"n_kv_heads": 2}, {"head_size": 64, "qk_norm": True}])
+def test_activations_are_about_what_is_saved_for_backward(extra):
+    config = ModelConfig(
+        100, **{"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 8, "ffn_dim": 640} | extra
+    )
+    config = ModelConfig(**config.to_dict() | {"embed_conv": 0})
+    model = Model(config).init_weights(torch.Generator().manual_seed(0))
+    batch = collate(make_packs([1] * 100, [Completion([2] * 103, [True] * 103) for _ in range(4)], 9999))
+    weights, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        _hidden = model(batch.layout)
+    real = sum(saved.values()) / 512 / config.n_layers
+    assert 1 / 1.3 < activation_bytes(config, 4) / real < 1.3
+
+
+def test_bytes_held_are_those_of_the_simulated_shards():
+    from scaling import SHAPES, simulate
+
+    shape = SHAPES["8B"]
+    simulated = simulate(shape, 8, "full", "bf16").state
+    assert simulated == pytest.approx(16 * count(shape)[0] / 8, rel=0.01)
+
+
+def test_models_are_whole_while_sampling_and_when_a_phase_ends(tmp_path):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        ranks = Ranks()
+        ranks.size, ranks.shard, ranks.precision = 2, "full", "bf16"
+        shape = ModelConfig(512, dim=256, n_heads=4, n_kv_heads=2, ffn_dim=704, embed_conv=0)
+        model, judge = (Model(shape).init_weights(torch.Generator().manual_seed(i)) for i in range(2))
+        frozen = SimpleNamespace(model=judge.requires_grad_(False))
+        phase = Phase(tmp_path, model, GRPOConfig(), ranks, {"verifier": frozen})
+        for p in phase.model.parameters():
+            p.grad = torch.zeros_like(p)
+        phase.optimizer.step()
+        phase.optimizer.zero_grad(set_to_none=True)
+
+        def held() -> float:  # bytes a parameter, on one of two ranks
+            shards = [*phase.model.parameters(), *phase.frozen["verifier"].model.parameters()]
+            moments = [v for s in phase.optimizer.state.values() for k, v in s.items() if k != "step"]
+            whole = [p for m in (model, judge) for p in m.parameters() if not p.is_meta]
+            return local_bytes([*shards, *moments, *whole]) / count(shape)[0]
+
+        with phase.whole():
+            sampling = held()
+        phase.end()
+        ended = held()
+    finally:
+        torch.distributed.destroy_process_group()
+    while_sampling, at_the_end = (12 + 4) / 2 + 2 * 2, (12 + 4) / 2 + 2 * 4  # two models whole: bf16, fp32
+    assert sampling == pytest.approx(while_sampling, rel=0.01)
+    assert ended == pytest.approx(at_the_end, rel=0.01)
+    config = load_config(ROOT / "configs" / "qwen3-8b-8gpu.toml", ["--grpo.judge=run", "--eval.proofs=1"])
+    p = make_plan(config, 8, 8, HARDWARE["h100-80gb"]).phases["generator"]
+    assert p.ends >= (12 + 4) / 8 * 8_190_735_360 + 2 * 4 * 8_190_735_360 > 80e9
+
+
+def test_the_cache_is_what_sampling_fills():
+    config = load_config(None, ["--model.n_kv_heads=2"])
+    costs = Costs(config, 1, 1, HARDWARE["cpu-core"])
+    cache = Cache(costs.c, rows=8, prompts=3, prompt_len=40, like=torch.zeros(0))
+    held = cache.prompt_kv.nbytes
+    for cache.longest in range(0, 96, 32):
+        cache.begin()
+    own = sum(block.nbytes for block in cache.blocks)
+    assert (held, own) == (cache_bytes(costs.c, 4) * 120, cache_bytes(costs.c, 4) * 8 * 96)
+    assert costs.sampler(4, 8, 5, 4, 40, 96) == held + 1.8 * own + 20 * 8 * costs.c.vocab_size
+
+
+def test_fp32_on_a_gpu_holds_all_scores_of_grouped_heads_and_is_slow():
+    config = load_config(ROOT / "configs" / "qwen3-1.7b-1gpu.toml", [])
+    costs = Costs(config, 1, 1, HARDWARE["h100-80gb"])
+    assert costs.dense(4) and not costs.dense(2)
+    assert not Costs(config, 1, 1, HARDWARE["cpu-core"]).dense(4)
+    assert costs.rate() == 0.35 * 67e12
+    longer = load_config(ROOT / "configs" / "qwen3-1.7b-1gpu.toml", ["--grpo.micro_tokens=32768"])
+    assert "does NOT fit" in dry_run(longer, 1, "h100-80gb")
+
+
+def test_the_cache_of_latents_is_small():
+    deepseek = hf.to_config(ROOT / "configs" / "shapes" / "deepseek-v3.json")
+    assert cache_bytes(deepseek, 2) == 2 * 61 * 576  # 70 kB a token, for 671 billion parameters
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_configuration_has_a_plan(path):
+    config = load_config(path, [])
+    if config.pretrained.folder and not config.pretrained.shape:
+        config = load_config(path, ["--pretrained.shape=configs/shapes/smollm2-135m.json"])
+    plan = make_plan(config, 8, 8, HARDWARE["h100-80gb"])
+    assert all(p.peak > 0 and p.seconds > 0 for p in plan.phases.values())
+
+
+def test_shards_and_checkpointing_take_less_memory_each():
+    path = ROOT / "configs" / "qwen3-8b-8gpu.toml"
+
+    def verifier(*overrides, ranks=8):
+        config = load_config(path, list(overrides))
+        return make_plan(config, ranks, 8, HARDWARE["h100-80gb"]).phases["verifier"]
+
+    assert verifier(ranks=16).held == pytest.approx(verifier().held / 2)
+    assert verifier("--parallel.shard=hybrid", ranks=16).held == pytest.approx(verifier().held)
+    assert verifier().training < 0.2 * verifier("--grpo.checkpointing=false").training
+    assert verifier("--grpo.samples=8").sampling < verifier().sampling
+
+
+def test_a_dry_run_makes_nothing_on_disk(tmp_path):
+    flags = ["--dry-run", "--config=configs/qwen3-8b-8gpu.toml", f"--dir={tmp_path}/run", "--ranks=8"]
+    code, out, err = run("train.py", *flags)
+    assert code == 0, err
+    assert "8,190,735,360 parameters" in out and "fits into 80 GB" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_dry_run_cannot_know_is_told():
+    config = load_config(ROOT / "configs" / "qwen3-8b-8gpu.toml", ["--pretrained.shape=no.json"])
+    with pytest.raises(InputError, match="neither models/Qwen3-8B/config.json nor pretrained.shape"):
+        dry_run(config, 8, "h100-80gb")
+    with pytest.raises(InputError, match="unknown hardware 'tpu'; one of cpu-core"):
+        dry_run(config, 8, "tpu")
+    assert json.loads((ROOT / "configs/shapes/qwen3-8b.json").read_text())["_source"] == "Qwen/Qwen3-8B"
