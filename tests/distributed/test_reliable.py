@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import small_model
 from safetensors.torch import load_file
-from test_phases import flywheel
+from scripts import flywheel
 from test_safety import BASE, wait_for_steps
 from test_sharding import STEPS, train
 

@@ -9,7 +9,7 @@ from collections import namedtuple
 import pytest
 from conftest import small_model
 from safetensors.torch import load_file
-from test_phases import TINY, flywheel, run
+from scripts import TINY, flywheel, run
 
 from nanov2.distributed import safety
 from nanov2.distributed.ranks import Ranks

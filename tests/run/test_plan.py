@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_phases import run
+from scripts import run
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.sharding import local_bytes

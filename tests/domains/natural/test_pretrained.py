@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from chat_model import graded_proofs, make_folder
-from test_phases import run
+from scripts import run
 
 from nanov2.domains.natural import corpus, pretrained
 from nanov2.domains.natural import language as natural

@@ -1,0 +1,43 @@
+"""Runs the scripts as a user does, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LAP1 = ["base", "coldstart", "verifier", "meta", "verifier2", "generator", "selfverify", "autolabel"]
+ALL = LAP1 + [f"lap2/{p}" for p in ("consolidate", "verifier2", "generator", "selfverify", "autolabel")]
+# Smaller still than the smoke configuration: what is tested here is that phases work, not that they learn.
+TINY = [
+    "--base.steps=240",
+    "--world.held_out=10",
+    "--world.validation=6",
+    "--grpo.steps=2",
+    "--autolabel.problems=8",
+]
+
+
+def run(script, *args, ranks=1, wait=True):
+    launch = [sys.executable]
+    if ranks > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [*launch, script, *map(str, args)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    if not wait:
+        return process
+    out, err = process.communicate(timeout=900)
+    return process.returncode, out, err
+
+
+def flywheel(folder, *args, **options):
+    return run("train.py", "--config=configs/smoke.toml", f"--dir={folder}", *TINY, *args, **options)
