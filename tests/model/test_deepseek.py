@@ -1,4 +1,4 @@
-"""Latent attention and experts in training and sampling; tests/hub/test_hf.py compares them with transformers."""
+"""Latent attention and experts in training and sampling; test_hf.py compares them with transformers."""
 
 import json
 
