@@ -86,7 +86,7 @@ def answers(run: Run, mode: str, model, prompts: WorldPrompts, items: list, args
     }[mode]
     seeds = [derive_seed(args.draw, "sample", i) for i in range(len(items))]
     how = sampling(run.config, run.config.verifier)
-    rollouts = sample(model, prompts.tokenizer, [question(r) for r in items], args.n, how, seeds)
+    rollouts = sample(model, prompts.tokenizer, [prompts.ids(question(r)) for r in items], args.n, how, seeds)
     rows = []
     for rollout in rollouts:
         item, text = items[rollout.index], prompts.answer(rollout)

@@ -1,6 +1,6 @@
-"""A model folder of the ecosystem in this process: its chat template, prompts for training, answers from it.
+"""A model folder of the ecosystem in this process: its chat template, and answers from it.
 
-`ChatPrompts` is the domain that the phases train such a model in; `LocalChat` is asked like an `Endpoint`.
+`LocalChat` is asked like an `Endpoint`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from tokenizers import Tokenizer as HFTokenizer
 from tqdm import tqdm
 
 from nanov2.distributed.ranks import derive_seed
-from nanov2.domains.natural import language as natural
-from nanov2.domains.natural.language import Messages, NaturalDomain
 from nanov2.errors import InputError
 from nanov2.hub import hf
-from nanov2.hub.endpoint import Answer, Cache, EndpointConfig, question_keys
+from nanov2.hub.author import Answer, Messages
+from nanov2.hub.endpoint import Cache, EndpointConfig, question_keys
 from nanov2.model.decoder import Model
-from nanov2.model.packing import Completion, Pack
 from nanov2.model.sampler import Rollout, Sampling, sample
 
 
@@ -56,7 +54,11 @@ class ChatTokenizer:
     def turn(self, text: str) -> list[int]:
         """Ids of a further message of the user, from after the end of an answer to where the next begins."""
         mark = "AN ANSWER"
-        chat = natural.user("A question") + [{"role": "assistant", "content": mark}] + natural.user(text)
+        chat = [
+            {"role": "user", "content": "A question"},
+            {"role": "assistant", "content": mark},
+            {"role": "user", "content": text},
+        ]
         _, _, after = self._render(chat).rpartition(mark)
         before, end, rest = after.partition(self.names["eos_token"])
         if before.strip() or not end or not rest:
@@ -69,6 +71,10 @@ class ChatTokenizer:
             return self.template.render(messages=told, add_generation_prompt=True, **self.names)
         except jinja2.TemplateError as e:
             raise InputError(f"the chat template cannot show these messages: {e}") from e
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text alone."""
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids, skip_special_tokens=False)
@@ -103,71 +109,6 @@ def _template(folder: Path, settings: dict) -> jinja2.Template:
 
 def _refuse(reason: str) -> None:
     raise jinja2.TemplateError(reason)
-
-
-class ChatPrompts(NaturalDomain):
-    """Natural-language proofs as token ids of one chat model: what the phases train it on.
-
-    The generator's answer holds a proof and its evaluation (section 2.2 of the paper), so one answer is one
-    turn of a self-verifying trajectory, and a further turn opens with the request to revise.
-    """
-
-    turns_per_proof = 1
-
-    def __init__(self, tokenizer: ChatTokenizer, strict: bool = True):
-        super().__init__(strict=strict)
-        self.tokenizer, self.again = tokenizer, tokenizer.turn(natural.AGAIN)
-        self.max_given = len(self.again)
-
-    def prove(self, problem: str) -> list[int]:
-        return self._ids(natural.prove(problem))
-
-    def verify(self, problem: str, proof: str) -> list[int]:
-        return self._ids(natural.verify(problem, proof))
-
-    def meta(self, problem: str, proof: str, critique: str) -> list[int]:
-        return self._ids(natural.meta(problem, proof, critique))
-
-    def revise(self, problem: str, proof: str, critique: str) -> list[int]:
-        return self._ids(natural.refine(problem, proof, [critique]))
-
-    def example(self, question: list[int], answer: str) -> Pack:
-        """A question with the answer to learn."""
-        ids = [*self.tokenizer.backend.encode(answer, add_special_tokens=False).ids, self.tokenizer.end]
-        return Pack(question, [Completion(ids, [True] * len(ids))])
-
-    def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
-        """A turn's text after any thinking, or None where it was cut off."""
-        if rollout.cut and turn in (-1, len(rollout.turns) - 1):
-            return None
-        return natural.without_thinking(self.tokenizer.decode(rollout.turns[turn]))
-
-    def turns(self, rollout: Rollout) -> list[tuple[str, str | None]]:
-        out = []
-        for t in range(len(rollout.turns)):
-            proof = natural.read_proof(self.answer(rollout, t))
-            out.append(("prove", proof and proof.text))
-            if proof:
-                out.append(("verify", proof.critique or None))
-        return out
-
-    def follow(self, rollout: Rollout) -> list[int] | None:
-        proof = natural.read_proof(self.answer(rollout))
-        score = self.claimed_score(proof.critique) if proof else None
-        return self.again if score is not None and score < 1 else None
-
-    def proof_parses(self, text: str | None) -> bool:
-        return bool(text)  # `turns` has taken it out of an answer in form
-
-    def _ids(self, messages: Messages) -> list[int]:
-        ids, context = self.tokenizer.chat(messages), self.tokenizer.context
-        if len(ids) >= context:
-            raise InputError(
-                f"a prompt of {len(ids)} tokens is longer than the context of {self.tokenizer.folder}, "
-                f"{context} tokens: lower data.max_chars, or the max_tokens of what it quotes; it ends "
-                f"in {messages[-1]['content'][-60:]!r}"
-            )
-        return ids
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Model, ChatTokenizer]:

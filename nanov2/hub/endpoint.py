@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanov2.domains.natural.language import Messages
 from nanov2.errors import InputError
+from nanov2.hub.author import Answer, Messages
 from nanov2.records import parse_json
 
 
@@ -34,15 +34,6 @@ class EndpointConfig:
     timeout: float = 600.0  # seconds for one answer
     seed: int = 0  # draws the samples, where the server heeds it
     cache: str = "runs/answers.jsonl"  # file of the answers so far; "" = none is kept
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One completion. `text` is None where there is no answer, which is not a wrong one."""
-
-    text: str | None
-    tokens: int = 0
-    missing: str = ""  # why there is no text: "cut off", "too long" (the question), "empty"
 
 
 class Endpoint:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from nanov2.domains.natural.language import read_score
+from nanov2.domains.language import read_score
 from nanov2.domains.order.world import grade_critique, grade_proof, parse_problem
 from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl

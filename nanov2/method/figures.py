@@ -111,7 +111,7 @@ def sample_answers(
     """One answer to each prompt, or the proof in it, in order, on every rank; None where cut off."""
     mine = ranks.mine(list(enumerate(questions)))
     seeds = [derive_seed(seed, i) for i, _ in mine]
-    rollouts = sample(model, prompts.tokenizer, [q for _, q in mine], 1, how, seeds)
+    rollouts = sample(model, prompts.tokenizer, [prompts.ids(q) for _, q in mine], 1, how, seeds)
     return ranks.gather([prompts.turns(r)[0][1] if proofs else prompts.answer(r) for r in rollouts])
 
 
@@ -217,7 +217,7 @@ def eval_generator(
     columns = {
         "true_score": truth,
         "full_proof_rate": [full(t) for t in truth],
-        "proof_format_rate": [float(prompts.proof_parses(p)) for p in proofs],
+        "proof_format_rate": [float(prompts.is_proof(p)) for p in proofs],
     }
     scores = [None] * len(items)
     if verifier:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nanov2.distributed.ranks import derive_seed
-from nanov2.domains.natural import language as natural
+from nanov2.domains import language as natural
 from nanov2.domains.order.prompts import Domain
 from nanov2.hub.endpoint import Answer
 from nanov2.model.decoder import Model
@@ -56,9 +56,9 @@ class Judge:
         self.known: dict[tuple[int, ...], Judgement] = {}
         self.asked = self.unparsed = 0
 
-    def ask(self, questions: list[list[int]]) -> list[Judgement]:
-        """One judgement for each prompt (ids ending in the task's control token)."""
-        keys = [tuple(q) for q in questions]
+    def ask(self, questions: list) -> list[Judgement]:
+        """One judgement for each question of the language."""
+        keys = [tuple(self.prompts.ids(q)) for q in questions]
         new = [k for k in dict.fromkeys(keys) if k not in self.known]
         seeds = [derive_seed(self.seed, list(k)) for k in new]
         rollouts = sample(
@@ -101,7 +101,7 @@ class ChatJudge:
     """
 
     def __init__(self, chat: Chat, samples: int = 1, first: int = 0, states: Counter | None = None):
-        self.chat, self.samples, self.first, self.prompts = chat, samples, first, natural.NaturalDomain()
+        self.chat, self.samples, self.first, self.prompts = chat, samples, first, natural.Language()
         self.states = Counter() if states is None else states
         self.asked = self.unparsed = 0
 

@@ -138,16 +138,18 @@ class RunVoices:
         p = self.prompts
         how = replace(self.sampling, max_given=p.max_given)
         seeds = [derive_seed(self.seed, *key) for key in keys]
-        rollouts = sample(self.generator, p.tokenizer, questions, 1, how, seeds, p.follow, p.turns_per_proof)
+        prompts = [p.ids(q) for q in questions]
+        rollouts = sample(self.generator, p.tokenizer, prompts, 1, how, seeds, p.follow, p.turns_per_proof)
         out = []
         for rollout in rollouts:
             proof, critique = judged_proofs(p.turns(rollout))[0]
             out.append(
-                Written(proof if p.proof_parses(proof) else None, p.claimed_score(critique), len(rollout.ids))
+                Written(proof if p.is_proof(proof) else None, p.claimed_score(critique), len(rollout.ids))
             )
         return out
 
     def critiques(self, questions: list, n: int, first: int, meta: bool) -> list[list[tuple]]:
+        questions = [self.prompts.ids(q) for q in questions]
         seeds = [derive_seed(self.seed, first, q) for q in questions]
         model = self.judges[meta]
         rollouts = sample(model, self.prompts.tokenizer, questions, n, self.sampling, seeds)
@@ -208,7 +210,7 @@ class Search:
                 prompt = draft
                 if issues:
                     prompt = self.prompts.revise(
-                        pool.problem, candidate.proof, issues[i % len(issues)].critique
+                        pool.problem, candidate.proof, [issues[i % len(issues)].critique]
                     )
                 out.append((parent, prompt))
         return out

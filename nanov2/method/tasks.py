@@ -40,8 +40,8 @@ class VerifierTask(SingleTurn):
 
     def prompt(self, item: ProofRecord | CritiqueRecord) -> list[int]:
         if isinstance(item, CritiqueRecord):
-            return self.prompts.meta(item.problem, item.proof, item.critique)
-        return self.prompts.verify(item.problem, item.proof)
+            return self.prompts.ids(self.prompts.meta(item.problem, item.proof, item.critique))
+        return self.prompts.ids(self.prompts.verify(item.problem, item.proof))
 
     def rewards(self, items: list, rollouts: list[Rollout]) -> Rewards:
         r_format, r_score, r_meta, quality = [], [], [1.0] * len(items), [math.nan] * len(items)
@@ -74,19 +74,19 @@ class GeneratorTask(SingleTurn):
         self.verifier = verifier
 
     def prompt(self, item: ProblemRecord) -> list[int]:
-        return self.prompts.prove(item.problem)
+        return self.prompts.ids(self.prompts.prove(item.problem))
 
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
         proofs = [self.prompts.turns(r)[0][1] for r in rollouts]
         scores = judge_proofs(self.verifier, self.prompts, items, proofs)
         truth = [self.prompts.true_score(item.problem, p) for item, p in zip(items, proofs, strict=True)]
-        formed = [self.prompts.proof_parses(p) for p in proofs]
+        formed = [self.prompts.is_proof(p) for p in proofs]
         return Rewards(scores, formed=formed, log={"truth": truth, "format": [float(f) for f in formed]})
 
 
 def judge_proofs(verifier: Judge, prompts: Domain, items, proofs: list[str | None]) -> list[float]:
     """The verifier's mean score of each proof; one without the form of a proof is 0 without being asked."""
-    ask = [i for i, p in enumerate(proofs) if prompts.proof_parses(p)]
+    ask = [i for i, p in enumerate(proofs) if prompts.is_proof(p)]
     scores = [0.0] * len(proofs)
     questions = [verifier.prompts.verify(items[i].problem, proofs[i]) for i in ask]
     for i, judgement in zip(ask, verifier.ask(questions), strict=True):
@@ -118,7 +118,7 @@ class SelfVerifyTask:
         self.max_given, self.budget = prompts.max_given, budget
 
     def prompt(self, item: ProblemRecord) -> list[int]:
-        return self.prompts.prove(item.problem)
+        return self.prompts.ids(self.prompts.prove(item.problem))
 
     def next_turn(self, rollout: Rollout) -> list[int] | None:
         spent = self.budget and len(rollout.ids) >= self.budget
@@ -130,7 +130,7 @@ class SelfVerifyTask:
         drafts = [t[0][0] for t in trajectories]
         finals, critiques = map(list, zip(*(t[-1] for t in trajectories), strict=True))
         r_Y = judge_proofs(self.verifier, self.prompts, items, finals)
-        formed = [self.prompts.proof_parses(p) for p in finals]
+        formed = [self.prompts.is_proof(p) for p in finals]
         claims = [self.prompts.claimed_score(c) for c in critiques]
         log = {
             "truth": [truth(i.problem, p) for i, p in zip(items, finals, strict=True)],

@@ -19,7 +19,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from nanov2.domains.natural.language import RUBRIC_MV, RUBRIC_V
+from nanov2.domains.language import RUBRIC_MV, RUBRIC_V
 from nanov2.domains.order.world import parse_critique, parse_problem, parse_proof
 from nanov2.errors import InputError
 from nanov2.pages.judgements import Queue, item_id, waiting_files

@@ -26,6 +26,7 @@ import torch
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import Lock
+from nanov2.domains.language import Language
 from nanov2.domains.natural import corpus
 from nanov2.domains.order.prompts import Domain, WorldPrompts, true_score
 from nanov2.domains.order.tokenizer import Tokenizer
@@ -147,7 +148,7 @@ class Run:
     def prompts(self, tokenizer: AnyTokenizer) -> Domain:
         """The language that this run's models read and write."""
         if self.natural:
-            return chat.ChatPrompts(tokenizer, self.config.pretrained.strict)
+            return Language(tokenizer, self.config.pretrained.strict)
         return WorldPrompts(tokenizer)
 
     def records(self, phase: str, lap: int, name: str, kind: type[Record]) -> list[Record]:

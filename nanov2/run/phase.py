@@ -72,7 +72,7 @@ def distinct_proofs(trajectories: list[TrajectoryRecord], prompts: Domain, sourc
     proofs = {}
     for t in trajectories:
         for i, (task, text) in enumerate(t.turns):
-            if task == "prove" and text != ev.CUT and prompts.proof_parses(text):
+            if task == "prove" and text != ev.CUT and prompts.is_proof(text):
                 name = f"{source}/{'draft' if i == 0 else 'revision'}"
                 proofs.setdefault((t.problem, text), ProofRecord(t.problem, text, None, t.kind, name))
     return list(proofs.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ScriptedServer
 
-from nanov2.domains.natural import language as natural
+from nanov2.domains import language as natural
 from nanov2.errors import InputError
 from nanov2.hub.endpoint import Answer, Cache, Endpoint, EndpointConfig
 

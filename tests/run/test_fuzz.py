@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from nanov2.distributed.ranks import Ranks
-from nanov2.domains.natural import language as natural
+from nanov2.domains import language as natural
 from nanov2.domains.natural.data import DataConfig, load
 from nanov2.domains.order import world
 from nanov2.domains.order.tokenizer import CONTROL, Tokenizer

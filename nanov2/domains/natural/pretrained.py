@@ -12,7 +12,7 @@ from collections import Counter
 import torch
 
 from nanov2.distributed.ranks import derive_rng
-from nanov2.domains.natural import language as natural
+from nanov2.domains import language as natural
 from nanov2.domains.natural.corpus import PARTS, graded_proofs
 from nanov2.hub import chat
 from nanov2.method import figures as ev
@@ -49,7 +49,7 @@ def with_evaluation(proof: str, critique: str) -> str:
     return f"## Solution\n\n{proof}\n\n## Self Evaluation\n\n{critique}"
 
 
-def demonstration(prompts: chat.ChatPrompts, records: list[ProofRecord], rng) -> Pack:
+def demonstration(prompts: natural.Language, records: list[ProofRecord], rng) -> Pack:
     """One of the three tasks in its form, of one of the shorter proofs, for that is cheap.
 
     The scores are drawn blindly: they teach the form, not to judge.
@@ -65,7 +65,7 @@ def demonstration(prompts: chat.ChatPrompts, records: list[ProofRecord], rng) ->
     return prompts.example(prompts.prove(record.problem), proof_in_form(record.proof, score))
 
 
-def documents(prompts: chat.ChatPrompts, samples: list[TrajectoryRecord], scores: dict) -> list[Pack]:
+def documents(prompts: natural.Language, samples: list[TrajectoryRecord], scores: dict) -> list[Pack]:
     """Best samples to learn: every critique, and the proofs whose label is 1 (see consolidation.py)."""
     out = []
     for sample in samples:

@@ -14,9 +14,9 @@ from collections import Counter
 from pathlib import Path
 
 from nanov2.distributed.ranks import derive_seed
-from nanov2.domains.natural import language as natural
+from nanov2.domains import language as natural
+from nanov2.domains.language import Language
 from nanov2.domains.natural.data import Loaded, load, split
-from nanov2.domains.natural.language import NaturalDomain
 from nanov2.errors import InputError
 from nanov2.hub.endpoint import Endpoint, EndpointConfig
 from nanov2.method.agreement import agreement, measure, report
@@ -187,7 +187,7 @@ def _next(problem: str, proofs: list[natural.Proof]) -> natural.Messages:
 class ChatVoices:
     """One chat model that writes, judges and weighs in a search."""
 
-    prompts = NaturalDomain()
+    prompts = Language()
 
     def __init__(self, chat: Chat, config: EndpointConfig, states: Counter):
         self.chat, self.states = chat, states

@@ -31,7 +31,7 @@ from nanov2.model.sampler import Rollout
 class Domain(Protocol):
     """All that rewards and labels know of the language that proofs are written in.
 
-    `WorldPrompts` is the embedded world, `natural.NaturalDomain` mathematics in natural language. A prompt
+    `WorldPrompts` is the embedded world, `natural.Language` mathematics in natural language. A prompt
     is what the domain's models take: token ids, or chat messages.
     """
 
@@ -51,7 +51,7 @@ class Domain(Protocol):
         """Of a self-verifying trajectory whose turn just ended: the ids that open the next, None at its end,
         which is after a critique that gives score 1 (no issue found) or cannot be read."""
 
-    def proof_parses(self, text: str | None) -> bool:
+    def is_proof(self, text: str | None) -> bool:
         """Whether an answer has the form of a proof."""
 
     def claimed_score(self, critique: str | None) -> float | None:
@@ -90,11 +90,14 @@ class WorldPrompts:
         t = self.tokenizer
         return [*self.verify(problem, proof), *t.encode(critique), t.end, t.task["meta"]]
 
-    def revise(self, problem: str, proof: str, critique: str) -> list[int]:
+    def revise(self, problem: str, proof: str, critiques: list[str]) -> list[int]:
         t = self.tokenizer
-        return [*self.verify(problem, proof), *t.encode(critique), t.end, t.task["prove"]]
+        return [*self.verify(problem, proof), *t.encode(critiques[0]), t.end, t.task["prove"]]
 
-    def proof_parses(self, text: str | None) -> bool:
+    def ids(self, question: list[int]) -> list[int]:
+        return question
+
+    def is_proof(self, text: str | None) -> bool:
         return proof_parses(text)
 
     def claimed_score(self, critique: str | None) -> float | None:

@@ -12,7 +12,7 @@ from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 from nanov2.run.config import load_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 SAMPLE = str(ROOT / "tests" / "data" / "open-proof-corpus-sample.jsonl")
 
 

@@ -1,13 +1,12 @@
 """Natural-language mode: prompts and parsers."""
 
-import math
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanov2.domains.natural import language as natural
+from nanov2.domains import language as natural
 
 
 @pytest.mark.parametrize(
@@ -101,20 +100,14 @@ def test_nested_braces_before_the_box_do_not_hide_it(depth, score, before):
 
 
 def test_judges_never_see_what_the_author_thinks_of_the_proof():
-    proof = "## Solution\nBy parity.\n\n## Self Evaluation:\nPerfect. \\boxed{1}"
+    answer = "## Solution\nBy parity.\n\n## Self Evaluation:\nPerfect. \\boxed{1}"
+    proof = natural.read_proof(answer).text  # what is stored, judged and labelled
     (message,) = natural.verify("P", proof)
     assert "By parity." in message["content"] and "Perfect" not in message["content"]
-    assert natural.read_proof(proof) == natural.Proof("By parity.", 1.0, "Perfect. \\boxed{1}")
+    assert natural.read_proof(answer) == natural.Proof("By parity.", 1.0, "Perfect. \\boxed{1}")
 
 
 def test_a_strict_domain_scores_only_answers_in_form():
-    lenient, strict = natural.NaturalDomain(), natural.NaturalDomain(strict=True)
+    lenient, strict = natural.Language(), natural.Language(strict=True)
     assert lenient.claimed_score("\\boxed{1}") == 1.0 and strict.claimed_score("\\boxed{1}") is None
     assert strict.claimed_score(CRITIQUE) == 0.5 and strict.claimed_quality(CRITIQUE) is None
-
-
-def test_the_truth_of_a_new_proof_is_unknown_not_zero():
-    domain = natural.NaturalDomain({("P", "right"): 1.0})
-    assert domain.true_score("P", "right") == 1.0
-    assert math.isnan(domain.true_score("P", "new"))
-    assert domain.examine("P", "new", "c") is None

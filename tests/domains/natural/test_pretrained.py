@@ -9,14 +9,15 @@ import torch
 from chat_model import graded_proofs, make_folder
 from scripts import run
 
+from nanov2.domains import language as natural
+from nanov2.domains.language import Language
 from nanov2.domains.natural import corpus, pretrained
-from nanov2.domains.natural import language as natural
 from nanov2.errors import InputError
-from nanov2.hub.chat import ChatPrompts, ChatTokenizer, load_model
+from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.method.experts import GradesExpert
 from nanov2.method.tasks import SelfVerifyTask, judged_proofs
 from nanov2.model.sampler import Rollout, Sampling, sample
-from nanov2.records import CritiqueRecord, ProofRecord, write_jsonl
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, write_jsonl
 from nanov2.run.config import from_dict
 
 SMALL = [
@@ -96,7 +97,7 @@ def test_a_trained_phase_is_a_folder_of_the_ecosystem(finished, folder):
     model, tokenizer = load_model(finished / "selfverify")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(finished / "selfverify").eval()
     ids = tokenizer.chat(natural.prove("Show that claim 1 holds ."))
-    prompts = ChatPrompts(tokenizer)
+    prompts = Language(tokenizer, strict=True)
     (rollout,) = sample(model, tokenizer, [ids], 1, Sampling(0.0, 8), 0)
     for i, token in enumerate(rollout.ids):
         assert theirs(torch.tensor([ids + rollout.ids[:i]])).logits[0, -1].argmax() == token
@@ -161,7 +162,7 @@ def answers(prompts, *texts):
 
 
 def test_trajectories_go_on_until_the_author_finds_no_issue(folder):
-    prompts = ChatPrompts(ChatTokenizer(folder))
+    prompts = Language(ChatTokenizer(folder), strict=True)
     doubt, sure = (pretrained.proof_in_form("It holds by parity .", s) for s in (0.5, 1.0))
     assert prompts.follow(answers(prompts, doubt)) == prompts.again
     assert prompts.follow(answers(prompts, doubt, sure)) is None
@@ -176,7 +177,7 @@ def test_trajectories_go_on_until_the_author_finds_no_issue(folder):
 def test_driver_turns_of_many_tokens_are_given_not_chosen(folder):
     """The sampler opens a further turn with the whole request; it is masked, and the sample is resumable."""
     model, tokenizer = load_model(folder)
-    prompts = ChatPrompts(tokenizer)
+    prompts = Language(tokenizer, strict=True)
     task = SelfVerifyTask(prompts, None, 2)
     how = Sampling(1.0, 6, max_given=task.max_given)
     tokenizer.end = int(torch.tensor(0))  # a frequent token ends turns of an untrained model
@@ -184,7 +185,7 @@ def test_driver_turns_of_many_tokens_are_given_not_chosen(folder):
     def always(rollout):
         return prompts.again
 
-    rollouts = sample(model, tokenizer, [prompts.prove("P")] * 3, 4, how, 5, always, 2)
+    rollouts = sample(model, tokenizer, [task.prompt(ProblemRecord("P"))] * 3, 4, how, 5, always, 2)
     several = [r for r in rollouts if len(r.turns) == 2 or len(r.ids) > len(prompts.again)]
     for r in several:
         given = [i for i, chosen in zip(r.ids, r.chosen) if not chosen]
@@ -196,9 +197,9 @@ def test_a_prompt_longer_than_the_context_is_told(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "short")
     config = tmp_path / "short" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 50}))
-    prompts = ChatPrompts(ChatTokenizer(tmp_path / "short"))
+    prompts = Language(ChatTokenizer(tmp_path / "short"), strict=True)
     with pytest.raises(InputError, match="longer than the context .* 50 tokens: lower data.max_chars"):
-        prompts.verify("P", "a proof")
+        prompts.ids(prompts.verify("P", "a proof"))
 
 
 def test_grades_stand_in_for_a_person():

@@ -1,0 +1,107 @@
+"""What the cycle runs on: a domain, the language that its proofs are written in, and who knows the truth.
+
+Three interfaces, because three kinds of code need them. `Language` (language.py) is all that tasks, judges,
+labels and search know. `Truth` feeds figures and the exact expert, and nothing else: no reward has it among
+its arguments. `Domain` is what the phases of train.py read problems, proofs and demonstrations from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from nanov2.domains.language import Demonstration, Language
+from nanov2.errors import InputError
+from nanov2.hub.chat import ChatTokenizer
+from nanov2.model.decoder import Model
+from nanov2.records import ProblemRecord, ProofRecord
+
+if TYPE_CHECKING:
+    from nanov2.run.config import Config
+
+
+class CritiqueGrade(NamedTuple):
+    """The expert's judgement of a critique."""
+
+    quality: (
+        float  # ms: 1 all claimed issues are real and the score follows; 0.5 some invented; 0 all invented
+    )
+    marks: tuple[bool, ...]  # per finding, in the order of the critique: whether it is right
+    invented: int  # claimed issues where there is none
+    missed: int  # issues of the proof that the critique passes over
+
+
+class Truth(Protocol):
+    """Exact grades, where somebody knows them: for figures and the expert, never for a reward."""
+
+    def score(self, problem: str, proof: str | None) -> float:
+        """s of a proof; NaN where nobody knows."""
+
+    def examine(self, problem: str, proof: str, critique: str) -> CritiqueGrade | None:
+        """The grade of a critique; None where nobody knows."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a page shows a record: texts in Markdown with $…$, cut into their steps and findings."""
+
+    statement: str = ""  # the problem
+    facts: tuple[str, ...] = ()  # what is given, one a line
+    steps: tuple[str, ...] = ()  # of the proof
+    findings: tuple[tuple[int | None, str, bool], ...] = ()  # (step it is about, text, claims an issue)
+    rubric: str = ""
+
+
+class Domain(Protocol):
+    """Problems, proofs and demonstrations of one kind of mathematics. Made from a run's configuration.
+
+    `--domain=` names one: "order", "natural", or "my_module:MyDomain" of one's own.
+    """
+
+    truth: Truth | None
+
+    def start(self) -> tuple[Model, ChatTokenizer]:
+        """The model that the base is trained from (fresh or pretrained weights) and its tokenizer."""
+
+    def language(self, tokenizer: ChatTokenizer | None) -> Language:
+        """The language, bound to a model's tokenizer; None: texts and messages alone, for an endpoint."""
+
+    def problems(self) -> dict[str, list[ProblemRecord]]:
+        """Disjoint sets: "train", "validation", "held_out", and, where there are harder ones, the same names
+        with "_hard" (a later lap's: "train_hard2", …; as hard as the last lap's: "held_out_hardest")."""
+
+    def new_problems(self, lap: int, n: int) -> list[ProblemRecord]:
+        """n hard problems for step 4 of a lap, none of which is in `problems()`."""
+
+    def graded_proofs(self) -> dict[str, list[ProofRecord]]:
+        """Proofs that people graded, by set; empty where the weak prover writes all of 𝒟v."""
+
+    def demonstration(self, rng: random.Random, progress: float) -> Demonstration:
+        """A document of the base's training; `progress` from 0 to 1 makes it harder."""
+
+    def view(self, record: object) -> View:
+        """How a page shows a ProblemRecord, ProofRecord or CritiqueRecord."""
+
+
+NAMES = {
+    "order": "nanov2.domains.order.domain:OrderDomain",
+    "natural": "nanov2.domains.natural.domain:NaturalDomain",
+}
+
+
+def open_domain(config: Config) -> Domain:
+    """The domain that the configuration names."""
+    name = NAMES.get(config.domain, config.domain)
+    module, colon, cls = name.partition(":")
+    if not colon:
+        known = ", ".join(NAMES)
+        raise InputError(
+            f"domain must be one of {known}, or module:Class of your own, found {config.domain!r}"
+        )
+    try:
+        kind = getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError) as e:
+        raise InputError(f"domain {config.domain!r} cannot be imported: {e}") from e
+    return kind(config)
