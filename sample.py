@@ -32,7 +32,8 @@ from nanov2.errors import InputError
 from nanov2.method.figures import sample_trajectories, sampling, trajectory_records
 from nanov2.method.search import RunVoices, Search
 from nanov2.method.tasks import SelfVerifyTask
-from nanov2.model.sampler import Sampling, sample
+from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl
 from nanov2.run.cli import open_folder, parse, script
 from nanov2.run.folder import Run
@@ -89,7 +90,7 @@ def answers(run: Run, mode: str, model, prompts: WorldPrompts, items: list, args
     rollouts = sample(model, prompts.tokenizer, [prompts.ids(question(r)) for r in items], args.n, how, seeds)
     rows = []
     for rollout in rollouts:
-        item, text = items[rollout.index], prompts.answer(rollout)
+        item, text = items[rollout.group], prompts.answer(rollout)
         row = {"problem": item.problem} | {
             k: getattr(item, k) for k in ("proof", "critique") if hasattr(item, k)
         }

@@ -24,7 +24,7 @@ from nanov2.domains.order.prompts import WorldPrompts, claimed_score, true_score
 from nanov2.method import figures as ev
 from nanov2.method.search import RunVoices, Search
 from nanov2.method.tasks import SelfVerifyTask
-from nanov2.model.sampler import Sampling
+from nanov2.model.rollout import Sampling
 from nanov2.pages.report import build_report
 from nanov2.run.config import load_config
 from nanov2.run.folder import Run

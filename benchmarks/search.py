@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from nanov2.distributed.ranks import Ranks
 from nanov2.domains.order.prompts import WorldPrompts, true_score
 from nanov2.method.search import Pool, RunVoices, Search
-from nanov2.model.sampler import Sampling
+from nanov2.model.rollout import Sampling
 from nanov2.run.config import load_config
 from nanov2.run.folder import Run
 

@@ -74,7 +74,8 @@ def our_model(shape: dict):
 def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int, alone=False):
     """Yields once per step. `alone`: every completion samples and trains with a copy of its prompt."""
     from nanov2.distributed.ranks import Ranks
-    from nanov2.model.sampler import Sampling, sample
+    from nanov2.model.rollout import Sampling
+    from nanov2.model.sampler import sample
     from nanov2.rl.grpo import Clock, Group, Rewards, make_optimizer, rollout_groups, train_on_groups
     from nanov2.run.config import GRPOConfig
 
@@ -111,7 +112,8 @@ def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, st
 
 
 def ours_sample(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
-    from nanov2.model.sampler import Sampling, sample
+    from nanov2.model.rollout import Sampling
+    from nanov2.model.sampler import sample
 
     model = our_model(shape)
     for step in range(steps):

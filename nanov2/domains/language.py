@@ -16,7 +16,7 @@ from nanov2.errors import InputError
 from nanov2.hub.author import Messages
 from nanov2.hub.chat import ChatTokenizer
 from nanov2.model.packing import Completion, Pack
-from nanov2.model.sampler import Rollout
+from nanov2.model.rollout import Rollout
 
 SCORES = (0.0, 0.5, 1.0)
 
@@ -311,7 +311,7 @@ class Language:
 
     def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
         """A turn's text after any thinking, or None where it was cut off."""
-        if rollout.cut and turn in (-1, len(rollout.turns) - 1):
+        if rollout.truncated and turn in (-1, len(rollout.turns) - 1):
             return None
         return without_thinking(self.tokenizer.decode(rollout.turns[turn]))
 
@@ -367,7 +367,7 @@ class TurnLanguage(Language):
         """A turn's text, or None where it was cut off or holds a control token: no answer at all."""
         ids = rollout.turns[turn]
         last = turn in (-1, len(rollout.turns) - 1)
-        if (rollout.cut and last) or not self.tokenizer.control.isdisjoint(ids):
+        if (rollout.truncated and last) or not self.tokenizer.control.isdisjoint(ids):
             return None
         return self.tokenizer.decode(ids)
 

@@ -21,7 +21,8 @@ from nanov2.hub import hf
 from nanov2.hub.author import Answer, Messages
 from nanov2.hub.endpoint import Cache, EndpointConfig, question_keys
 from nanov2.model.decoder import Model
-from nanov2.model.sampler import Rollout, Sampling, sample
+from nanov2.model.rollout import Rollout, Sampling
+from nanov2.model.sampler import sample
 
 
 class ChatTokenizer:
@@ -157,5 +158,5 @@ class LocalChat:
 
     def _read(self, rollout: Rollout) -> Answer:
         text = self.tokenizer.decode(rollout.turns[-1])
-        missing = "cut off" if rollout.cut else "" if text else "empty"
+        missing = "cut off" if rollout.truncated else "" if text else "empty"
         return Answer(None if missing else text, len(rollout.ids), missing)

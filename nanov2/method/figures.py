@@ -16,7 +16,8 @@ from nanov2.method.experts import WorldExpert
 from nanov2.method.judges import Judge
 from nanov2.method.tasks import SelfVerifyTask, judge_proofs
 from nanov2.model.decoder import Model
-from nanov2.model.sampler import Sampling, sample
+from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.grpo import Task
 from nanov2.run.config import Config, GRPOConfig

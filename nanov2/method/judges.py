@@ -20,7 +20,8 @@ from nanov2.domains import language as natural
 from nanov2.domains.order.prompts import Domain
 from nanov2.hub.endpoint import Answer
 from nanov2.model.decoder import Model
-from nanov2.model.sampler import Sampling, sample
+from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 
 
 @dataclass(frozen=True)

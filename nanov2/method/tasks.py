@@ -11,7 +11,7 @@ import math
 from nanov2.domains.order.prompts import Domain
 from nanov2.method.judges import Judge
 from nanov2.method.rewards import R_Z, R_format, R_generator, R_score
-from nanov2.model.sampler import Rollout
+from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 from nanov2.rl.grpo import Rewards
 

@@ -9,7 +9,6 @@ sampled is never decoded and encoded again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,36 +16,9 @@ from torch import Tensor
 from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.model.cache import Cache
 from nanov2.model.decoder import Model
+from nanov2.model.rollout import Rollout, Sampling
 
-NextTurn = Callable[["Rollout"], list[int] | None]
-
-
-@dataclass
-class Rollout:
-    """One sampled sequence: what it continues, its tokens, and which of them the model chose itself."""
-
-    prompt: list[int]
-    index: int  # which of the prompts it belongs to: the group (C10)
-    ids: list[int] = field(default_factory=list)
-    chosen: list[bool] = field(default_factory=list)  # False: put there by the driver (the loss mask)
-    logprobs: list[float] = field(default_factory=list)  # of the sampler; 0.0 where not chosen
-    turns: list[list[int]] = field(default_factory=list)  # ids of each turn, without <end>
-    cut: bool = False  # the last turn hit its limit before <end>
-
-    def add(self, token: int, chosen: bool, logprob: float) -> None:
-        self.ids.append(token)
-        self.chosen.append(chosen)
-        self.logprobs.append(logprob)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample."""
-
-    temperature: float = 1.0  # logits are divided by it; 0 = greedy
-    max_tokens: int = 64  # per turn, <end> included
-    batch_rows: int = 512  # rows that are decoded together
-    max_given: int = 1  # tokens that the driver may put before a further turn
+NextTurn = Callable[[Rollout], list[int] | None]
 
 
 @torch.no_grad()
@@ -64,7 +36,7 @@ def sample(
 
     `seed` draws the randomness: one number for all prompts, or one for each (then a prompt's samples are
     the same in any batch). When a turn ends, `next_turn(rollout)` gives the ids that open the next turn,
-    or None; they are appended as given, not chosen. At most `max_turns` turns. `tokenizer.end` ends a turn.
+    or None; they are forced, not sampled. At most `max_turns` turns. `tokenizer.end` ends a turn.
     """
     if sampling.temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {sampling.temperature}")
@@ -142,7 +114,7 @@ class _Batch:
             return True
         else:
             row.turns.append(row.ids[self.started[b] :])
-            row.cut = True
+            row.truncated = True
         self.tenants[self.slot_of[b]] -= 1
         self.rows[b] = None
         return False

@@ -28,7 +28,8 @@ from nanov2.kernels.policy_loss import policy_loss
 from nanov2.model.decoder import Model
 from nanov2.model.deepseek import balance
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
-from nanov2.model.sampler import Rollout, Sampling, sample
+from nanov2.model.rollout import Rollout, Sampling
+from nanov2.model.sampler import sample
 from nanov2.run.config import GRPOConfig
 
 
@@ -115,7 +116,7 @@ def rollout_groups(
             model, tokenizer, prompts, config.samples, sampling, seeds, task.next_turn, task.max_turns
         )
         clock.lap("sample")
-        rewards = task.rewards([items[r.index] for r in rollouts], rollouts)
+        rewards = task.rewards([items[r.group] for r in rollouts], rollouts)
         clock.lap("judge")
         groups, sums = _make_groups(prompts, rollouts, rewards, config)
         # The first `prompts` groups with variance, in the order drawn, whatever the number of ranks.
@@ -137,14 +138,14 @@ def _make_groups(prompts, rollouts: list[Rollout], rewards: Rewards, config: GRP
     groups, total, n = [], rewards.total, config.samples
     # The reward alone does not tell an answer without end or form from one that is merely wrong.
     formed = rewards.formed or [True] * len(rollouts)
-    malformed = [r.cut or not f for r, f in zip(rollouts, formed, strict=True)]
+    malformed = [r.truncated or not f for r, f in zip(rollouts, formed, strict=True)]
     penalised = total - config.malformed_penalty * torch.tensor(malformed, dtype=torch.float32)
     sums = defaultdict(float, groups_kept=0, groups_sampled=len(prompts), reward=0, reward_sq=0)
     for name in rewards.log:
         sums["log." + name] = 0.0
         sums["log_n." + name] = 0.0
     if rollouts:
-        ids = torch.tensor([r.index for r in rollouts])
+        ids = torch.tensor([r.group for r in rollouts])
         advantages, stats = group_advantage(penalised, ids, scale=config.scale)
         has_variance = dict(zip(stats.group_id.tolist(), stats.has_variance.tolist(), strict=True))
         for g, prompt in enumerate(prompts):
@@ -157,8 +158,8 @@ def _make_groups(prompts, rollouts: list[Rollout], rewards: Rewards, config: GRP
     sums["answered"] = len(answered)
     sums["reward"] = answered.sum().item()
     sums["reward_sq"] = (answered**2).sum().item()
-    sums["cut"] = sum(r.cut for r in rollouts)
-    sums["sampled_tokens"] = sum(sum(r.chosen) for r in rollouts)
+    sums["cut"] = sum(r.truncated for r in rollouts)
+    sums["sampled_tokens"] = sum(sum(r.sampled) for r in rollouts)
     sums["neg_logprob"] = -sum(sum(r.logprobs) for r in rollouts)
     for name, values in rewards.log.items():
         good = [v for v in values if v == v]
@@ -210,7 +211,7 @@ def train_on_groups(
             size = ranks.sum(
                 {
                     "rows": sum(len(g.rollouts) for g in part),
-                    "tokens": sum(sum(r.chosen) for g in part for r in g.rollouts),
+                    "tokens": sum(sum(r.sampled) for g in part for r in g.rollouts),
                 }
             )
             if not size["rows"]:  # no group with variance on any rank: nothing to learn from
@@ -240,7 +241,7 @@ def _row_batches(model: Model, groups: list[Group], config: GRPOConfig, device: 
     number = {row: n for n, row in enumerate(rows)}
     packs = []
     for g, group in enumerate(groups):
-        completions = [Completion(r.ids, r.chosen, number[g, i]) for i, r in enumerate(group.rollouts)]
+        completions = [Completion(r.ids, r.sampled, number[g, i]) for i, r in enumerate(group.rollouts)]
         packs += make_packs(group.prompt, completions, config.pack_tokens)
     for packs_of_batch in in_step(model, micro_batches(packs, config.micro_tokens)):
         batch = collate(packs_of_batch).to(device)

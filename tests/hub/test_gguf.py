@@ -104,7 +104,8 @@ def smollm2(tmp_path_factory):
 
 
 def test_smollm2_continues_as_a_language_model(smollm2):
-    from nanov2.model.sampler import Sampling, sample
+    from nanov2.model.rollout import Sampling
+    from nanov2.model.sampler import sample
 
     model, tokenizer = hf.load(smollm2), Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
 

@@ -12,7 +12,8 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.hub.checkpoint import load_model, save_model
 from nanov2.model.deepseek import Experts, ExpertsConfig, LatentConfig, balance
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
-from nanov2.model.sampler import Sampling, sample
+from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 from nanov2.rl.grpo import batch_logprobs
 
 LATENT = LatentConfig(kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=10, q_lora_rank=12)
@@ -64,7 +65,7 @@ def test_C7_a_shared_prompt_gives_the_gradients_of_separate_rows(tokenizer, prom
         return {n: p.grad for n, p in deepseek.named_parameters() if p.requires_grad}
 
     rows = [
-        make_packs(questions[r.index], [Completion(r.ids, r.chosen, i)], 1) for i, r in enumerate(rollouts)
+        make_packs(questions[r.group], [Completion(r.ids, r.sampled, i)], 1) for i, r in enumerate(rollouts)
     ]
     shared, separate = gradients(packs_of(questions, rollouts)), gradients([p for (p,) in rows])
     for name, grad in shared.items():

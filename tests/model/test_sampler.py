@@ -8,7 +8,8 @@ from conftest import small_model, some_problems
 
 from nanov2.method.tasks import SelfVerifyTask
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
-from nanov2.model.sampler import Sampling, sample
+from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 from nanov2.rl.grpo import batch_logprobs
 
 
@@ -25,7 +26,7 @@ def rollouts_of(model, tokenizer, prompts, n=3, temperature=1.0, turns=3, count=
 def packs_of(questions, rollouts, max_tokens=512):
     packs = []
     for i, question in enumerate(questions):
-        rows = [Completion(r.ids, r.chosen, j) for j, r in enumerate(rollouts) if r.index == i]
+        rows = [Completion(r.ids, r.sampled, j) for j, r in enumerate(rollouts) if r.group == i]
         packs += make_packs(question, rows, max_tokens)
     return packs
 
@@ -61,8 +62,8 @@ def test_C7_a_shared_prompt_gives_the_gradients_of_separate_rows(tokenizer, prom
     separate = gradients(
         [
             p
-            for q, r in ((questions[r.index], r) for r in rollouts)
-            for p in make_packs(q, [Completion(r.ids, r.chosen, rollouts.index(r))], 1)
+            for q, r in ((questions[r.group], r) for r in rollouts)
+            for p in make_packs(q, [Completion(r.ids, r.sampled, rollouts.index(r))], 1)
         ],
         1,
     )
@@ -71,26 +72,26 @@ def test_C7_a_shared_prompt_gives_the_gradients_of_separate_rows(tokenizer, prom
 
 def test_C8_the_sampled_end_token_is_counted(tokenizer, prompts, model):
     _, rollouts = rollouts_of(model, tokenizer, prompts, turns=1, count=20, max_tokens=30)
-    ended = [r for r in rollouts if not r.cut]
+    ended = [r for r in rollouts if not r.truncated]
     assert ended
     for r in ended:
-        assert r.ids[-1] == tokenizer.end and r.chosen[-1]
+        assert r.ids[-1] == tokenizer.end and r.sampled[-1]
 
 
 def test_C15_turns_are_joined_as_ids_with_one_bos(tokenizer, prompts, model):
     questions, rollouts = rollouts_of(model, tokenizer, prompts, count=20, max_tokens=40)
     assert any(len(r.turns) == 3 for r in rollouts)
     for r in rollouts:
-        assert (questions[r.index] + r.ids).count(tokenizer.bos) == 1 + sum(
+        assert (questions[r.group] + r.ids).count(tokenizer.bos) == 1 + sum(
             t.count(tokenizer.bos)
             for t in r.turns  # an untrained model may sample one itself
         )
-        given = [i for i, chosen in zip(r.ids, r.chosen) if not chosen]
+        given = [i for i, sampled in zip(r.ids, r.sampled) if not sampled]
         assert given == [tokenizer.task["verify"], tokenizer.task["prove"]][: len(given)]
         rebuilt = []
         for t, turn in enumerate(r.turns):
             rebuilt += ([given[t - 1]] if t else []) + turn
-            rebuilt += [] if r.cut and t == len(r.turns) - 1 else [tokenizer.end]
+            rebuilt += [] if r.truncated and t == len(r.turns) - 1 else [tokenizer.end]
         assert rebuilt == r.ids
 
 
@@ -133,8 +134,8 @@ def test_greedy_takes_the_likeliest_and_limits_are_counted(tokenizer, prompts, m
     a = sample(model, tokenizer, questions, 2, Sampling(0.0, 5), 1)
     b = sample(model, tokenizer, questions, 2, Sampling(0.0, 5), 2)
     assert [r.ids for r in a] == [r.ids for r in b]
-    assert all(len(r.ids) <= 5 and r.cut == (r.ids[-1] != tokenizer.end) for r in a)
-    assert all(prompts.answer(r) is None for r in a if r.cut)
+    assert all(len(r.ids) <= 5 and r.truncated == (r.ids[-1] != tokenizer.end) for r in a)
+    assert all(prompts.answer(r) is None for r in a if r.truncated)
 
 
 def test_a_log_prob_is_never_positive(tokenizer, prompts, model):
@@ -155,5 +156,7 @@ def test_no_turn_begins_once_the_budget_is_spent(tokenizer, prompts, model):
     )
     assert any(len(r.turns) > 1 for r in rollouts)
     for r in rollouts:
-        before = len(r.ids) - len(r.turns[-1]) - 1 - (not r.cut)  # what was there when the last turn began
+        before = (
+            len(r.ids) - len(r.turns[-1]) - 1 - (not r.truncated)
+        )  # what was there when the last turn began
         assert len(r.turns) == 1 or before < 10

@@ -12,7 +12,8 @@ from nanov2.kernels.advantage import group_advantage
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.kernels.policy_loss import LOSS_TYPES, policy_loss
 from nanov2.method.rewards import NAN
-from nanov2.model.sampler import Sampling, sample
+from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 from nanov2.records import ProblemRecord
 from nanov2.rl.grpo import Clock, Group, Rewards, rollout_groups, train_on_groups
 from nanov2.run.config import GRPOConfig
@@ -42,7 +43,7 @@ def some_groups(model, tokenizer, prompts, n=4, samples=4, temperature=1.0):
     questions = [prompts.prove(p.text) for p in some_problems(n)]
     rollouts = sample(model, tokenizer, questions, samples, Sampling(temperature, 12), 3)
     rewards = torch.tensor([len(set(r.ids)) + 0.1 * i for i, r in enumerate(rollouts)])
-    advantages, _ = group_advantage(rewards, torch.tensor([r.index for r in rollouts]))
+    advantages, _ = group_advantage(rewards, torch.tensor([r.group for r in rollouts]))
     return [
         Group(
             questions[g],

@@ -25,7 +25,7 @@ from nanov2.domains.order.world import (
     parse_problem,
     parse_proof,
 )
-from nanov2.model.sampler import Rollout
+from nanov2.model.rollout import Rollout
 
 
 class Domain(Protocol):
@@ -129,7 +129,7 @@ class WorldPrompts:
         """A turn's text, or None where it was cut off or holds a control token: no answer at all."""
         ids = rollout.turns[turn]
         last = turn in (-1, len(rollout.turns) - 1)
-        if (rollout.cut and last) or not self.tokenizer.control.isdisjoint(ids):
+        if (rollout.truncated and last) or not self.tokenizer.control.isdisjoint(ids):
             return None
         return self.tokenizer.decode(ids)
 

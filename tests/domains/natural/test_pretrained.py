@@ -16,7 +16,8 @@ from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.method.experts import GradesExpert
 from nanov2.method.tasks import SelfVerifyTask, judged_proofs
-from nanov2.model.sampler import Rollout, Sampling, sample
+from nanov2.model.rollout import Rollout, Sampling
+from nanov2.model.sampler import sample
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, write_jsonl
 from nanov2.run.config import from_dict
 
@@ -170,7 +171,7 @@ def test_trajectories_go_on_until_the_author_finds_no_issue(folder):
     pairs = judged_proofs(prompts.turns(answers(prompts, doubt, sure)))
     assert [proof for proof, _ in pairs] == ["It holds by parity ."] * 2
     assert [prompts.claimed_score(critique) for _, critique in pairs] == [0.5, 1.0]
-    cut = dataclasses.replace(answers(prompts, doubt, sure), cut=True)
+    cut = dataclasses.replace(answers(prompts, doubt, sure), truncated=True)
     assert judged_proofs(prompts.turns(cut))[1] == (None, None)
 
 
@@ -188,9 +189,9 @@ def test_driver_turns_of_many_tokens_are_given_not_chosen(folder):
     rollouts = sample(model, tokenizer, [task.prompt(ProblemRecord("P"))] * 3, 4, how, 5, always, 2)
     several = [r for r in rollouts if len(r.turns) == 2 or len(r.ids) > len(prompts.again)]
     for r in several:
-        given = [i for i, chosen in zip(r.ids, r.chosen) if not chosen]
+        given = [i for i, sampled in zip(r.ids, r.sampled) if not sampled]
         assert given == prompts.again
-        assert all(lp == 0 for lp, chosen in zip(r.logprobs, r.chosen) if not chosen)
+        assert all(lp == 0 for lp, sampled in zip(r.logprobs, r.sampled) if not sampled)
 
 
 def test_a_prompt_longer_than_the_context_is_told(folder, tmp_path):
