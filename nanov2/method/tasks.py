@@ -128,7 +128,8 @@ class SelfVerifyTask:
         n, truth = len(rollouts), self.prompts.true_score
         trajectories = [judged_proofs(self.prompts.turns(r)) for r in rollouts]
         drafts = [t[0][0] for t in trajectories]
-        finals, critiques = map(list, zip(*(t[-1] for t in trajectories), strict=True))
+        finals = [t[-1][0] for t in trajectories]
+        critiques = [t[-1][1] for t in trajectories]
         r_Y = judge_proofs(self.verifier, self.prompts, items, finals)
         formed = [self.prompts.is_proof(p) for p in finals]
         claims = [self.prompts.claimed_score(c) for c in critiques]

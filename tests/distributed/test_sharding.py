@@ -169,6 +169,17 @@ def test_each_of_two_ranks_holds_about_half_of_weights_gradients_and_optimiser(t
         assert 0.45 <= share <= 0.55 and shell_empty and shell_filled
 
 
+def _fewer_prompts_than_ranks(ranks, path):
+    trained = [train(kind, path / kind, ranks, prompts=1, steps=2) for kind in ("single", "multi")]
+    return [(model.state_dict(), len(rows)) for model, rows in trained]
+
+
+def test_C22_every_kind_of_task_trains_where_a_rank_has_no_prompt(tmp_path):
+    one, other = on_ranks(_fewer_prompts_than_ranks, tmp_path)
+    for (weights, steps), (others, _) in zip(one, other):
+        assert steps == 2 and all(torch.equal(p, others[name]) for name, p in weights.items())
+
+
 def test_hybrid_shards_over_two_nodes_train_as_one_process_does(tmp_path):
     """Two nodes of two ranks: shards within a node, copies across; many micro-batches a step."""
     sharded, *_ = on_ranks(_train_kinds, tmp_path, "hybrid", ("multi",), size=4, nodes=2)
