@@ -291,7 +291,7 @@ def generator(run: Run, lap: int) -> dict:
     items = run.problems["train"] if lap == 1 else run.hard_problems("train_hard", lap)
     # In lap 1 beside the base, whatever the weights start from.
     before = held_out(run.load("base")[0])[0] if lap == 1 else None
-    best = "" if run.natural else "validation/true_score"  # only where the truth is known
+    best = "validation/true_score" if config.keep_best == "truth" else ""
     result = run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best, before)
     if lap == 1:
         result["notes"].append("before: the base")
@@ -319,7 +319,7 @@ def selfverify(run: Run, lap: int) -> dict:
         return on_held_out_problems(run, evaluate)
 
     items = (run.problems["train"] if lap == 1 else []) + run.hard_problems("train_hard", lap)
-    best = "" if run.natural else "validation/final_true_score"
+    best = "validation/final_true_score" if config.keep_best == "truth" else ""
     return run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best)
 
 

@@ -13,27 +13,29 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
 
 from nanov2.errors import InputError
 from nanov2.hub.author import Answer, Messages
 from nanov2.records import parse_json
+from nanov2.settings import Few, TemperatureOrGreedy, Tokens, Within, setting
 
 
 @dataclass(frozen=True)
 class EndpointConfig:
     """How models of natural language are asked, behind an endpoint or in this process."""
 
-    url: str = ""  # base URL, up to /v1
-    model: str = ""  # the model's name there; without url: a local model folder
-    temperature: float = 1.0
-    max_tokens: int = 8192  # limit of an answer; a longer one is cut off, and counted as such
-    concurrency: int = 16  # requests at a time; in this process: rows decoded together
-    retries: int = 6  # of a request that failed in a way that can pass
-    timeout: float = 600.0  # seconds for one answer
-    seed: int = 0  # draws the samples, where the server heeds it
-    cache: str = "runs/answers.jsonl"  # file of the answers so far; "" = none is kept
+    url: str = setting("", "base URL, up to /v1")
+    model: str = setting("", "the model's name there; without url: a local model folder")
+    temperature: TemperatureOrGreedy = setting(1.0, "at which answers are drawn")
+    max_tokens: Tokens = setting(8192, "limit of an answer; a longer one is cut off, and counted as such")
+    concurrency: Few = setting(16, "requests at a time; in this process: rows decoded together")
+    retries: Annotated[int, Within(0, 1000)] = setting(6, "of a request that failed in a way that can pass")
+    timeout: Annotated[float, Within(0.001, 1e6)] = setting(600.0, "seconds for one answer")
+    seed: Annotated[int, Within(0, 2**63 - 1)] = setting(0, "draws the samples, where the server heeds it")
+    cache: str = setting("runs/answers.jsonl", 'file of the answers so far; "" = none is kept')
 
 
 class Endpoint:

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from nanov2.method.config import AutolabelConfig
 from nanov2.method.judges import Judge
-from nanov2.run.config import AutolabelConfig
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 from nanov2.distributed.ranks import derive_seed
 from nanov2.domains.order.prompts import Domain
 from nanov2.errors import InputError
+from nanov2.method.config import SearchConfig
 from nanov2.method.tasks import judged_proofs
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
 from nanov2.records import parse_json, read_lines, write_atomically
-from nanov2.run.config import SearchConfig
 
 
 @dataclass

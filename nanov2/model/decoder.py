@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -26,28 +27,33 @@ from nanov2.model.attention import Layout
 from nanov2.model.cache import Cache
 from nanov2.model.deepseek import Experts, ExpertsConfig, LatentAttention, LatentConfig
 from nanov2.model.layers import MLP, RMSNorm, RopeScaling, Yarn, rotate
+from nanov2.settings import Few, Width, Within, setting
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a model; `vocab_size` is set from the tokenizer."""
 
-    vocab_size: int = 0
-    dim: int = 128  # width of the residual stream
-    n_layers: int = 4  # blocks
-    n_heads: int = 4  # query heads
-    n_kv_heads: int = 4  # key-value heads; must divide n_heads
-    ffn_dim: int = 352  # hidden width of SwiGLU
-    rope_theta: float = 10_000.0  # base of the rotary frequencies
-    norm_eps: float = 1e-5  # epsilon of RMSNorm
-    tie_embeddings: bool = False  # output weights are the input embeddings
-    embed_conv: int = 3  # how many preceding tokens are mixed into each embedding; 0 = plain Llama
-    head_size: int = 0  # width of a head; 0 = dim / n_heads (Qwen3 has others)
-    qkv_bias: bool = False  # biases in the query, key and value projections (Qwen2)
-    qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
-    rope_scaling: RopeScaling | Yarn | None = None  # long-context frequencies
-    latent: LatentConfig | None = None  # multi-head latent attention (DeepSeek-V3)
-    experts: ExpertsConfig | None = None  # mixture of experts (DeepSeek-V3)
+    vocab_size: Annotated[int, Within(0, 1 << 24)] = setting(0, "set from the tokenizer")
+    dim: Width = setting(128, "width of the residual stream")
+    n_layers: Few = setting(4, "blocks")
+    n_heads: Few = setting(4, "query heads")
+    n_kv_heads: Few = setting(4, "key-value heads; must divide n_heads")
+    ffn_dim: Width = setting(352, "hidden width of SwiGLU")
+    rope_theta: Annotated[float, Within(1, 1e12)] = setting(10_000.0, "base of the rotary frequencies")
+    norm_eps: Annotated[float, Within(1e-12, 1)] = setting(1e-5, "epsilon of RMSNorm")
+    tie_embeddings: bool = setting(False, "output weights are the input embeddings")
+    embed_conv: Annotated[int, Within(0, 64)] = setting(
+        3, "how many preceding tokens are mixed into each embedding; 0 = plain Llama"
+    )
+    head_size: Annotated[int, Within(0, 1 << 16)] = setting(
+        0, "width of a head; 0 = dim / n_heads (Qwen3 has others)"
+    )
+    qkv_bias: bool = setting(False, "biases in the query, key and value projections (Qwen2)")
+    qk_norm: bool = setting(False, "RMSNorm of each head's queries and keys (Qwen3)")
+    rope_scaling: RopeScaling | Yarn | None = setting(None, "long-context frequencies")
+    latent: LatentConfig | None = setting(None, "multi-head latent attention (DeepSeek-V3)")
+    experts: ExpertsConfig | None = setting(None, "mixture of experts (DeepSeek-V3)")
 
     def __post_init__(self):
         own_width = self.head_size or self.latent
@@ -56,6 +62,8 @@ class ModelConfig:
                 f"model: dim {self.dim} must be a multiple of n_heads {self.n_heads}, "
                 f"and n_heads of n_kv_heads {self.n_kv_heads}"
             )
+        if self.head_dim % 2 and not self.latent:
+            raise ValueError(f"model: a head is {self.head_dim} wide; rotary positions need an even width")
         for name, kind in (
             ("rope_scaling", RopeScaling),
             ("latent", LatentConfig),

@@ -30,7 +30,7 @@ from nanov2.model.deepseek import balance
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
 from nanov2.model.rollout import Rollout, Sampling
 from nanov2.model.sampler import sample
-from nanov2.run.config import GRPOConfig
+from nanov2.rl.config import GRPOConfig
 
 
 @dataclass

@@ -22,10 +22,10 @@ from nanov2.kernels.logprob import linear_logprob
 from nanov2.model.decoder import Model
 from nanov2.model.deepseek import balance
 from nanov2.model.packing import Completion, Pack, collate, micro_batches
+from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.rl.grpo import Clock, Group, Task, rollout_groups, schedule, train_on_groups
 from nanov2.rl.logs import Log
 from nanov2.rl.state import Phase, judges_of
-from nanov2.run.config import BaseConfig, GRPOConfig
 
 Metrics = dict[str, dict]  # name → {"value", "n", "low", "high"}
 MICRO_TOKENS = 1024  # of a supervised micro-batch: small ones stay in the processor's cache

@@ -14,11 +14,11 @@ from nanov2.domains.order.prompts import Domain
 from nanov2.errors import InputError
 from nanov2.hub.endpoint import Endpoint
 from nanov2.method import figures as ev
+from nanov2.method.config import JudgedConfig
 from nanov2.method.judges import ChatJudge, meta_judge
 from nanov2.method.tasks import SelfVerifyTask
 from nanov2.records import ProofRecord, TrajectoryRecord
 from nanov2.rl.trainer import train_grpo
-from nanov2.run.config import GRPOConfig
 from nanov2.run.folder import Run
 
 
@@ -101,21 +101,14 @@ def initial_weights(run: Run, phase: str, lap: int):
         "generator": ("generator", lap),
         "previous": ("verifier2" if phase == "verifier2" else "selfverify", lap - 1),
     }
-    if init not in sources or (init in ("previous", "consolidated") and lap == 1):
-        raise InputError(
-            f"{phase}.init must be one of {', '.join(sources)} (previous and consolidated: from lap 2), "
-            f"found {init!r}"
-        )
     return run.load(*sources[init])
 
 
-def judge(run: Run, kind, phase: str, lap: int, config: GRPOConfig, prompts: Domain):
+def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig, prompts: Domain):
     """A frozen judge: a finished phase's model, or with `judge = "endpoint"` the chat model of [endpoint]."""
     seed = derive_seed(run.config.seed, "judge", phase, lap)
     if config.judge == "endpoint":
         return endpoint_judge(run, config, seed)
-    if config.judge != "run":
-        raise InputError(f'judge must be "run" or "endpoint", found {config.judge!r}')
     model, _ = run.load(phase, lap)
     limit = run.config.meta.max_tokens if kind is meta_judge else run.config.verifier.max_tokens
     return kind(
@@ -129,7 +122,7 @@ def judge(run: Run, kind, phase: str, lap: int, config: GRPOConfig, prompts: Dom
     )
 
 
-def endpoint_judge(run: Run, config: GRPOConfig, seed: int) -> ChatJudge:
+def endpoint_judge(run: Run, config: JudgedConfig, seed: int) -> ChatJudge:
     """A verifier or meta-verifier behind the endpoint; each rank asks about its own rows."""
     if not run.natural:
         raise InputError('judge = "endpoint" is for natural-language proofs: set pretrained.folder')
@@ -157,13 +150,18 @@ def run_grpo(
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
     if before is None:
         before, _ = held_out(model)
+    chosen = ["the true score on validation problems chose the weights (keep_best)"] if keep_best else []
     curve, notes = train_grpo(
         folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
     )
     run.save(phase, lap, model, tokenizer)
     after, samples = held_out(model)
     judges = [j for j in (getattr(task, "verifier", None), getattr(task, "meta", None)) if j]
-    notes += [f"frozen judge: {j.unparsed} of {j.asked} answers did not parse (rank 0)" for j in judges]
+    notes = (
+        chosen
+        + notes
+        + [f"frozen judge: {j.unparsed} of {j.asked} answers did not parse (rank 0)" for j in judges]
+    )
     return {
         "before": before,
         "after": after,

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from nanov2.errors import InputError
+from nanov2.method.config import JudgedConfig, SelfVerifyConfig
 from nanov2.run.config import Config
 from nanov2.run.costs import HARDWARE, Costs, Hardware, activation_bytes
 
@@ -73,9 +74,10 @@ def _phase(config: Config, x: Costs, name: str) -> PhasePlan:
     lengths = {"prove": rubric + problem, "verify": rubric + problem + proof}
     lengths["meta"] = lengths["verify"] + config.verifier.max_tokens
     prompt, rows, given = lengths[task], g.prompts * g.samples, AGAIN if natural else 1
-    own = g.max_tokens * g.max_turns + given * (g.max_turns - 1)  # tokens of a row, at most
-    judges = _judges(config, name)
-    local = [] if g.judge == "endpoint" else judges
+    own_turns = g.max_turns if isinstance(g, SelfVerifyConfig) else 1
+    own = g.max_tokens * own_turns + given * (own_turns - 1)  # tokens of a row, at most
+    judges, judged = _judges(config, name), g if isinstance(g, JudgedConfig) else JudgedConfig()
+    local = [] if judged.judge == "endpoint" else judges
     frozen = len(local) + bool(g.kl_coef)  # and the reference
     mine = math.ceil(g.prompts / ranks)  # groups of the rank that has most; the others wait for it
 
@@ -91,12 +93,12 @@ def _phase(config: Config, x: Costs, name: str) -> PhasePlan:
     items = math.ceil(known / ranks)
 
     def measuring(unit: int) -> float:  # each held-out item once, and judged
-        asked = [(items, g.judge_samples, lengths[t], limit) for t, limit in local if task == "prove"]
+        asked = [(items, judged.judge_samples, lengths[t], limit) for t, limit in local if task == "prove"]
         asked.append((items, 1, prompt, (g.max_tokens + given) * turns))
         return max(x.sampler(unit, g.batch_rows, *a) for a in asked)
 
     rollouts = [(mine, g.samples, prompt, own)]
-    rollouts += [(mine * g.samples, g.judge_samples, lengths[t], limit) for t, limit in local]
+    rollouts += [(mine * g.samples, judged.judge_samples, lengths[t], limit) for t, limit in local]
     sampling = copies + max(measuring(unit), *(x.sampler(unit, g.batch_rows, *a) for a in rollouts))
     held = (16 + 4 * frozen) * N / x.over
     scores = 4 * c.n_heads * tokens**2 if x.dense(unit) else 0
@@ -124,15 +126,15 @@ def _phase(config: Config, x: Costs, name: str) -> PhasePlan:
         read += 2 * x.active * questions * lengths[t] + x.attention_flops(
             questions * lengths[t], lengths[t] / 2
         )
-        seconds += x.decode(g.batch_rows, questions, g.judge_samples, lengths[t], limit)
+        seconds += x.decode(g.batch_rows, questions, judged.judge_samples, lengths[t], limit)
     flops = (passes * forward + read) * g.prompts / mine
-    flops += 2 * x.active * rows * (own + sum(g.judge_samples * limit for _, limit in local))
+    flops += 2 * x.active * rows * (own + sum(judged.judge_samples * limit for _, limit in local))
     return PhasePlan(
         prompt=prompt,
         rows=rows,
         sampled=rows * own,
         trained=g.prompts * (packs * prompt + g.samples * own),
-        judged=sum(rows * (lengths[t] + g.judge_samples * limit) for t, limit in judges),
+        judged=sum(rows * (lengths[t] + judged.judge_samples * limit) for t, limit in judges),
         flops=flops,
         held=held,
         sampling=sampling,

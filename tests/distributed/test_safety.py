@@ -16,8 +16,8 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import CleanStop, Stopped
 from nanov2.domains.order.demos import Demonstration
 from nanov2.errors import InputError
+from nanov2.rl.config import BaseConfig
 from nanov2.rl.trainer import document, train_supervised
-from nanov2.run.config import BaseConfig
 
 BASE = ["--phase=base", "--base.save_every=1000"]
 

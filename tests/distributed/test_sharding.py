@@ -21,9 +21,9 @@ from nanov2.method.judges import meta_judge, verifier_judge
 from nanov2.method.tasks import SelfVerifyTask, VerifierTask
 from nanov2.model.deepseek import ExpertsConfig, LatentConfig
 from nanov2.records import ProblemRecord, ProofRecord
+from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.rl.grpo import make_optimizer
 from nanov2.rl.trainer import document, supervised_loss, train_grpo, train_supervised
-from nanov2.run.config import BaseConfig, GRPOConfig
 
 STEPS = 20
 GRPO = GRPOConfig(

@@ -7,9 +7,9 @@ import pytest
 from conftest import small_model, some_problems
 
 from nanov2.errors import InputError
+from nanov2.method.config import SearchConfig
 from nanov2.method.search import Candidate, RunVoices, Search, Weighed, append_state
 from nanov2.model.rollout import Sampling
-from nanov2.run.config import SearchConfig
 
 CONFIG = SearchConfig(pool=6, keep=2, children=2, rounds=2, n=4)
 

@@ -15,8 +15,8 @@ from nanov2.method.rewards import NAN
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
 from nanov2.records import ProblemRecord
+from nanov2.rl.config import GRPOConfig
 from nanov2.rl.grpo import Clock, Group, Rewards, rollout_groups, train_on_groups
-from nanov2.run.config import GRPOConfig
 
 CONFIG = GRPOConfig(prompts=4, samples=4, max_tokens=12, refill=0)
 

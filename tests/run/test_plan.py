@@ -17,8 +17,9 @@ from nanov2.model.cache import Cache
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.deepseek import ExpertsConfig, LatentConfig
 from nanov2.model.packing import Completion, collate, make_packs
+from nanov2.rl.config import GRPOConfig
 from nanov2.rl.state import Phase
-from nanov2.run.config import GRPOConfig, load_config
+from nanov2.run.config import load_config
 from nanov2.run.costs import HARDWARE, Costs, activation_bytes, cache_bytes, count
 from nanov2.run.plan import dry_run, make_plan
 

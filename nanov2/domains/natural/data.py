@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Generic
+from typing import Annotated, Generic
 
 from nanov2.errors import InputError
 from nanov2.records import ProblemRecord, Record, parse_json
+from nanov2.settings import Above0, Positive, Within, setting
 
 TEXTS = ("problem", "proof", "critique")
 GRADES = ("score", "quality")
@@ -34,19 +35,23 @@ WORDS = {  # grades in words, as shares of `full`
 class DataConfig:
     """A file of problems, proofs or critiques: its columns, and what its grades mean."""
 
-    path: str = ""  # JSONL, or CSV with a header line
-    problem: str = "problem"  # the column that holds X
-    proof: str = "proof"  # Y
-    critique: str = "critique"  # V
-    problems: str = ""  # a further file, of harder problems alone: for automatic labels and later laps
-    score: str = "score"  # the grade of the proof
-    quality: str = "quality"  # the grade of the critique
-    full: float = 1.0  # grades of at least this become 1
-    half: float = 0.5  # of at least this, 0.5; below, 0
-    top: float = 0.0  # highest grade of the scale, more is an error; 0 = full
-    maximum: str = ""  # column with each row's full marks: grades are divided by it first
-    max_chars: int = 100_000  # items with a longer text are left out, and counted
-    held_out: float = 0.0  # share of the problems that `split` holds out
+    path: str = setting("", "JSONL, or CSV with a header line")
+    problem: str = setting("problem", "the column that holds X")
+    proof: str = setting("proof", "Y")
+    critique: str = setting("critique", "V")
+    problems: str = setting(
+        "", "a further file, of harder problems alone: for automatic labels and later laps"
+    )
+    score: str = setting("score", "the grade of the proof")
+    quality: str = setting("quality", "the grade of the critique")
+    full: Above0 = setting(1.0, "grades of at least this become 1")
+    half: Above0 = setting(0.5, "of at least this, 0.5; below, 0")
+    top: Annotated[float, Within(0, 1e12)] = setting(
+        0.0, "highest grade of the scale, more is an error; 0 = full"
+    )
+    maximum: str = setting("", "column with each row's full marks: grades are divided by it first")
+    max_chars: Positive = setting(100_000, "items with a longer text are left out, and counted")
+    held_out: Annotated[float, Within(0, 0.9)] = setting(0.0, "share of the problems that `split` holds out")
 
     def __post_init__(self):
         if not 0 < self.half <= self.full or (self.top and self.top < self.full):

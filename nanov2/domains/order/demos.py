@@ -27,20 +27,21 @@ from nanov2.domains.order.world import (
     write_meta,
     write_proof,
 )
+from nanov2.settings import Rate, setting
 
 
 @dataclass(frozen=True)
 class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
-    proof_right: float = 0.32  # share of first proofs that come from the right chain
-    revision_right: float = 0.75  # the same after a critique
-    lookup: float = 0.1  # findings whose relation is looked up wrongly
-    whole: float = 0.04  # wrong `ends`/`astray` and `strict`/`weak`
-    score: float = 0.16  # scores that do not follow from the findings
-    pile_on: float = 0.38  # issues invented in what follows a gap: the score is 0 anyway
-    meta: float = 0.5  # how noisy a meta-critique is: all rates of a critique times this
-    share_revision: float = 0.5  # share of the proofs found wanting that are shown being revised
+    proof_right: Rate = setting(0.32, "share of first proofs that come from the right chain")
+    revision_right: Rate = setting(0.75, "the same after a critique")
+    lookup: Rate = setting(0.1, "findings whose relation is looked up wrongly")
+    whole: Rate = setting(0.04, "wrong `ends`/`astray` and `strict`/`weak`")
+    score: Rate = setting(0.16, "scores that do not follow from the findings")
+    pile_on: Rate = setting(0.38, "issues invented in what follows a gap: the score is 0 anyway")
+    meta: Rate = setting(0.5, "how noisy a meta-critique is: all rates of a critique times this")
+    share_revision: Rate = setting(0.5, "share of the proofs found wanting that are shown being revised")
 
 
 # How often the weak prover goes wrong in which way. All but the first leave gaps: that something is *not*

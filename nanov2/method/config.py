@@ -1,0 +1,186 @@
+"""Settings of the method: one class for each phase of the cycle, labels, search and figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from nanov2.rl.config import BaseConfig, Batch, GRPOConfig
+from nanov2.settings import (
+    Count,
+    Few,
+    LearningRate,
+    Positive,
+    Rate,
+    Temperature,
+    TemperatureOrGreedy,
+    Within,
+    setting,
+)
+
+Judge = Literal["run", "endpoint"]
+Chance = Annotated[float, Within(0.0001, 0.9999)]  # a probability that is neither 0 nor 1
+
+
+@dataclass(frozen=True)
+class ColdstartConfig:
+    """1A: the weak prover's proofs, refined, drawn and scored by the expert."""
+
+    problems: Count = setting(2400, "problems that the weak prover writes proofs for")
+    rounds: Few = setting(3, "proofs per trajectory: a draft and its revisions")
+    subset: Count = setting(3000, "proofs drawn, spread over problem types and scores")
+
+
+@dataclass(frozen=True)
+class ConsolidateConfig(BaseConfig):
+    """Rejection fine-tuning of the base of a later lap, where a phase has init = "consolidated"."""
+
+    steps: Count = setting(400, "optimiser steps")
+    batch: Batch = setting(16, "documents a step: half best samples, half demonstrations")
+    lr: LearningRate = setting(5e-4, "peak learning rate")
+
+
+@dataclass(frozen=True)
+class VerifierConfig(GRPOConfig):
+    """1B: the verifier v1, from the base."""
+
+
+@dataclass(frozen=True)
+class MetaConfig(GRPOConfig):
+    """1C: the meta-verifier, from the base."""
+
+
+@dataclass(frozen=True)
+class JudgedConfig(GRPOConfig):
+    """A phase whose reward comes from frozen judges."""
+
+    judge: Judge = setting("run", "the frozen judges: models of finished phases, or the endpoint's")
+    judge_samples: Few = setting(1, "answers of the frozen judge per item, averaged")
+    judge_temperature: TemperatureOrGreedy = setting(1.0, "at which the frozen judge answers")
+
+
+@dataclass(frozen=True)
+class Verifier2Config(JudgedConfig):
+    """1D: the verifier v2; R_meta gates its reward."""
+
+    init: Literal["base"] = setting("base", "where the weights start")
+    meta_gate: bool = setting(True, "whether R_meta gates the reward (false: the ablation)")
+
+
+@dataclass(frozen=True)
+class LapVerifier2Config(Verifier2Config):
+    """The verifier of laps 2, 3, …"""
+
+    init: Literal["base", "previous", "consolidated"] = setting("base", "where the weights start")
+
+
+@dataclass(frozen=True)
+class ProverConfig(JudgedConfig):
+    """A phase that trains a generator of proofs."""
+
+    keep_best: Literal["none", "truth"] = setting(
+        "none", "whether the true score on validation problems chooses weights and ends the phase"
+    )
+    max_gap: Rate = setting(0.1, 'reward minus true score at which keep_best = "truth" ends the phase')
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(ProverConfig):
+    """2: the generator."""
+
+    init: Literal["base", "verifier"] = setting("base", "where the weights start (verifier: v2)")
+
+
+@dataclass(frozen=True)
+class LapGeneratorConfig(GeneratorConfig):
+    """The generator of laps 2, 3, …"""
+
+    init: Literal["base", "verifier", "previous", "consolidated"] = setting("base", "where the weights start")
+
+
+@dataclass(frozen=True)
+class SelfVerifyConfig(ProverConfig):
+    """3: the self-verifying generator."""
+
+    init: Literal["base", "verifier", "generator"] = setting("base", "where the weights start (verifier: v2)")
+    max_turns: Few = setting(1, "turns of a trajectory: 1 proof; 3 proof, critique, revision; …")
+    reward: Literal["final", "alpha_beta"] = setting(
+        "final", "on the final proof only, or the paper's α·R_Y + β·R_Z"
+    )
+    alpha: Rate = setting(0.76, "α")
+    beta: Rate = setting(0.24, "β")
+
+
+@dataclass(frozen=True)
+class LapSelfVerifyConfig(SelfVerifyConfig):
+    """The self-verifying generator of laps 2, 3, …"""
+
+    init: Literal["base", "verifier", "generator", "previous", "consolidated"] = setting(
+        "base", "where the weights start"
+    )
+
+
+@dataclass(frozen=True)
+class AutolabelConfig:
+    """4: labels by consensus. The paper does not publish n, m, k; these are ours."""
+
+    problems: Positive = setting(1200, "new hard problems")
+    proofs: Few = setting(2, "proofs of each by the generator")
+    n: Few = setting(8, "critiques per proof")
+    m: Few = setting(3, "meta-assessments of each critique that reports an issue")
+    k: Few = setting(2, "valid critiques that must give the lowest score")
+    rule: Literal["consensus", "majority", "mean", "worst", "single"] = setting(
+        "consensus", "how critiques become a label (worst: of n)"
+    )
+    chunk: Few = setting(2, "critiques drawn at a time; a proof whose label is settled gets no more")
+    clean: Few = setting(8, "this many first critiques without an issue settle a label of 1; n: all of them")
+    max_doubt: Annotated[float, Within(0, 1e9)] = setting(
+        9.0, "bits of doubt (nanov2/method/consensus.py) above which a label is unclear; 9 = no limit"
+    )
+    disputed: Literal["unclear", "right"] = setting(
+        "unclear", 'k reports, none confirmed: "unclear", or "right" by the paper\'s letter'
+    )
+    temperature: TemperatureOrGreedy = setting(1.0, "at which critiques are drawn")
+    grow: bool = setting(True, "whether the labelled proofs join 𝒟v (false: the ablation)")
+
+    def __post_init__(self):
+        if self.k > self.n:
+            raise ValueError(f"autolabel: k {self.k} valid critiques cannot be among n {self.n}")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Search at high compute (sample.py search). The paper: pool 64, n 64, 8 critiques shown, 16 rounds."""
+
+    pool: Few = setting(16, "drafts of each problem")
+    keep: Few = setting(4, "best proofs that a round revises")
+    children: Few = setting(4, "revisions of each of them, from as many of its critiques")
+    rounds: Annotated[int, Within(0, 1000)] = setting(4, "rounds of revisions")
+    n: Few = setting(8, "critiques of a proof")
+    chunk: Few = setting(2, "critiques between two looks of the sequential test")
+    m: Annotated[int, Within(0, 1000)] = setting(
+        1, "meta-assessments of each critique that reports an issue; 0: every critique weighs 1"
+    )
+    temperature: Temperature = setting(1.0, "at which proofs and critiques are drawn")
+    issues_if_right: Chance = setting(0.1, "how often a critique reports an issue in a right proof")
+    issues_if_wrong: Chance = setting(0.7, "and in a wrong one")
+    given_up: Chance = setting(0.02, "accepted chance to give up a right proof")
+    missed: Chance = setting(0.1, "accepted chance to go on with a wrong one")
+
+    def __post_init__(self):
+        if self.issues_if_wrong <= self.issues_if_right:
+            raise ValueError(
+                f"search: issues_if_wrong {self.issues_if_wrong:g} must be above issues_if_right "
+                f"{self.issues_if_right:g}"
+            )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How the held-out figures are made."""
+
+    temperature: TemperatureOrGreedy = setting(1.0, "at which held-out answers are sampled")
+    proofs: Positive = setting(800, "held-out proofs that a verifier is measured on")
+    samples: Few = setting(2, "samples per held-out problem for a generator")
+    rounds: Few = setting(4, "refinement rounds at inference: at most this many proofs in a row")
+    shown: Count = setting(40, "samples kept for the report, per phase")

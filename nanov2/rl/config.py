@@ -1,0 +1,84 @@
+"""Settings of the two training loops (trainer.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from nanov2.settings import (
+    Above0,
+    Count,
+    Few,
+    LearningRate,
+    Positive,
+    Rate,
+    Temperature,
+    Tokens,
+    Weight,
+    Within,
+    setting,
+)
+
+MOST_ROWS = 1 << 22  # completions of a step, over all ranks
+Batch = Annotated[int, Within(1, 65_536)]
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Supervised training of the base on imperfect demonstrations."""
+
+    steps: Count = setting(3000, "optimiser steps")
+    batch: Batch = setting(32, "documents a step, over all ranks")
+    lr: LearningRate = setting(2e-3, "peak learning rate")
+    warmup: Count = setting(50, "steps of linear warm-up")
+    decay: Rate = setting(0.4, "last share of the steps, in which the learning rate falls linearly to 5%")
+    weight_decay: Weight = setting(0.01, "AdamW's")
+    max_grad_norm: Above0 = setting(1.0, "gradients are scaled down to this norm")
+    skip_norm: Above0 = setting(1000.0, "a step whose gradient norm is above it, or not finite, is skipped")
+    max_skipped: Positive = setting(5, "abort after this many skipped steps in a row, with the batch saved")
+    eval_every: Positive = setting(500, "steps between measurements on held-out demonstrations")
+    save_every: Positive = setting(500, "steps between checkpoints")
+    keep: Few = setting(2, "number of checkpoints to keep")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """GRPO, section 2.1 and Shao et al. 2024."""
+
+    steps: Count = setting(120, "rollout steps")
+    prompts: Batch = setting(16, "groups a step that have variance, over all ranks (see refill)")
+    samples: Annotated[int, Within(2, 65_536)] = setting(12, "G, completions per prompt")
+    temperature: Temperature = setting(1.0, "of sampling and of every log-prob in the loss")
+    max_tokens: Tokens = setting(64, "limit of one turn, <end> included; longer is truncated and counted")
+    lr: LearningRate = setting(3e-4, "peak learning rate")
+    warmup: Count = setting(5, "steps of linear warm-up")
+    decay: Rate = setting(0.3, "last share of the steps, in which the learning rate falls linearly to 10%")
+    weight_decay: Weight = setting(0.0, "AdamW's")
+    max_grad_norm: Above0 = setting(1.0, "gradients are scaled down to this norm")
+    skip_norm: Above0 = setting(1000.0, "a step whose gradient norm is above it, or not finite, is skipped")
+    max_skipped: Positive = setting(5, "abort after this many skipped steps in a row, with the batch saved")
+    epochs: Few = setting(1, "optimiser passes over each rollout")
+    minibatches: Batch = setting(1, "optimiser steps per pass")
+    clip_low: Rate = setting(0.2, "ε: the ratio is clipped below 1 − ε")
+    clip_high: Weight = setting(0.28, "separate upper clip (DAPO's clip-higher)")
+    kl_coef: Weight = setting(0.0, "β of the k3 KL to the starting weights; 0 = no reference is kept")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "gspo"] = setting(
+        "dapo", "normalised by tokens, by rows, by maximum length, or by sequences"
+    )
+    malformed_penalty: Weight = setting(0.0, "taken off the reward of an answer without form or end")
+    scale: Literal["std", "none", "loo"] = setting("std", "what a group's advantages are divided by")
+    refill: Annotated[int, Within(0, 100)] = setting(2, "further rounds to replace groups without variance")
+    is_cap: Weight = setting(0.0, "cap of the truncated importance weight trainer/sampler; 0 = off")
+    eval_every: Positive = setting(20, "steps between measurements on validation problems")
+    save_every: Positive = setting(40, "steps between checkpoints")
+    keep: Few = setting(2, "number of checkpoints to keep")
+    batch_rows: Positive = setting(512, "completions decoded together: more is faster, and takes more memory")
+    pack_tokens: Tokens = setting(2048, "a pack: one prompt and as many of its completions as fit")
+    micro_tokens: Tokens = setting(4096, "tokens of a micro-batch")
+    checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory, more time")
+
+    def __post_init__(self):
+        if self.prompts * self.samples > MOST_ROWS:
+            raise ValueError(
+                f"prompts {self.prompts:,} times samples {self.samples:,} must be at most {MOST_ROWS:,} rows"
+            )
