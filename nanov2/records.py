@@ -6,6 +6,7 @@ to a temporary name and renamed, so that a kill or a full disk leaves the old fi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -68,16 +69,17 @@ Record = TypeVar("Record", ProblemRecord, ProofRecord, CritiqueRecord, Trajector
 def write_atomically(path: str | Path, data: str | bytes) -> None:
     """Write a whole file so that it is either the old one or the new one, whatever happens."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
             f.write(data.encode("utf-8") if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise InputError(
             f"cannot write {path}: {e.strerror}; free space or fix permissions and run again: "
             "what was finished before is kept"
@@ -107,6 +109,17 @@ def read_lines(path: str | Path) -> list[str]:
             return f.readlines()
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"cannot read {path}: {e}") from e
+
+
+def read_json(path: str | Path) -> dict:
+    """The object that a JSON file holds; InputError naming the file for anything else."""
+    try:
+        value = parse_json(Path(path).read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def parse_json(text: str, where: str) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -12,6 +11,8 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.errors import InputError
@@ -68,23 +69,40 @@ class CleanStop:
 
 
 class Lock:
-    """One process (and its ranks) may write a run folder. The system frees the lock when the process ends."""
+    """One process (and its ranks) may write a run folder. The system frees the lock when the process ends.
+
+    Makes the folder where it is missing, and nothing else before the lock is held.
+    """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = open(folder / "lock", "a+", encoding="utf-8")
+        path = folder / "lock"
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            self.file.seek(0)
-            owner = self.file.read().strip() or "another process"
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(path, blocking=False)
+            self.lock.acquire()
+        except Timeout as e:
+            owner = _first_line(folder / "owner") or "another process"
             raise InputError(
                 f"{folder} is being written by {owner}: wait for it, or use another --dir"
             ) from e
-        self.file.truncate(0)
+        except (FileExistsError, NotADirectoryError) as e:
+            raise InputError(f"{folder} cannot be a run folder: a file is in its place") from e
+        except OSError as e:
+            raise InputError(f"cannot write {folder}: {e.strerror}; use another --dir") from e
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
-        self.file.flush()
+        write_atomically(
+            folder / "owner", f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
+        )
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def check_space(folder: Path, n_params: int) -> None:

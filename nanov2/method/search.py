@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from nanov2 import journal
 from nanov2.distributed.ranks import derive_seed
 from nanov2.domains.order.prompts import Domain
 from nanov2.errors import InputError
@@ -26,7 +27,6 @@ from nanov2.method.tasks import judged_proofs
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
-from nanov2.records import parse_json, read_lines, write_atomically
 
 
 @dataclass
@@ -261,34 +261,23 @@ def enumerate_within(flat: list[tuple]) -> Iterable[tuple[int, tuple]]:
 
 def append_state(path: Path, pools: list[Pool]) -> None:
     """One line per pool and round, whole pools: the last line of a problem is its state."""
-    with open(path, "a", encoding="utf-8") as f:
-        for pool in pools:
-            f.write(json.dumps(asdict(pool), ensure_ascii=False) + "\n")
+    journal.append(path, map(asdict, pools))
 
 
 def open_state(path: Path, settings: dict) -> dict[str, Pool]:
-    """Pools by problem of an earlier search with the same settings, its first line; a new file otherwise.
-
-    A last line that was cut off in writing is dropped; any other bad line is an error.
-    """
-    header = json.dumps(settings, sort_keys=True) + "\n"
-    lines = read_lines(path) if path.is_file() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    if not lines:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [header]
-    if lines[0] != header:
+    """Pools by problem of an earlier search with the same settings, its first line; a new file otherwise."""
+    rows, settings = journal.read(path), json.loads(json.dumps(settings))
+    if not rows:
+        journal.append(path, [settings])
+    elif rows[0] != settings:
         raise InputError(f"{path} holds a search with other settings: delete it, or name another --output")
-    write_atomically(path, "".join(lines))
     pools: dict[str, Pool] = {}
-    for number, line in enumerate(lines[1:], 2):
-        row = parse_json(line, f"{path}, line {number}")
+    for number, row in enumerate(rows[1:], 2):
         try:
             for c in row["candidates"]:
                 c["critiques"] = [Weighed(**w) for w in c["critiques"]]
             row["candidates"] = [Candidate(**c) for c in row["candidates"]]
             pools[row["problem"]] = Pool(**row)
-        except (ValueError, TypeError, KeyError) as e:
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise InputError(f"{path}, line {number}: not the state of a search; delete the file") from e
     return pools

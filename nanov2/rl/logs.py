@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from nanov2 import journal
 from nanov2.distributed.ranks import Ranks
 from nanov2.records import write_atomically, write_jsonl
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl that may be being written, or was when its writer was killed.
-
-    A line that is no JSON object with a step (the torn last one) is left out; no file is no rows.
-    """
-    rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    """The rows of a metrics.jsonl that may be being written, or was when its writer was killed."""
+    return [row for row in journal.read(path, lenient=True) if isinstance(row.get("step"), int)]
 
 
 class Log:
@@ -48,8 +37,7 @@ class Log:
     def step(self, step: int, scalars: dict) -> None:
         if not self.main:
             return
-        with open(self.path, "a") as f:
-            f.write(json.dumps({"step": step} | _rounded(scalars)) + "\n")
+        journal.append(self.path, [{"step": step} | _rounded(scalars)])
         for key, value in scalars.items():
             for name, x in value.items() if isinstance(value, dict) else ((None, value),):
                 self.writer.add_scalar(f"{self.name}/{key}" + (f"/{name}" if name else ""), x, step)
