@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from nanov2.errors import InputError
 from nanov2.hub.author import Messages
 from nanov2.hub.chat import ChatTokenizer
 from nanov2.model.packing import Completion, Pack
@@ -299,15 +298,9 @@ class Language:
         return len(self.again)
 
     def ids(self, messages: Messages) -> list[int]:
-        """A question as the model reads it, up to where it answers."""
-        ids, context = self.tokenizer.chat(messages), self.tokenizer.context
-        if len(ids) >= context:
-            raise InputError(
-                f"a prompt of {len(ids)} tokens is longer than the context of {self.tokenizer.folder}, "
-                f"{context} tokens: lower data.max_chars, or the max_tokens of what it quotes; it ends "
-                f"in {messages[-1]['content'][-60:]!r}"
-            )
-        return ids
+        """A question as the model reads it, up to where it answers. Where it is longer than the model's
+        context the sampler gives no answer to it, and training leaves it out."""
+        return self.tokenizer.chat(messages)
 
     def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
         """A turn's text after any thinking, or None where it was cut off."""

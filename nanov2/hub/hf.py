@@ -96,6 +96,7 @@ def to_config(path: Path) -> ModelConfig:
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
             embed_conv=0,
+            context=int(c.get("max_position_embeddings") or 0),
         )
     except (TypeError, ValueError) as e:
         raise InputError(f"{path}: {e}") from e

@@ -1,8 +1,9 @@
-"""Keys and values while sampling: of every prompt once, and of every row its own, in blocks.
+"""Keys and values while sampling: of every prompt once, and of every row its own, in one growing buffer.
 
 A row is one completion in the making. The rows of a group attend to one copy of their prompt's keys and
 values, which is what makes large groups cheap: reading the cache is most of the work of a small model's
-decoding step. Rows come and go each on its own, so their lengths differ.
+decoding step. Rows come and go each on its own, so their lengths differ. A step launches the same number of
+operators however long the completions are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 32  # slots by which the rows' own memory grows; growing copies nothing
+BLOCK = 32  # own slots are read in multiples of it
 
 
 class Cache:
@@ -28,9 +29,10 @@ class Cache:
     def __init__(self, config, rows: int, prompts: int, prompt_len: int, like: Tensor):
         self.config, self.like = config, like
         c = config
-        shape = (c.n_layers, c.cache_kinds, prompts, c.cache_heads, prompt_len, c.cache_dim)
-        self.prompt_kv = like.new_zeros(shape)
-        self.blocks: list[Tensor] = []  # each [layers, kinds, R, K, BLOCK, d]
+        self.prompt_kv = like.new_zeros(
+            c.n_layers, c.cache_kinds, prompts, c.cache_heads, prompt_len, c.cache_dim
+        )
+        self.own_kv = like.new_zeros(c.n_layers, c.cache_kinds, rows, c.cache_heads, BLOCK, c.cache_dim)
         self.prompt_lengths = torch.zeros(prompts, dtype=torch.long, device=like.device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=like.device)  # own tokens of each row
         self.group = torch.zeros(rows, dtype=torch.long, device=like.device)  # the prompt slot of each row
@@ -49,7 +51,7 @@ class Cache:
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows stay, renumbered in this order, and only their prompts."""
-        self.blocks = [block[:, :, rows] for block in self.blocks]
+        self.own_kv = self.own_kv[:, :, rows]
         self.lengths, self.recent = self.lengths[rows], self.recent[rows]
         slots, self.group = self.group[rows].unique(return_inverse=True)
         if len(slots) < len(self.prompt_lengths):
@@ -59,25 +61,23 @@ class Cache:
         """After rows were seated or dropped: which rows share a prompt, as a table [A, G]."""
         counts = torch.bincount(self.group, minlength=len(self.prompt_lengths))
         G, order = int(counts.max()), self.group.argsort(stable=True)
-        rows, first = torch.arange(len(order), device=order.device), counts.cumsum(0) - counts
+        self.rows = torch.arange(len(order), device=order.device)
+        first = counts.cumsum(0) - counts
         self.place = torch.empty_like(order)  # [R] where each row is in the flattened table
-        self.place[order] = self.group[order] * G + rows - first[self.group[order]]
+        self.place[order] = self.group[order] * G + self.rows - first[self.group[order]]
         self.table = order.new_zeros(len(counts), G)  # its unused places repeat row 0
-        self.table.view(-1)[self.place] = rows
+        self.table.view(-1)[self.place] = self.rows
         self.P = int(self.prompt_lengths.max())
         self.prompt_bias = self._bias(self.prompt_lengths, self.P)
         self.longest = int(self.lengths.max())
 
     def begin(self) -> Tensor:
         """Room for one more token in every row; returns its positions [R]."""
-        if self.longest == len(self.blocks) * BLOCK:
-            L, kinds, _, K, _, d = self.prompt_kv.shape
-            self.blocks.append(self.like.new_zeros(L, kinds, len(self.lengths), K, BLOCK, d))
-        self.used = self.blocks[: self.longest // BLOCK + 1]
-        which, slot = self.lengths // BLOCK, self.lengths % BLOCK
-        rows = [(block, (which == j).nonzero()[:, 0]) for j, block in enumerate(self.used)]
-        self.writes = [(block, r, slot[r]) for block, r in rows if len(r)]
-        self.own_bias = self._bias(self.lengths + 1, len(self.used) * BLOCK)
+        room = self.own_kv.shape[4]
+        if self.longest == room:  # doubled, so that a completion of n tokens is copied less than twice
+            self.own_kv = F.pad(self.own_kv, (0, 0, 0, room))
+        self.S = BLOCK * (self.longest // BLOCK + 1)
+        self.own_bias = self._bias(self.lengths + 1, self.S)
         return self.prompt_lengths[self.group] + self.lengths
 
     def end(self, rows: Tensor) -> None:
@@ -86,21 +86,23 @@ class Cache:
         self.longest += 1
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of one new token per row, q [R, H, 1, d], to its prompt and its own tokens."""
+        """Attention of one new token per row, q [R, H, 1, d], to its prompt and its own tokens.
+
+        Scores are summed in fp32 at any dtype, as the trainer's attention sums them.
+        """
         (R, H, _, d), K = q.shape, k.shape[1]
-        for block, rows, slots in self.writes:
-            for i, x in enumerate((k, v)[: self.config.cache_kinds]):
-                block[layer, i, rows, :, slots] = x[rows, :, 0]
-        q = (q * d**-0.5).view(R, K, H // K, d)  # grouped query heads are so many more queries of a head
-        own = torch.cat([q @ block[layer, 0].mT for block in self.used], dim=-1) + self.own_bias
+        for i, x in enumerate((k, v)[: self.config.cache_kinds]):
+            self.own_kv[layer, i][self.rows, :, self.lengths] = x[:, :, 0].to(self.like.dtype)
+        # Grouped query heads are so many more queries of a head.
+        queries = (q.float() * d**-0.5).view(R, K, H // K, d)
         keys, values = (self.prompt_kv[layer, i, :, :, : self.P] for i in (0, -1))
-        prompt = self._to_rows(self._to_groups(q) @ keys.mT + self.prompt_bias, H // K)
-        weights = torch.cat([prompt, own], dim=-1).float().softmax(dim=-1).to(q.dtype)  # [R, K, H/K, P+S]
+        own_keys, own_values = (self.own_kv[layer, i, :, :, : self.S] for i in (0, -1))
+        prompt = self._to_groups(queries) @ keys.float().mT + self.prompt_bias
+        own = queries @ own_keys.float().mT + self.own_bias
+        scores = torch.cat([self._to_rows(prompt, H // K), own], dim=-1)  # [R, K, H/K, P+S]
+        weights = scores.softmax(dim=-1).to(values.dtype)
         out = self._to_rows(self._to_groups(weights[..., : self.P]) @ values, H // K)
-        for j, block in enumerate(self.used):
-            start = self.P + j * BLOCK
-            out = out + weights[..., start : start + BLOCK] @ block[layer, -1]
-        return out.reshape(R, H, 1, d)
+        return (out + weights[..., self.P :] @ own_values).reshape(R, H, 1, d).to(q.dtype)
 
     def attention(self, layer: int, slots: Tensor | None = None):
         """What a block calls with its q, k, v: `fill` for new prompts in `slots`, else `attend`."""
@@ -116,7 +118,7 @@ class Cache:
         return x.view(A, K, -1, h, n).transpose(1, 2).flatten(0, 1)[self.place]
 
     def _bias(self, lengths: Tensor, width: int) -> Tensor:
-        """[len, 1, 1, width]: 0 for the first `lengths` slots, −inf after."""
+        """[len, 1, 1, width] in fp32: 0 for the first `lengths` slots, −inf after."""
         slots = torch.arange(width, device=lengths.device)
-        bias = torch.zeros(len(lengths), width, dtype=self.like.dtype, device=lengths.device)
+        bias = torch.zeros(len(lengths), width, device=lengths.device)
         return bias.masked_fill_(slots >= lengths[:, None], float("-inf"))[:, None, None]

@@ -54,6 +54,9 @@ class ModelConfig:
     rope_scaling: RopeScaling | Yarn | None = setting(None, "long-context frequencies")
     latent: LatentConfig | None = setting(None, "multi-head latent attention (DeepSeek-V3)")
     experts: ExpertsConfig | None = setting(None, "mixture of experts (DeepSeek-V3)")
+    context: Annotated[int, Within(0, 1 << 30)] = setting(
+        0, "tokens that it can attend to, prompt and answer together; 0 = any number"
+    )
 
     def __post_init__(self):
         own_width = self.head_size or self.latent
@@ -94,6 +97,10 @@ class ModelConfig:
     def cache_kinds(self) -> int:
         """2, keys and values; 1 where the key is the value too."""
         return 1 if self.latent else 2
+
+    def fits(self, prompt: list[int]) -> bool:
+        """Whether the context has room for a token after the prompt."""
+        return not self.context or len(prompt) < self.context
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -8,9 +8,12 @@ sampled is never decoded and encoded again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanov2.domains.order.tokenizer import Tokenizer
@@ -19,12 +22,13 @@ from nanov2.model.decoder import Model
 from nanov2.model.rollout import Rollout, Sampling
 
 NextTurn = Callable[[Rollout], list[int] | None]
+WIDTH = 1024  # entries of the vocabulary in one part of the cumulative sum
 
 
 @torch.no_grad()
 def sample(
     model: Model,
-    tokenizer: Tokenizer,  # or any with an `end`
+    tokenizer: Tokenizer,  # or any with an `end`, or several `ends`
     prompts: list[list[int]],
     n: int,
     sampling: Sampling,
@@ -35,146 +39,202 @@ def sample(
     """n completions of each prompt (ids), in order: all of prompt 0, then all of prompt 1, …
 
     `seed` draws the randomness: one number for all prompts, or one for each (then a prompt's samples are
-    the same in any batch). When a turn ends, `next_turn(rollout)` gives the ids that open the next turn,
-    or None; they are forced, not sampled. At most `max_turns` turns. `tokenizer.end` ends a turn.
+    the same in any batch). Any of `tokenizer.ends` ends a turn (`tokenizer.end` where it has no `ends`).
+    When a turn ends, `next_turn(rollout)` gives the ids that open the next turn, or None; they are forced,
+    not sampled. At most `max_turns` turns.
+
+    Prompt and completion never pass the model's context: a turn that reaches it is truncated, no turn begins
+    that it has no room for, and a prompt without room for an answer has empty rollouts, truncated too.
     """
     if sampling.temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {sampling.temperature}")
     seeds = seed if isinstance(seed, list) else [hash((seed, i)) for i in range(len(prompts))]
+    ends = frozenset(getattr(tokenizer, "ends", None) or [tokenizer.end])
     was_training = model.training
     model.eval()
     rollouts = [Rollout(list(p), i) for i, p in enumerate(prompts) for _ in range(n)]
-    if prompts:
-        _Batch(model, tokenizer, prompts, n, rollouts, seeds, sampling, next_turn, max_turns).run()
+    for rollout in rollouts:
+        if not model.config.fits(rollout.prompt):
+            rollout.turns, rollout.truncated = [[]], True
+    fitting = [i for i, p in enumerate(prompts) if model.config.fits(p)]
+    if fitting and n:
+        groups = [(rollouts[i * n : (i + 1) * n], seeds[i]) for i in fitting]
+        _Batch(model, ends, groups, sampling, next_turn, max_turns).run()
     model.train(was_training)
     return rollouts
 
 
-class _Batch:
-    """The rows being decoded. Row slots and prompt slots of the cache are handed out as they fall free."""
+@dataclass
+class Row:
+    """A rollout that is being decoded."""
 
-    def __init__(self, model, tokenizer, prompts, n, rollouts, seeds, sampling, next_turn, max_turns):
-        self.model, self.tokenizer, self.prompts, self.n = model, tokenizer, prompts, n
-        self.rollouts, self.seeds, self.sampling = rollouts, seeds, sampling
+    rollout: Rollout
+    prompt_slot: int  # of the cache: where its prompt is
+    begun: int = 0  # its tokens before the present turn
+    forced: deque[int] = field(default_factory=deque)  # the driver's tokens, to be fed next
+
+    @property
+    def turn(self) -> list[int]:
+        """Ids of the present turn."""
+        return self.rollout.ids[self.begun :]
+
+
+class _Batch:
+    """The rows being decoded, and the groups that wait to be."""
+
+    def __init__(self, model, ends, groups, sampling, next_turn, max_turns):
+        self.model, self.ends, self.sampling = model, ends, sampling
         self.next_turn, self.max_turns = next_turn, max_turns
+        self.n = len(groups[0][0])
         self.limit = (sampling.max_tokens + sampling.max_given) * max_turns  # tokens of a row
         # Prompts of like length are computed together; the longest first, so that room only falls.
-        self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        groups = min(len(prompts), max(1, sampling.batch_rows // n))
-        R, weight = groups * n, model.output_weight
+        self.waiting = deque(sorted(groups, key=lambda g: len(g[0][0].prompt), reverse=True))
+        at_once = min(len(groups), max(1, sampling.batch_rows // self.n))
+        weight = model.output_weight
+        R = at_once * self.n
         # A group holds its prompt until its last row ends, so some room for more groups than fit whole.
-        slots = min(len(prompts), groups if n == 1 else groups + (groups + 1) // 2)
-        self.cache = Cache(model.config, R, slots, len(prompts[self.waiting[-1]]), weight)
+        slots = min(len(groups), at_once if self.n == 1 else at_once + (at_once + 1) // 2)
+        self.cache = Cache(model.config, R, slots, len(self.waiting[0][0][0].prompt), weight)
         self.hidden = weight.new_zeros(R, weight.shape[1])
-        self.uniforms = torch.zeros(R, self.limit, device=weight.device)
-        self.rows: list[int | None] = [None] * R  # which rollout each row slot is at
-        self.tenants = [0] * slots  # how many rows still need each prompt slot
-        self.slot_of: list[int] = [0] * R  # the prompt slot of each row
-        self.started = [0] * R  # where each row's present turn began
-        self.given: list[list[int]] = [[]] * R  # the driver's tokens to feed next, the last first
+        self.uniforms = torch.zeros(R, self.limit, dtype=torch.float64, device=weight.device)
+        self.rows: list[Row | None] = [None] * R  # by the cache's row
 
     def run(self) -> None:
-        alive = []
-        while alive or self.waiting:
-            alive = self._admit_or_shrink(alive)
+        weight = sum_in_fp32(self.model.output_weight)
+        while self._admit_or_shrink():
             uniform = self.uniforms.gather(1, self.cache.lengths[:, None])[:, 0]
-            weight, temperature = self.model.output_weight, self.sampling.temperature
-            tokens, logprobs = _draw(self.hidden, weight, uniform, temperature)
-            drawn = tokens.tolist()
-            fed = [self._advance(b, drawn, logprob) for b, logprob in enumerate(logprobs.tolist())]
-            alive = [b for b, on in enumerate(fed) if on]
-            if alive:
+            tokens, logprobs = draw(logits(self.hidden, weight), uniform, self.sampling.temperature)
+            ids = tokens.tolist()
+            for b, logprob in enumerate(logprobs.tolist()):
+                if row := self.rows[b]:
+                    ids[b], goes_on = self._advance(row, ids[b], logprob)
+                    self.rows[b] = row if goes_on else None
+            if alive := self._alive():
                 index = torch.tensor(alive, device=tokens.device)
-                ids = torch.tensor(drawn, device=tokens.device)
-                self.hidden = self.model.step(ids, self.cache, index)
+                self.hidden = self.model.step(torch.tensor(ids, device=tokens.device), self.cache, index)
 
-    def _advance(self, b: int, drawn: list[int], logprob: float) -> bool:
-        """Row b takes its token (`drawn[b]` becomes what to feed). False: the row has ended, or is empty."""
-        if self.rows[b] is None:
-            return False
-        row = self.rollouts[self.rows[b]]
-        if self.given[b]:  # the driver's token, whatever was drawn
-            drawn[b] = self.given[b].pop()
-            row.add(drawn[b], False, 0.0)
-            self.started[b] = len(row.ids)
-            return True
-        row.add(drawn[b], True, logprob)
-        length = len(row.ids) - self.started[b]
-        if drawn[b] == self.tokenizer.end:
-            row.turns.append(row.ids[self.started[b] : -1])
-            given = self.next_turn(row) if self.next_turn and len(row.turns) < self.max_turns else None
-            if given is not None:
-                if not 0 < len(given) <= self.sampling.max_given:
-                    raise ValueError(
-                        f"a turn opens with {len(given)} tokens, max_given is {self.sampling.max_given}"
-                    )
-                self.given[b] = given[::-1]
-                return True
-        elif length < self.sampling.max_tokens:
-            return True
-        else:
-            row.turns.append(row.ids[self.started[b] :])
-            row.truncated = True
-        self.tenants[self.slot_of[b]] -= 1
-        self.rows[b] = None
-        return False
+    def _alive(self) -> list[int]:
+        return [b for b, row in enumerate(self.rows) if row]
 
-    def _admit_or_shrink(self, alive: list[int]) -> list[int]:
-        """Fill free rows with the next prompts; when none wait, drop free rows, many at once: it copies."""
-        R = len(self.rows)
+    def _advance(self, row: Row, drawn: int, logprob: float) -> tuple[int, bool]:
+        """The token that the row takes, which is the one to feed, and whether the row goes on."""
+        rollout = row.rollout
+        if row.forced:  # whatever was drawn
+            token = row.forced.popleft()
+            rollout.add(token, False, 0.0)
+            row.begun = len(rollout.ids)
+            return token, True
+        rollout.add(drawn, True, logprob)
+        if drawn in self.ends:
+            rollout.turns.append(row.turn[:-1])
+            row.forced = deque(self._next_turn(rollout))
+            return drawn, bool(row.forced)
+        if len(row.turn) < self.sampling.max_tokens and self._room(rollout):
+            return drawn, True
+        rollout.turns.append(row.turn)
+        rollout.truncated = True
+        return drawn, False
+
+    def _room(self, rollout: Rollout) -> int:
+        """Tokens that the model's context has left."""
+        context = self.model.config.context
+        return context - len(rollout.prompt) - len(rollout.ids) if context else self.limit
+
+    def _next_turn(self, rollout: Rollout) -> list[int]:
+        """The ids that open the next turn; none: there is none."""
+        if not self.next_turn or len(rollout.turns) >= self.max_turns:
+            return []
+        given = self.next_turn(rollout)
+        if given is None:
+            return []
+        if not 0 < len(given) <= self.sampling.max_given:
+            raise ValueError(f"a turn opens with {len(given)} tokens, max_given is {self.sampling.max_given}")
+        return given if self._room(rollout) > len(given) else []
+
+    def _admit_or_shrink(self) -> bool:
+        """Fill free rows with the next prompts; when none wait, drop free rows, many at once: it copies.
+
+        False: nothing is left to do.
+        """
+        R, alive = len(self.rows), self._alive()
         if self.waiting:
-            free = [b for b in range(R) if self.rows[b] is None]
-            slots = [s for s, tenants in enumerate(self.tenants) if not tenants]
+            free = [b for b in range(R) if not self.rows[b]]
+            taken = {row.prompt_slot for row in self.rows if row}
+            slots = [s for s in range(len(self.cache.prompt_lengths)) if s not in taken]
             room = min(len(free) // self.n, len(slots), len(self.waiting))
             # Prefills are cheaper together, but no row waits for long.
             if room and (room * self.n >= R // 8 or room == len(self.waiting) or not alive):
                 self._admit(free[: room * self.n], slots[:room])
-        elif len(alive) <= 0.8 * R:
+        elif 0 < len(alive) <= 0.8 * R:
             index = torch.tensor(alive, device=self.hidden.device)
             self.cache.keep(index)
             self.hidden, self.uniforms = self.hidden[index], self.uniforms[index]
-            self.rows, self.started, self.given = (
-                [old[b] for b in alive] for old in (self.rows, self.started, self.given)
-            )
-            self._arranged()
-        return [b for b, row in enumerate(self.rows) if row is not None]
+            self.rows = [self.rows[b] for b in alive]  # their prompt slots matter no more: none wait
+            self.cache.arrange()
+        return any(self.rows)
 
     def _admit(self, free: list[int], slots: list[int]) -> None:
-        """The next prompts into `slots`, their rows into `free`."""
-        new = [self.waiting.pop() for _ in slots]
+        """The next groups: their prompts into `slots`, their rows into `free`."""
+        new = [self.waiting.popleft() for _ in slots]
         device = self.hidden.device
         at = torch.tensor(slots, device=device)
-        hidden, recent = self.model.prefill([self.prompts[i] for i in new], self.cache, at)
+        hidden, recent = self.model.prefill([group[0].prompt for group, _ in new], self.cache, at)
         rows = torch.tensor(free, device=device)
         self.cache.seat(rows, at.repeat_interleave(self.n), recent.repeat_interleave(self.n, dim=0))
         self.hidden[rows] = hidden.repeat_interleave(self.n, dim=0)
-        for j, i in enumerate(new):
-            draws = torch.Generator().manual_seed(self.seeds[i] & (2**63 - 1))
+        for j, ((group, seed), slot) in enumerate(zip(new, slots, strict=True)):
             mine = free[j * self.n : (j + 1) * self.n]
-            self.uniforms[mine] = torch.rand(self.n, self.limit, generator=draws).to(device)
-            for k, b in enumerate(mine):
-                self.rows[b], self.started[b], self.given[b] = i * self.n + k, 0, []
-        self._arranged()
-
-    def _arranged(self) -> None:
+            draws = torch.Generator().manual_seed(seed & (2**63 - 1))
+            uniforms = torch.rand(self.n, self.limit, generator=draws, dtype=torch.float64)
+            self.uniforms[mine] = uniforms.to(device)
+            for b, rollout in zip(mine, group, strict=True):
+                self.rows[b] = Row(rollout, slot)
         self.cache.arrange()
-        self.slot_of = self.cache.group.tolist()
-        self.tenants = [0] * len(self.cache.prompt_lengths)
-        for b, row in enumerate(self.rows):
-            self.tenants[self.slot_of[b]] += row is not None
 
 
-def _draw(hidden: Tensor, weight: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One token a row by inverting the cumulative distribution at `uniform` [B], and its log-prob.
+def sum_in_fp32(weight: Tensor) -> Tensor:
+    """The output weights as `logits` takes them: in fp32 where there is no product of halves into fp32."""
+    return weight if weight.is_cuda and torch.version.cuda else weight.float()
+
+
+def logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """[B, V] in fp32, summed in fp32 at any dtype of `hidden` and `weight`: never rounded on the way."""
+    if hidden.dtype == weight.dtype == torch.float32:
+        return hidden @ weight.T
+    if weight.is_cuda and torch.version.cuda:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return hidden.float() @ weight.float().T
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token a row by inverting the cumulative distribution at `uniform` [B] in float64, and its log-prob.
 
     At temperature 0 the likeliest token, with its log-prob at temperature 1.
+
+    A token of probability 0 is never drawn, also at a uniform number of exactly 0, and every other can be:
+    sums are in float64, over parts of the vocabulary first, then within the one that is hit.
     """
-    logits = (hidden @ weight.T).float()
     logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = logits.argmax(dim=-1)
     else:
-        cumulative = logprobs.exp().cumsum(dim=-1)
-        # Scaled by the total, which rounding leaves a hair off 1: else the last token could come by accident
-        tokens = (cumulative < uniform[:, None] * cumulative[:, -1:]).sum(dim=-1)
+        probs, V = logprobs.exp(), logits.shape[1]
+        parts = F.pad(probs, (0, -V % WIDTH)).unflatten(1, (-1, WIDTH)) if V > WIDTH else probs[:, None]
+        sums = parts.sum(dim=-1, dtype=torch.float64)
+        part, left = _invert(sums, uniform * sums.sum(dim=-1))
+        hit = parts.gather(1, part[:, None, None].expand(-1, 1, parts.shape[2]))[:, 0].double()
+        within, _ = _invert(hit, left)
+        tokens = part * parts.shape[2] + within
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def _invert(weights: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """In which of the weights [B, n] ≥ 0, laid end to end, `at` [B] lies, and how far into it.
+
+    Never in one of weight 0: where rounding takes `at` to the end, in the last that is positive.
+    """
+    ends = weights.cumsum(dim=-1)
+    last = (ends < ends[:, -1:]).sum(dim=-1)
+    index = torch.minimum((ends <= at[:, None]).sum(dim=-1), last)
+    begin = (ends - weights).gather(1, index[:, None])[:, 0]
+    return index, (at - begin).clamp(min=0.0)

@@ -109,9 +109,10 @@ def rollout_groups(
     totals: dict[str, float] = defaultdict(float)
     for attempt in range(1 + config.refill):
         drawn = next_items(config.prompts)
-        items = ranks.mine(drawn)
-        seeds = ranks.mine([derive_seed(seed, attempt, i) for i in range(len(drawn))])
-        prompts = [task.prompt(item) for item in items]
+        mine = [(item, task.prompt(item), i) for i, item in ranks.mine(list(enumerate(drawn)))]
+        fitting = [m for m in mine if model.config.fits(m[1])]
+        items, prompts = [item for item, _, _ in fitting], [prompt for _, prompt, _ in fitting]
+        seeds = [derive_seed(seed, attempt, i) for *_, i in fitting]
         rollouts = sample(
             model, tokenizer, prompts, config.samples, sampling, seeds, task.next_turn, task.max_turns
         )
@@ -124,7 +125,7 @@ def rollout_groups(
         room = config.prompts - int(totals["groups_kept"])
         chosen = ranks.mine([v and sum(varied[:i]) < room for i, v in enumerate(varied)])
         kept += [group for group, use in zip(groups, chosen, strict=True) if use]
-        sums = ranks.sum(sums)
+        sums = ranks.sum(sums | {"overlong": len(mine) - len(fitting)})
         for name, value in sums.items():
             totals[name] += value
         clock.lap("other")

@@ -249,6 +249,7 @@ def _summary(sums: dict[str, float], trained: dict[str, float], ranks: Ranks) ->
         "groups_sampled": sums["groups_sampled"],
         "unanswered": (sums["rows"] - sums["answered"]) / rows,
         "cut": sums["cut"] / rows,
+        "overlong": sums["overlong"],
         # −log p of sampled tokens has the entropy as its mean
         "entropy": sums["neg_logprob"] / max(sums["sampled_tokens"], 1),
         "tokens": sums["sampled_tokens"],

@@ -4,12 +4,16 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import small_model, some_problems
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanov2.method.tasks import SelfVerifyTask
+from nanov2.model.cache import Cache
+from nanov2.model.decoder import ModelConfig
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
 from nanov2.model.rollout import Sampling
-from nanov2.model.sampler import sample
+from nanov2.model.sampler import draw, logits, sample
 from nanov2.rl.grpo import batch_logprobs
 
 
@@ -160,3 +164,116 @@ def test_no_turn_begins_once_the_budget_is_spent(tokenizer, prompts, model):
             len(r.ids) - len(r.turns[-1]) - 1 - (not r.truncated)
         )  # what was there when the last turn began
         assert len(r.turns) == 1 or before < 10
+
+
+def test_C29_a_uniform_number_of_zero_draws_a_token_of_positive_probability():
+    for size in (7, 5000):
+        z = torch.full((2, size), -1e9)
+        z[0, 3], z[1, size - 1] = 0.0, 0.0
+        tokens, _ = draw(z, torch.zeros(2, dtype=torch.float64), 1.0)
+        assert tokens.tolist() == [3, size - 1]
+        nearly_one = torch.full((2,), 1 - 2**-53, dtype=torch.float64)
+        assert draw(z, nearly_one, 1.0)[0].tolist() == [3, size - 1]
+
+
+@pytest.mark.parametrize("size", [1000, 151_936])
+def test_C29_every_token_of_the_vocabulary_can_be_drawn(size):
+    """Each token is drawn at the middle of its share of the line, which is as wide as its probability."""
+    z = torch.randn(size, generator=torch.Generator().manual_seed(0)) * 2
+    probs = torch.log_softmax(z, 0).exp().double()
+    middle = (probs.cumsum(0) - probs / 2) / probs.sum()
+    some = torch.arange(0, size, max(1, size // 300))
+    for part in some.split(50):
+        tokens, logprobs = draw(z.expand(len(part), -1), middle[part], 1.0)
+        assert torch.equal(tokens, part)
+        assert torch.allclose(logprobs, torch.log_softmax(z, 0)[part])
+    tail = torch.argsort(z)[:50]
+    assert torch.equal(draw(z.expand(50, -1), middle[tail], 1.0)[0], tail)
+
+
+def test_draws_have_the_frequencies_of_the_distribution():
+    z = torch.tensor([[0.0, 1.0, -2.0, 0.5, -1e9]])
+    uniform = torch.rand(40_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tokens, _ = draw(z.expand(40_000, -1), uniform, 0.7)
+    found = torch.bincount(tokens, minlength=5) / 40_000
+    assert torch.allclose(found, torch.softmax(z[0] / 0.7, 0), atol=0.01) and found[4] == 0
+
+
+def test_C23_the_samplers_logits_are_summed_in_fp32_at_any_dtype():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4, 256).bfloat16(), torch.randn(50, 256).bfloat16()
+    exact = hidden.double() @ weight.double().T
+    assert logits(hidden, weight).dtype == torch.float32
+    assert torch.allclose(logits(hidden, weight).double(), exact, atol=1e-4)
+
+
+@torch.no_grad()
+def test_C23_attention_scores_of_a_half_precision_cache_are_summed_in_fp32():
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=8, dim=256, n_layers=1, n_heads=2, n_kv_heads=1)
+    cache = Cache(config, 1, 1, 3, torch.zeros(1, dtype=torch.bfloat16))
+    q, k, v = (torch.randn(1, h, 3, 128).bfloat16() for h in (2, 1, 1))
+    slot = torch.tensor([0])
+    cache.fill(0, slot, q, k, v)
+    cache.prompt_lengths[slot] = 3
+    cache.seat(slot, slot, cache.recent.clone())
+    cache.arrange()
+    cache.begin()
+    new = [x[:, :, :1] * 3 for x in (q, k, v)]  # large scores, which rounding would move by a lot
+    found = cache.attend(0, *new).float()
+    keys, values = (torch.cat([x, n], dim=2).float() for x, n in ((k, new[1]), (v, new[2])))
+    exact = F.scaled_dot_product_attention(new[0].float(), keys, values, enable_gqa=True)
+    assert (found - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+class Ends:
+    """A tokenizer of which two tokens end a turn."""
+
+    ends = (3, 5)
+
+
+def test_C30_every_end_of_text_id_ends_a_turn(tokenizer, model):
+    rollouts = sample(model, Ends(), [[1, 2]], 60, Sampling(1.0, 60), 0)
+    ended = [r for r in rollouts if not r.truncated]
+    assert {r.ids[-1] for r in ended} == {3, 5}
+    assert all(not {3, 5} & set(r.turns[0]) and len(r.turns[0]) == len(r.ids) - 1 for r in ended)
+
+
+def test_C30_prompt_and_answer_never_pass_the_context(tokenizer, prompts):
+    model = small_model(tokenizer, context=20)
+    questions = [[tokenizer.bos] * n for n in (4, 19, 20, 25)]
+    rollouts = sample(model, tokenizer, questions, 6, Sampling(1.0, 64), 0, lambda r: [7], 4)
+    assert all(len(r.prompt) + len(r.ids) <= 20 for r in rollouts if len(r.prompt) <= 20)
+    assert any(len(r.prompt) + len(r.ids) == 20 and r.truncated for r in rollouts[:6])
+    assert all(len(r.ids) == 1 and (r.truncated or r.ids == [tokenizer.end]) for r in rollouts[6:12])
+    for r in rollouts[12:]:  # a prompt that fills the context has no answer, which is no error
+        assert r.ids == [] and r.truncated and r.turns == [[]]
+
+
+class Count(TorchDispatchMode):
+    """Counts operators that compute something: all but slices."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        self.n += function is not torch.ops.aten.slice.Tensor
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_decode_steps_operators_do_not_grow_with_the_completion(tokenizer, model):
+    rows = torch.arange(2)
+    cache = Cache(model.config, 2, 1, 4, model.output_weight)
+    _, recent = model.prefill([[1, 2, 3, 4]], cache, torch.tensor([0]))
+    cache.seat(rows, torch.zeros(2, dtype=torch.long), recent.expand(2, -1))
+    cache.arrange()
+    counts = {}
+    for step in range(2049):
+        with Count() as count:
+            model.step(torch.tensor([5, 6]), cache, rows)
+        counts[step] = count.n
+    doublings = [step for step, n in counts.items() if n != counts[16]]
+    assert doublings == [32, 64, 128, 256, 512, 1024, 2048]
+    assert all(counts[step] == counts[16] + 1 for step in doublings)

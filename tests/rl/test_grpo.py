@@ -184,6 +184,17 @@ def test_C9_groups_without_variance_are_left_out_and_refilled(tokenizer, prompts
     assert "optimizer_steps" not in trained  # nothing to learn from: no step, and no error
 
 
+def test_C30_an_overlong_prompt_is_counted_and_left_out(tokenizer, prompts, ranks):
+    items = [ProblemRecord(p.text) for p in some_problems(4)]
+    task = LengthTask(prompts)
+    lengths = sorted(len(task.prompt(item)) for item in items)
+    model = small_model(tokenizer, context=lengths[-1])  # no room for an answer to the longest
+    groups, sums = rollout_groups(model, tokenizer, task, lambda n: items[:n], CONFIG, ranks, 0, Clock())
+    overlong = sum(n == lengths[-1] for n in lengths)
+    assert sums["overlong"] == overlong and sums["groups_sampled"] == 4 - overlong
+    assert groups and all(len(g.prompt) < lengths[-1] for g in groups)
+
+
 def test_C10_groups_are_made_by_prompt_not_by_place():
     rewards = torch.rand(24)
     ids = torch.arange(24) % 5 + 100

@@ -194,13 +194,16 @@ def test_driver_turns_of_many_tokens_are_given_not_chosen(folder):
         assert all(lp == 0 for lp, sampled in zip(r.logprobs, r.sampled) if not sampled)
 
 
-def test_a_prompt_longer_than_the_context_is_told(folder, tmp_path):
+def test_C30_a_prompt_longer_than_the_context_has_no_answer(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "short")
     config = tmp_path / "short" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 50}))
-    prompts = Language(ChatTokenizer(tmp_path / "short"), strict=True)
-    with pytest.raises(InputError, match="longer than the context .* 50 tokens: lower data.max_chars"):
-        prompts.ids(prompts.verify("P", "a proof"))
+    model, tokenizer = load_model(tmp_path / "short")
+    prompts = Language(tokenizer, strict=True)
+    ids = prompts.ids(prompts.verify("P", "a proof"))
+    assert len(ids) > model.config.context == 50
+    (rollout,) = sample(model, tokenizer, [ids], 1, Sampling(), 0)
+    assert rollout.truncated and rollout.ids == [] and prompts.answer(rollout) is None
 
 
 def test_grades_stand_in_for_a_person():
