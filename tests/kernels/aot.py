@@ -62,9 +62,10 @@ def cases(target: str):
                 yield name, kernel, types, flags | c.kwargs, options, dtype == "bf16"
     tokens = ("logp_ptr", "old_ptr", "ref_ptr", "sampler_ptr", "advantage_ptr", "grad_ptr", "parts_ptr")
     types = {x: "*fp32" for x in tokens} | {"offsets_ptr": "*i64", "mask_ptr": "*u8"}
-    types |= {x: "fp32" for x in ("clip_low", "clip_high", "kl_coef", "is_cap")}
+    types |= {x: "fp32" for x in ("clip_low", "clip_high", "kl_coef", "is_cap", "off_policy_delta")}
     for sequence in (False, True):
         flags = {"HAS_REF": True, "HAS_SAMPLER": True, "BY_ROW": sequence, "SEQUENCE": sequence}
+        flags |= {"KL_WEIGHTED": True, "OFF_POLICY": True}
         sizes = {"BLOCK": policy_loss_triton.BLOCK, "PARTS": policy_loss_triton.PARTS}
         name = f"policy_kernel {'gspo' if sequence else 'dapo'}"
         yield name, policy_loss_triton.policy_kernel, types, flags | sizes, {"num_warps": 8}, False

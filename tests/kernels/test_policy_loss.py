@@ -9,6 +9,13 @@ from torch.library import opcheck
 
 from nanov2.kernels.policy_loss import LOSS_TYPES, STATS, policy_loss, policy_loss_op
 
+VARIANTS = {
+    "plain": {},
+    "KL weighted": {"kl_weighted": True},
+    "sequence": {"ratio": "sequence"},
+    "off policy": {"off_policy_delta": 0.05},
+    "all": {"kl_weighted": True, "ratio": "sequence", "off_policy_delta": 0.05},
+}
 LENGTHS = (7, 1, 0, 12, 3)  # ragged rows, one of a single token and one of none
 
 
@@ -68,13 +75,14 @@ def close(found, wanted, rtol=1e-5, atol=1e-6):
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("kl", [False, True])
 @pytest.mark.parametrize("capped", [False, True])
-def test_every_form_agrees_with_autograd_in_float64(impl, loss_type, kl, capped):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_form_agrees_with_autograd_in_float64(impl, loss_type, kl, capped, variant):
     """C12: loss type × KL × weight × clipping × mask; nothing is fused away."""
     for clips, masked in itertools.product(((0.2, 0.28), (0.0, 0.0), (1.0, 10.0)), (False, True)):
         arguments = batch()
         if not masked:
             arguments["mask"] = None
-        chosen = options(loss_type, kl, capped, clip_low=clips[0], clip_high=clips[1])
+        chosen = options(loss_type, kl, capped, clip_low=clips[0], clip_high=clips[1], **VARIANTS[variant])
         wide = {
             k: x if x is None else x.double() if x.is_floating_point() else x for k, x in arguments.items()
         }
@@ -82,11 +90,15 @@ def test_every_form_agrees_with_autograd_in_float64(impl, loss_type, kl, capped)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_closed_form_gradients_are_those_of_finite_differences(loss_type):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_closed_form_gradients_are_those_of_finite_differences(loss_type, variant):
     arguments = widened({k: x.cpu() for k, x in batch().items()})
     logp = arguments.pop("logp").requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: policy_loss(x, **arguments, impl="cpu", **options(loss_type, True, True))[0], (logp,)
+        lambda x: policy_loss(
+            x, **arguments, impl="cpu", **options(loss_type, True, True, **VARIANTS[variant])
+        )[0],
+        (logp,),
     )
 
 
@@ -114,11 +126,12 @@ def rows_of(arguments, rows):
 
 @pytest.mark.parametrize("impl", FORMS)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_micro_batches_add_up_to_the_whole(impl, loss_type):
+@pytest.mark.parametrize("variant", ["plain", "all"])
+def test_micro_batches_add_up_to_the_whole(impl, loss_type, variant):
     """C1: the same loss, gradient and statistics from one batch, from pairs and from single rows."""
     arguments = batch()
     for denominator in (17.0,):
-        chosen = options(loss_type, True, True) | {"denominator": denominator}
+        chosen = options(loss_type, True, True, **VARIANTS[variant]) | {"denominator": denominator}
         whole = run(arguments, impl, **chosen)
         for size in (1, 2):
             loss, grad, sums = 0.0, torch.zeros_like(whole[1]), dict.fromkeys(STATS, 0.0)
@@ -138,11 +151,12 @@ def test_micro_batches_add_up_to_the_whole(impl, loss_type):
 
 @pytest.mark.parametrize("impl", FORMS)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_masked_rows_give_zero_loss_and_finite_gradients(impl, loss_type):
+@pytest.mark.parametrize("variant", ["plain", "all"])
+def test_masked_rows_give_zero_loss_and_finite_gradients(impl, loss_type, variant):
     """C2: a wholly masked row contributes nothing and is not counted; nor does a wholly masked batch fail."""
     arguments = batch()
     arguments["mask"][:7] = False
-    chosen = options(loss_type, True, True)
+    chosen = options(loss_type, True, True, **VARIANTS[variant])
     loss, grad, stats = run(arguments, impl, **chosen)
     rest, tokens = rows_of(arguments, [1, 2, 3, 4])
     alone = run(rest, impl, **chosen)
@@ -159,7 +173,7 @@ def test_masked_rows_give_zero_loss_and_finite_gradients(impl, loss_type):
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), float("-inf"), 1e30])
 def test_what_a_masked_position_holds_changes_nothing(impl, loss_type, junk):
     """C3."""
-    arguments, chosen = batch(), options(loss_type, True, True)
+    arguments, chosen = batch(), options(loss_type, True, True, **VARIANTS["all"])
     wanted = run(arguments, impl, **chosen)
     for name in ("logp", "old_logp", "ref_logp", "sampler_logp"):
         arguments[name] = torch.where(arguments["mask"], arguments[name], junk)
@@ -247,10 +261,52 @@ def test_kl_gradient_agrees_with_exact_enumeration(impl):
     torch.testing.assert_close(mean_k3, (logp.exp() * (logp - ref)).sum().detach(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("impl", FORMS)
+def test_a_weighted_kl_has_the_gradient_of_the_reverse_kl(impl):
+    """Over a vocabulary of five: in expectation, with the samples held fixed, that of KL(π ‖ π_ref)."""
+    g = generator(3)
+    logits = torch.randn(5, generator=g).to(DEVICE).requires_grad_()
+    ref = torch.log_softmax(torch.randn(5, generator=g), 0).to(DEVICE)
+    logp = torch.log_softmax(logits, 0)
+    ends, none = torch.arange(6, device=DEVICE), torch.zeros(5, device=DEVICE)
+    each = logp.detach().clone().requires_grad_()  # every token once, weighted by its probability below
+    chosen = {"ref_logp": ref, "kl_coef": 1.0, "kl_weighted": True, "denominator": 1.0, "impl": impl}
+    (per_token,) = torch.autograd.grad(policy_loss(each, each, none, ends, **chosen)[0], each)
+    (found,) = torch.autograd.grad((logp.exp().detach() * per_token * logp).sum(), logits, retain_graph=True)
+    (exact,) = torch.autograd.grad((logp.exp() * (logp - ref)).sum(), logits)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", FORMS)
+def test_a_row_far_off_policy_with_negative_advantage_has_no_policy_loss(impl):
+    """Rows that have lost 0.3 nats a token: the one with A < 0 goes, and counts in the denominator still."""
+    old = torch.full((4,), -1.0, device=DEVICE)
+    arguments = {
+        "logp": old - 0.3,
+        "old_logp": old,
+        "advantage": torch.tensor([1.0, -1.0], device=DEVICE),
+        "offsets": torch.tensor([0, 2, 4], device=DEVICE),
+    }
+    kept = run(arguments, impl, clip_low=0.5, off_policy_delta=0.31)
+    loss, grad, stats = run(arguments, impl, clip_low=0.5, off_policy_delta=0.29)
+    assert kept[2]["off_policy_rows"] == 0 and stats["off_policy_rows"] == 1 and stats["tokens"] == 4
+    assert kept[1][2:].all() and not grad[2:].any() and torch.equal(grad[:2], kept[1][:2])
+    ratio = torch.tensor(-0.3).exp()
+    assert float(loss) == pytest.approx(float(-2 * ratio / 4))
+    # the sampler's log-probs, where there are some, say how far off the row is
+    near = arguments | {"sampler_logp": old - 0.3}
+    assert run(near, impl, is_cap=2.0, clip_low=0.5, off_policy_delta=0.29)[2]["off_policy_rows"] == 0
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=0, max_size=12), st.integers(0, 99), st.sampled_from(LOSS_TYPES))
-def test_any_ragged_batch_agrees_with_the_reference(lengths, seed, loss_type):
-    arguments, chosen = batch(tuple(lengths), seed), options(loss_type, True, True)
+@given(
+    st.lists(st.integers(0, 9), min_size=0, max_size=12),
+    st.integers(0, 99),
+    st.sampled_from(LOSS_TYPES),
+    st.sampled_from(list(VARIANTS.values())),
+)
+def test_any_ragged_batch_agrees_with_the_reference(lengths, seed, loss_type, variant):
+    arguments, chosen = batch(tuple(lengths), seed), options(loss_type, True, True, **variant)
     close(run(arguments, "cpu", **chosen), run(widened(arguments), "reference", **chosen))
 
 
@@ -258,7 +314,7 @@ def test_any_ragged_batch_agrees_with_the_reference(lengths, seed, loss_type):
 def test_operator_keeps_the_contract_of_custom_operators(form):
     x = batch()
     logp, tokens = x["logp"].requires_grad_(), (x["old_logp"], x["ref_logp"], x["sampler_logp"])
-    rest = x["advantage"], x["offsets"], x["mask"], 0.2, 0.28, 0.1, 1.5, "dapo", form
+    rest = x["advantage"], x["offsets"], x["mask"], 0.2, 0.28, 0.1, 1.5, False, True, True, 0.1, form
     opcheck(policy_loss_op, (logp, *tokens, *rest))
     opcheck(policy_loss_op, (logp, tokens[0], None, None, *rest))
 
@@ -292,6 +348,9 @@ def test_unsupported_options_raise():
         {"mask": x["mask"].float()},
         {"mask": x["mask"][:3]},
         {"clip_low": -0.1},
+        {"off_policy_delta": -0.1},
+        {"ratio": "row"},
+        {"ratio": "token", "loss_type": "gspo"},
         {"impl": "fast"},
     ):
         with pytest.raises(ValueError):
