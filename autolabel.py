@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from nanov2.distributed.ranks import derive_rng, derive_seed
+from nanov2.distributed.ranks import derive_seed
 from nanov2.domains.natural import real
 from nanov2.method import figures as ev
 from nanov2.method.consensus import (
@@ -41,11 +41,12 @@ from nanov2.method.consensus import (
 )
 from nanov2.method.consolidation import best_samples
 from nanov2.method.judges import meta_judge, verifier_judge
+from nanov2.method.tasks import true_scores
 from nanov2.records import ProofRecord, read_jsonl, write_jsonl
 from nanov2.rl.logs import print_table
 from nanov2.run.cli import Config, InputError, open_folder, parse, script
 from nanov2.run.folder import Run
-from nanov2.run.phase import generator_proofs
+from nanov2.run.phase import generator_proofs, graded
 
 
 def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = True) -> list[list[Assessed]]:
@@ -53,14 +54,14 @@ def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = T
     c = run.config.autolabel
     clean, k = (c.clean, c.k) if settle else (c.n, c.n)
     model, tokenizer = run.load("verifier2", lap)
-    prompts, verifier, meta = run.prompts(tokenizer), run.config.verifier, run.config.meta
+    language, verifier, meta = run.domain.language(tokenizer), run.config.verifier, run.config.meta
 
     def judges(first: int, count: int):
         options = {"temperature": c.temperature, "seed": derive_seed(run.config.seed, "labels", lap, first)}
         options["batch_rows"] = verifier.batch_rows
         return (
-            verifier_judge(model, prompts, samples=count, max_tokens=verifier.max_tokens, **options),
-            meta_judge(model, prompts, samples=c.m, max_tokens=meta.max_tokens, **options),
+            verifier_judge(model, language, samples=count, max_tokens=verifier.max_tokens, **options),
+            meta_judge(model, language, samples=c.m, max_tokens=meta.max_tokens, **options),
         )
 
     mine = run.ranks.mine([(r.problem, r.proof) for r in proofs])
@@ -73,13 +74,7 @@ def autolabel(run: Run, lap: int) -> None:
         return
     begin, c, folder = time.time(), run.config, run.folder("autolabel", lap)
     run.need("selfverify", lap)
-    if run.natural:
-        hard = run.hard_problems("train_hard", lap)
-        new = derive_rng(c.seed, "autolabel", lap).sample(hard, min(c.autolabel.problems, len(hard)))
-    else:
-        seen = {p.problem for problems in run.problems.values() for p in problems}
-        difficulty = c.world.hard_in(lap)
-        new = ev.make_problems(c.seed, f"autolabel lap {lap}", difficulty, c.autolabel.problems, seen)
+    new = run.domain.new_problems(lap, c.autolabel.problems)
     proofs = generator_proofs(run, lap, new, c.autolabel.proofs, folder / "trajectories.jsonl", f"lap{lap}")
     held_out = generator_proofs(run, lap, run.hardest, 2, folder / "held_out_trajectories.jsonl", f"lap{lap}")
     critiques = label_proofs(run, lap, proofs)
@@ -99,14 +94,10 @@ def autolabel(run: Run, lap: int) -> None:
     run.write("autolabel", lap, "best.jsonl", best_samples(clear, sure))
     run.write("autolabel", lap, "unclear.jsonl", unclear)
     run.write("autolabel", lap, "dv.jsonl", merge(earlier, clear if c.autolabel.grow else []))
-    graded = [
-        dataclasses.replace(r, score=run.true_score(r.problem, r.proof), label="exact") for r in held_out
-    ]
-    graded = [r for r in graded if not math.isnan(r.score)]
-    run.write("autolabel", lap, "held_out_proofs.jsonl", graded)
+    run.write("autolabel", lap, "held_out_proofs.jsonl", graded(run, held_out))
 
     letter = [consensus(cs, c.autolabel.k, "right") for cs in critiques]
-    truth = [run.true_score(r.problem, r.proof) for r in proofs]
+    truth = true_scores(run.domain.truth, proofs, [r.proof for r in proofs])
     after = measure_labels(truth, proofs, labels, letter, critiques)
     samples = [
         {
@@ -195,12 +186,12 @@ def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
         raise InputError(f"--calibrate wants a precision above 0 and up to 1, found {wanted}")
     if source:
         proofs = read_jsonl(source, ProofRecord)
-    elif run.natural:
+    elif not run.domain.truth:
         raise InputError("calibration needs proofs whose score is known: give --proofs=FILE")
     else:
         path = run.folder("autolabel", lap) / "calibration_trajectories.jsonl"
         drawn = generator_proofs(run, lap, run.problems["validation_hard"], 4, path, f"lap{lap}")
-        proofs = [dataclasses.replace(r, score=run.true_score(r.problem, r.proof)) for r in drawn]
+        proofs = graded(run, drawn)
     if missing := sum(r.score is None for r in proofs):
         raise InputError(f"{missing} of {len(proofs)} proofs have no score: calibration needs one for each")
     critiques = label_proofs(run, lap, proofs, settle=False)

@@ -169,7 +169,7 @@ def main() -> None:
     run = open_folder(args, overrides)
     phase = args.phase or MODEL[args.mode]
     lap = args.lap or newest_lap(run, phase)
-    if run.natural:
+    if run.config.pretrained.folder:
         folder = run.folder(phase, lap)
         raise InputError(f"the run's models are chat models: use one with --model={folder}")
     model, tokenizer = run.load(phase, lap)

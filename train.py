@@ -16,7 +16,6 @@ from nanov2.distributed.startup import prepare
 
 prepare()
 
-import dataclasses
 import difflib
 import os
 import time
@@ -27,148 +26,166 @@ import torch
 
 from autolabel import autolabel
 from nanov2.distributed.ranks import derive_rng, derive_seed
-from nanov2.domains.natural import pretrained
-from nanov2.domains.order.demos import make_demonstration
-from nanov2.domains.order.prompts import true_score
-from nanov2.domains.order.tokenizer import Tokenizer
-from nanov2.domains.order.world import Difficulty, make_problem
+from nanov2.domains.domain import Truth
 from nanov2.errors import InputError
 from nanov2.method import figures as ev
-from nanov2.method.consolidation import consolidate
-from nanov2.method.experts import make_expert
+from nanov2.method.consolidation import as_demonstration
+from nanov2.method.experts import ExactExpert, make_expert
 from nanov2.method.judges import meta_judge, verifier_judge
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.decoder import Model
 from nanov2.model.packing import Pack
+from nanov2.model.rollout import Sampling
 from nanov2.pages.report import build_report
-from nanov2.records import CritiqueRecord, ProofRecord, TrajectoryRecord
+from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.logs import print_table
-from nanov2.rl.trainer import counted_tokens, document, supervised_loss, train_supervised
+from nanov2.rl.trainer import counted_tokens, supervised_loss, train_supervised
 from nanov2.run.cli import open_folder, parse, read_config, script
 from nanov2.run.folder import PHASES, Run
 from nanov2.run.phase import (
     balanced,
+    both,
     distinct_proofs,
+    graded,
+    hardest_held_out,
     initial_weights,
     judge,
     on_held_out_problems,
     read_eval,
     run_grpo,
     spread,
+    write_trajectories,
 )
 from nanov2.run.plan import HARDWARE, dry_run
 
 
 def base(run: Run, lap: int) -> dict:
-    """Supervised training from scratch, on demonstrations that grow from short chains to long ones."""
-    c, tokenizer = run.config, Tokenizer.for_world()
-    everything = Difficulty(
-        (c.world.labelled_chain[0], c.world.hard_chain[1]), (c.world.labelled_facts[0], c.world.hard_facts[1])
-    )
-    stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))), (1.1, everything))
-    model = Model(dataclasses.replace(c.model, vocab_size=tokenizer.vocab_size))
-    model.init_weights(torch.Generator().manual_seed(c.seed)).to(run.ranks.device)
-    prompts = run.prompts(tokenizer)
+    """Supervised training on the domain's demonstrations, from fresh weights or from a pretrained model."""
+    c, domain = run.config, run.domain
+    model, tokenizer = domain.start()
+    model.to(run.ranks.device)
+    language = domain.language(tokenizer)
+    bench = run.bench(language)
 
     def draw(step: int, i: int) -> Pack:
-        difficulty = next(d for share, d in stages if step < share * c.base.steps)
         rng = derive_rng(c.seed, "demonstration", step, i)
-        return document(tokenizer, make_demonstration(rng, make_problem(rng, difficulty), c.noise))
+        return language.document(domain.demonstration(rng, step / max(c.base.steps, 1)))
 
     rng = derive_rng(c.seed, "held-out demonstrations")
-    held_out = [
-        document(tokenizer, make_demonstration(rng, make_problem(rng, c.world.labelled), c.noise))
-        for _ in range(c.world.validation)
-    ]
+    held_out = [language.document(domain.demonstration(rng, 1.0)) for _ in range(c.eval.demonstrations)]
 
     @torch.no_grad()
     def measure(model: Model, step: int) -> ev.Metrics:
         loss = round(supervised_loss(model, held_out, tokenizer, counted_tokens(held_out), backward=False), 4)
         return {"held-out/loss": {"value": loss, "n": len(held_out), "low": loss, "high": loss}}
 
-    before = measure(model, 0)
-    curve = train_supervised(run.folder("base"), "base", model, tokenizer, draw, c.base, run.ranks, measure)
+    def figures(model: Model) -> ev.Measured:
+        metrics, samples = on_held_out_problems(run, bench, lambda b, *args: b.generator(model, *args))
+        if proofs := [r for r in domain.graded_proofs().get("held_out", []) if r.score is not None]:
+            critic, shown = both(bench, lambda b: b.verifier(model, proofs, "labelled"))
+            metrics, samples = metrics | critic, samples + shown
+        return metrics | bench.pass_at_k(model, hardest_held_out(run), "hard") | measure(model, 0), samples
+
+    trained_before = c.pretrained.folder or not c.base.steps
+    before = figures(model)[0] if trained_before else measure(model, 0)
+    curve = [{"step": 0, **measure(model, 0)}]
+    if c.base.steps:
+        curve += train_supervised(
+            run.folder("base"), "base", model, tokenizer, draw, c.base, run.ranks, measure
+        )
+        curve.append({"step": c.base.steps, **measure(model, c.base.steps)})
     run.save("base", 1, model, tokenizer)
-    last = measure(model, c.base.steps)
-    metrics, samples = on_held_out_problems(
-        run, lambda problems, name: ev.eval_generator(model, prompts, problems, c, run.ranks, name)
-    )
-    after = last | metrics
-    curve = [{"step": 0, **before}, *curve, {"step": c.base.steps, **last}]
+    after, samples = figures(model)
     return {"before": before, "after": after, "curve": curve, "samples": samples, "steps": c.base.steps}
 
 
 def coldstart(run: Run, lap: int) -> dict:
-    """1A: the weak prover (the base) drafts, criticises and revises; the expert scores a diverse subset."""
-    c, folder = run.config, run.folder("coldstart")
+    """1A: the weak prover (the base) drafts, criticises and revises; the expert scores a diverse subset.
+
+    𝒟v also holds the proofs that people graded, where the domain has some.
+    """
+    c, folder, domain = run.config, run.folder("coldstart"), run.domain
     model, tokenizer = run.load("base")
-    prompts = run.prompts(tokenizer)
-    task = SelfVerifyTask(prompts, None, max_turns=2 * c.coldstart.rounds - 1)
+    language = domain.language(tokenizer)
+    turns = language.turns_per_proof * c.coldstart.rounds - (language.turns_per_proof - 1)
 
     def write(name: str, problems: list) -> list[TrajectoryRecord]:
-        def make():
-            seed = derive_seed(c.seed, "coldstart", name)
-            turns = ev.sample_trajectories(model, task, problems, c, seed, run.ranks, c.verifier.max_tokens)
-            return ev.trajectory_records(problems, turns)
+        path, seed = folder / f"{name}_trajectories.jsonl", derive_seed(c.seed, "coldstart", name)
+        return write_trajectories(run, path, model, language, problems, turns, c.verifier.max_tokens, seed)
 
-        return run.once(folder / f"{name}_trajectories.jsonl", TrajectoryRecord, make)
-
-    trajectories = write("train", run.problems["train"][: c.coldstart.problems])
-    expert = make_expert(c.expert, folder)
-    unscored = spread(distinct_proofs(trajectories, prompts, "coldstart"), c.coldstart.subset)
-    dv = expert.score_proofs(run.ranks.from_main(unscored))
+    known = domain.graded_proofs()
+    dv = [r for r in known.get("train", []) if r.score is not None]
+    trajectories = []
+    if c.expert != "grades":  # with grades alone there is nobody to score a new proof
+        trajectories = write("train", run.problems["train"][: c.coldstart.problems])
+        unscored = [r for r in known.get("train", []) if r.score is None]
+        unscored += spread(distinct_proofs(trajectories, language, "coldstart"), c.coldstart.subset)
+        expert = make_expert(c.expert, folder, domain.truth)
+        dv = dv + expert.score_proofs(run.ranks.from_main(unscored[: c.coldstart.subset]))
     run.write("coldstart", 1, "dv.jsonl", dv)
     for name in ("held_out", "held_out_hard", "validation"):
-        proofs = distinct_proofs(write(name, run.problems[name]), prompts, name)[: c.eval.proofs]
-        graded = [dataclasses.replace(r, score=true_score(r.problem, r.proof), label="exact") for r in proofs]
-        run.write("coldstart", 1, f"{name}_proofs.jsonl", graded)
+        proofs = [r for r in known.get(name, []) if r.score is not None]
+        if domain.truth and name in run.problems:
+            proofs += graded(run, distinct_proofs(write(name, run.problems[name]), language, name))
+        run.write("coldstart", 1, f"{name}_proofs.jsonl", proofs[: c.eval.proofs])
 
-    improved = Counter()
-    for t in trajectories:
-        scores = [true_score(t.problem, text) for name, text in t.turns if name == "prove"]
-        if len(scores) > 1:
-            change = scores[-1] - scores[0]
-            improved["improved" if change > 0 else "worse" if change < 0 else "same"] += 1
-    kinds = sorted({r.kind for r in dv})
-    rows = [[k, *(sum(r.kind == k and r.score == s for r in dv) for s in (0.0, 0.5, 1.0))] for k in kinds]
-    tables = [
-        {"title": "𝒟v: proofs per type and score", "columns": ["type", "0", "0.5", "1"], "rows": rows},
-        {
-            "title": "Refined trajectories",
-            "columns": ["final against draft", "count"],
-            "rows": [[k, improved[k]] for k in ("improved", "same", "worse")],
-        },
-    ]
+    tables = [scores_by_kind(dv), *refined(trajectories, domain.truth)]
     samples = [{"problem": r.problem, "kind": r.kind, "proof": r.proof, "truth": r.score} for r in dv]
     return {"after": {}, "tables": tables, "samples": samples}
+
+
+def scores_by_kind(dv: list[ProofRecord]) -> dict:
+    kinds = sorted({r.kind for r in dv})
+    rows = [[k, *(sum(r.kind == k and r.score == s for r in dv) for s in LEVELS)] for k in kinds]
+    return {"title": "𝒟v: proofs per type and score", "columns": ["type", "0", "0.5", "1"], "rows": rows}
+
+
+def refined(trajectories: list[TrajectoryRecord], truth: Truth | None) -> list[dict]:
+    """How many trajectories improved in refinement; no table where nobody knows."""
+    counts = Counter()
+    for t in trajectories if truth else []:
+        scores = [truth.score(t.problem, text) for name, text in t.turns if name == "prove"]
+        if len(scores) > 1:
+            change = scores[-1] - scores[0]
+            counts["improved" if change > 0 else "worse" if change < 0 else "same"] += 1
+    if not counts:
+        return []
+    rows = [[k, counts[k]] for k in ("improved", "same", "worse")]
+    return [{"title": "Refined trajectories", "columns": ["final against draft", "count"], "rows": rows}]
 
 
 def verifier(run: Run, lap: int) -> dict:
     """1B: GRPO from the base on 𝒟v with R_format · R_score."""
     model, tokenizer = run.load("base")
-    task = VerifierTask(run.prompts(tokenizer))
+    task = VerifierTask(run.domain.language(tokenizer), truth=run.domain.truth)
     items = balanced(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "score")
     return train_verifier(run, "verifier", lap, model, tokenizer, task, items)
 
 
 def train_verifier(
-    run: Run, phase: str, lap: int, model: Model, tokenizer: Tokenizer, task, items: list, before=None
+    run: Run, phase: str, lap: int, model: Model, tokenizer, task: VerifierTask, items: list, own=None
 ) -> dict:
-    """What 1B and 1D share: train on `items`, measure on held-out proofs before and after."""
-    c, prompts = run.config, task.prompts
+    """What 1B and 1D share: train on `items`, measure on held-out proofs before and after.
+
+    `own`: critiques whose quality is known, on which the model is measured as a meta-verifier too.
+    """
+    bench, shown = run.bench(task.language), run.config.eval.shown // 2
     validation = run.records("coldstart", 1, "validation_proofs.jsonl", ProofRecord)
 
     def measure(model: Model, step: int) -> ev.Metrics:
-        return ev.eval_verifier(model, prompts, validation, c, run.ranks, "validation")[0]
+        return bench.verifier(model, validation, "validation")[0]
 
-    def held_out(model: Model):
+    def held_out(model: Model) -> ev.Measured:
         metrics, samples = {}, []
         for name, proofs in verifier_test_sets(run, lap).items():
-            m, s = ev.eval_verifier(model, prompts, proofs, c, run.ranks, name)
-            metrics, samples = metrics | m, samples + ev.pick(s, c.eval.shown // 2)
+            m, s = both(bench, lambda b, p=proofs, n=name: b.verifier(model, p, n))
+            metrics, samples = metrics | m, samples + ev.pick(s, shown)
+        if own:
+            m, s = both(bench, lambda b: b.meta(model, own, "labelled"))
+            metrics, samples = metrics | m, samples + ev.pick(s, shown)
         return metrics, samples
 
-    return run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out, before=before)
+    return run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
 
 
 def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
@@ -191,48 +208,87 @@ def meta(run: Run, lap: int) -> dict:
     c, folder = run.config, run.folder("meta")
     v1, _ = run.load("verifier")
     model, tokenizer = run.load("base")
-    task = VerifierTask(run.prompts(tokenizer))
-    expert = make_expert(c.expert, folder)
+    language, truth = run.domain.language(tokenizer), run.domain.truth
+    task, bench = VerifierTask(language, truth=truth), run.bench(language)
 
     def criticise(proofs: list[ProofRecord], name: str) -> list[CritiqueRecord]:
         def make():
-            questions = [task.prompts.verify(r.problem, r.proof) for r in proofs]
-            seed, how = derive_seed(c.seed, "meta", name), ev.sampling(c, c.verifier)
-            answers = ev.sample_answers(v1, task.prompts, questions, how, seed, run.ranks)
+            questions = [language.verify(r.problem, r.proof) for r in proofs]
+            how = Sampling(c.eval.temperature, c.verifier.max_tokens, c.verifier.batch_rows)
+            seed = derive_seed(c.seed, "meta", name)
+            answers = ev.sample_answers(v1, language, questions, how, seed, run.ranks)
             return [
                 CritiqueRecord(r.problem, r.proof, a, None, r.score, source="verifier v1")
                 for r, a in zip(proofs, answers, strict=True)
-                if task.prompts.claimed_score(a) is not None
+                if language.claimed_score(a) is not None
             ]
 
         return run.once(folder / f"{name}_critiques.jsonl", CritiqueRecord, make)
 
-    files = {"train": "dv", "held_out": "held_out_proofs", "validation": "validation_proofs"}
+    files = {"train": "dv", "labelled": "held_out_proofs", "validation": "validation_proofs"}
     critiques = {
         name: criticise(run.records("coldstart", 1, f"{file}.jsonl", ProofRecord), name)
         for name, file in files.items()
     }
-    if run.natural:  # nobody knows better than the expert
-        graded = iter(expert.score_critiques([r for records in critiques.values() for r in records]))
-        dmv, *held = (list(islice(graded, len(records))) for records in critiques.values())
+    everything = [r for records in critiques.values() for r in records]
+    expert = make_expert(c.expert, folder, truth)
+    if truth:  # what figures are made of is graded by the truth, whoever the expert is
+        scored = expert.score_critiques(critiques["train"])
+        held = ExactExpert(truth).score_critiques(everything[len(scored) :])
+        grades = iter(scored + held)
     else:
-        dmv = expert.score_critiques(critiques["train"])
-        held = [ev.grade_critiques(critiques[name]) for name in ("held_out", "validation")]
-    run.write("meta", 1, "dmv.jsonl", dmv)
-    sets = dict(zip(("labelled", "validation"), held, strict=True))
+        grades = iter(expert.score_critiques(everything))
+    sets = {name: list(islice(grades, len(records))) for name, records in critiques.items()}
+    run.write("meta", 1, "dmv.jsonl", sets["train"])
     run.write("meta", 1, "held_out_dmv.jsonl", sets["labelled"])
 
     def measure(model: Model, step: int) -> ev.Metrics:
-        return ev.eval_meta(model, task.prompts, sets["validation"], c, run.ranks, "validation")[0]
+        return bench.meta(model, sets["validation"], "validation")[0]
 
-    def held_out(model: Model):
-        return ev.eval_meta(model, task.prompts, sets["labelled"], c, run.ranks, "labelled")
+    def held_out(model: Model) -> ev.Measured:
+        return both(bench, lambda b: b.meta(model, sets["labelled"], "labelled"))
 
-    items = balanced(dmv, "quality")
+    items = balanced(sets["train"], "quality")
     result = run_grpo(run, "meta", lap, model, tokenizer, task, items, measure, held_out)
-    counts = Counter(r.quality for r in dmv)
+    counts = Counter(r.quality for r in sets["train"])
     table = {"title": "𝒟mv: critiques per quality", "columns": ["quality", "critiques"]}
-    return result | {"tables": [table | {"rows": [[q, counts[q]] for q in (0.0, 0.5, 1.0)]}]}
+    return result | {"tables": [table | {"rows": [[q, counts[q]] for q in LEVELS]}]}
+
+
+def consolidate(run: Run, lap: int) -> dict:
+    """Supervised training of the first base on the last lap's best samples and on demonstrations."""
+    c, settings, domain = run.config, run.config.consolidate, run.domain
+    model, tokenizer = run.load("base")
+    language = domain.language(tokenizer)
+    bench = run.bench(language)
+    labels = run.records("autolabel", lap - 1, "labels.jsonl", ProofRecord)
+    scores = {(r.problem, r.proof): r.score for r in labels}
+    samples = run.records("autolabel", lap - 1, "best.jsonl", TrajectoryRecord)
+    best = [language.document(as_demonstration(t, scores[t.problem, t.turns[0][1]])) for t in samples]
+
+    def draw(step: int, i: int) -> Pack:
+        rng = derive_rng(c.seed, "consolidate", lap, step, i)
+        if best and i % 2:
+            return rng.choice(best)
+        return language.document(domain.demonstration(rng, 1.0))
+
+    def held_out(model: Model) -> ev.Measured:
+        return on_held_out_problems(run, bench, lambda b, *args: b.generator(model, *args))
+
+    before, _ = held_out(model)
+    folder, name = run.folder("consolidate", lap), f"lap{lap}/consolidate"
+    curve = train_supervised(folder, name, model, tokenizer, draw, settings, run.ranks, lambda *_: {})
+    run.save("consolidate", lap, model, tokenizer)
+    after, shown = held_out(model)
+    note = f"{len(best)} best samples of lap {lap - 1}, as many documents again from the demonstrations"
+    return {
+        "before": before,
+        "after": after,
+        "curve": curve,
+        "samples": shown,
+        "notes": [note],
+        "steps": settings.steps,
+    }
 
 
 def verifier2(run: Run, lap: int) -> dict:
@@ -242,8 +298,7 @@ def verifier2(run: Run, lap: int) -> dict:
     """
     config = run.config.phase("verifier2", lap)
     model, tokenizer = initial_weights(run, "verifier2", lap)
-    prompts = run.prompts(tokenizer)
-    gate = judge(run, meta_judge, "meta", 1, config, prompts) if config.meta_gate else None
+    gate = judge(run, meta_judge, "meta", 1, config) if config.meta_gate else None
     source = ("coldstart", 1) if lap == 1 else ("autolabel", lap - 1)
     dv = run.records(*source, "dv.jsonl", ProofRecord)
     if lap > 1:  # what consensus left open, where a person has scored it since
@@ -253,70 +308,54 @@ def verifier2(run: Run, lap: int) -> dict:
     dmv = balanced(run.records("meta", 1, "dmv.jsonl", CritiqueRecord), "quality")
     derive_rng(run.config.seed, "mixture", lap).shuffle(dmv)
     own = run.records("meta", 1, "held_out_dmv.jsonl", CritiqueRecord)
-
-    def as_meta_verifier(model: Model):
-        return ev.eval_meta(model, prompts, own, run.config, run.ranks, "labelled")
-
-    first, _ = as_meta_verifier(model)
-    # The paper compares with v1, not with the base that training starts from.
-    v1 = read_eval(run, "verifier", 1)["after"] if lap == 1 else None
-    task = VerifierTask(prompts, gate)
+    task = VerifierTask(run.domain.language(tokenizer), gate, run.domain.truth)
     items = dv + dmv[: len(dv) // 3]
-    result = train_verifier(run, "verifier2", lap, model, tokenizer, task, items, v1)
-    last, shown = as_meta_verifier(model)
-    result["before"], result["after"] = result["before"] | first, result["after"] | last
-    result["samples"] += ev.pick(shown, run.config.eval.shown // 2)
-    if lap == 1:
-        result["notes"].append("before: verifier v1; for meta_accuracy: the base")
+    result = train_verifier(run, "verifier2", lap, model, tokenizer, task, items, own)
+    if lap == 1:  # the paper compares with v1
+        result["beside"] = {"verifier v1": read_eval(run, "verifier", 1)["after"]}
     return result
 
 
 def generator(run: Run, lap: int) -> dict:
     """2: GRPO on 𝒟p; the frozen verifier's score is the whole reward."""
-    c, config = run.config, run.config.phase("generator", lap)
+    config, truth = run.config.phase("generator", lap), run.domain.truth
     model, tokenizer = initial_weights(run, "generator", lap)
-    prompts = run.prompts(tokenizer)
-    task = GeneratorTask(prompts, judge(run, verifier_judge, "verifier2", lap, config, prompts))
+    language = run.domain.language(tokenizer)
+    bench = run.bench(language)
+    task = GeneratorTask(language, judge(run, verifier_judge, "verifier2", lap, config), truth)
     validation = run.problems["validation"] if lap == 1 else run.hard_problems("validation_hard", lap)
 
     def measure(model: Model, step: int) -> ev.Metrics:
-        return ev.eval_generator(model, prompts, validation, c, run.ranks, "validation", task.verifier, 2)[0]
+        return bench.generator(model, validation, "validation", task.verifier, 2)[0]
 
-    def held_out(model: Model):
-        def evaluate(problems: list, name: str):
-            return ev.eval_generator(model, prompts, problems, c, run.ranks, name, task.verifier)
-
-        return on_held_out_problems(run, evaluate)
+    def held_out(model: Model) -> ev.Measured:
+        metrics, samples = on_held_out_problems(
+            run, bench, lambda b, *args: b.generator(model, *args, task.verifier)
+        )
+        return metrics | bench.pass_at_k(model, hardest_held_out(run), "hard"), samples
 
     items = run.problems["train"] if lap == 1 else run.hard_problems("train_hard", lap)
-    # In lap 1 beside the base, whatever the weights start from.
-    before = held_out(run.load("base")[0])[0] if lap == 1 else None
     best = "validation/true_score" if config.keep_best == "truth" else ""
-    result = run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best, before)
-    if lap == 1:
-        result["notes"].append("before: the base")
-    return result
+    return run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best)
 
 
 def selfverify(run: Run, lap: int) -> dict:
     """3: trajectories draft → own critique → revision → …; the reward is on the final proof."""
-    c, config = run.config, run.config.phase("selfverify", lap)
+    config, truth = run.config.phase("selfverify", lap), run.domain.truth
     model, tokenizer = initial_weights(run, "selfverify", lap)
-    prompts = run.prompts(tokenizer)
-    verdicts = judge(run, verifier_judge, "verifier2", lap, config, prompts)
+    language = run.domain.language(tokenizer)
+    bench = run.bench(language)
+    verdicts = judge(run, verifier_judge, "verifier2", lap, config)
     weights = (config.alpha, config.beta) if config.reward == "alpha_beta" else None
-    gate = judge(run, meta_judge, "verifier2", lap, config, prompts) if weights else None
-    task = SelfVerifyTask(prompts, verdicts, config.max_turns, gate, weights)
+    gate = judge(run, meta_judge, "verifier2", lap, config) if weights else None
+    task = SelfVerifyTask(language, verdicts, config.max_turns, gate, weights, truth=truth)
 
     def measure(model: Model, step: int) -> ev.Metrics:
         problems = run.hard_problems("validation_hard", lap)
-        return ev.eval_selfverify(model, prompts, problems, c, run.ranks, "validation", verdicts, 2)[0]
+        return bench.selfverify(model, problems, "validation", verdicts, 2)[0]
 
-    def held_out(model: Model):
-        def evaluate(problems: list, name: str):
-            return ev.eval_selfverify(model, prompts, problems, c, run.ranks, name, verdicts)
-
-        return on_held_out_problems(run, evaluate)
+    def held_out(model: Model) -> ev.Measured:
+        return on_held_out_problems(run, bench, lambda b, *args: b.selfverify(model, *args, verdicts))
 
     items = (run.problems["train"] if lap == 1 else []) + run.hard_problems("train_hard", lap)
     best = "validation/final_true_score" if config.keep_best == "truth" else ""
@@ -333,7 +372,6 @@ STEPS = {
     "generator": generator,
     "selfverify": selfverify,
 }
-NATURAL_STEPS = {"base": pretrained.base, "coldstart": pretrained.coldstart}
 FIRST_LAP_ONLY = ("base", "coldstart", "verifier", "meta")
 
 
@@ -343,9 +381,9 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         autolabel(run, lap)
     elif not run.is_done(phase, lap):
         begin = time.time()
-        steps = STEPS | NATURAL_STEPS if run.natural else STEPS
-        result = steps[phase](run, lap)
-        figures = {k: result.get(k, d) for k, d in (("before", {}), ("after", {}), ("curve", []))}
+        result = STEPS[phase](run, lap)
+        parts = {"before": {}, "after": {}, "beside": {}, "curve": []}
+        figures = {k: result.get(k, empty) for k, empty in parts.items()}
         run.write(phase, lap, "eval.json", figures)
         run.write(phase, lap, "samples.jsonl", ev.pick(result["samples"], run.config.eval.shown))
         facts = {k: result[k] for k in ("notes", "tables", "steps") if k in result}

@@ -7,7 +7,6 @@ None, a state of its own, never a score.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +41,8 @@ MV_START, MV_END = (
     'Based on my analysis, I will rate the "solution evaluation" as:',
 )
 
-# Headings of a generator's answer; models add a colon or bold face.
+HEADING = "## Solution\n"  # what a proof stands under in its author's answer
+# Headings of a generator's answer as models write them: some add a colon or bold face.
 SOLUTION = re.compile(r"^#{1,6}[ \t]*\**Solution\**:?\**[ \t]*$", re.M | re.I)
 SELF_EVALUATION = re.compile(r"^#{1,6}[ \t]*\**Self[ -]Evaluation\**:?\**[ \t]*$", re.M | re.I)
 
@@ -279,12 +279,6 @@ class Language:
         reading = read(answer, start, end)
         return reading.score if reading.in_form or not self.strict else None
 
-    def true_score(self, problem: str, proof: str | None) -> float:
-        return math.nan
-
-    def examine(self, problem: str, proof: str, critique: str) -> None:
-        return None
-
     # --- trajectories of a model with this tokenizer
 
     @cached_property
@@ -327,13 +321,20 @@ class Language:
         return self.again if score is not None and score < 1 else None
 
     def document(self, shown: Demonstration) -> Pack:
-        """A demonstration for supervised training: its last turn as the answer to the question before it."""
-        question = {
-            1: lambda: self.prove(shown.problem),
-            2: lambda: self.verify(shown.problem, shown.turns[0][1]),
-            3: lambda: self.meta(shown.problem, shown.turns[0][1], shown.turns[1][1]),
-        }[len(shown.turns)]()
-        return self.example(question, shown.turns[-1][1])
+        """A demonstration for supervised training: its last turn as the answer to what came before it."""
+        *before, (task, answer) = shown.turns
+        proofs = [text for name, text in before if name == "prove"]
+        critiques = [text for name, text in before if name == "verify"]
+        proof = (read := self.read_proof(proofs[-1])) and read.text if proofs else ""
+        if task == "meta":
+            question = self.meta(shown.problem, proof, critiques[-1])
+        elif task == "verify":
+            question = self.verify(shown.problem, proof)
+        elif proofs:
+            question = self.revise(shown.problem, proof, critiques[-1:])
+        else:
+            question = self.prove(shown.problem)
+        return self.example(question, answer)
 
     def example(self, question: Messages, answer: str) -> Pack:
         """A question with the answer to learn."""

@@ -183,4 +183,10 @@ class EvalConfig:
     proofs: Positive = setting(800, "held-out proofs that a verifier is measured on")
     samples: Few = setting(2, "samples per held-out problem for a generator")
     rounds: Few = setting(4, "refinement rounds at inference: at most this many proofs in a row")
+    greedy: bool = setting(True, "every held-out figure also at temperature 0")
+    pass_at: tuple[Count, Count, Count, Count] = setting(
+        (1, 4, 16, 64), "the k of pass@k, measured of the base and the generators; 0: none"
+    )
+    pass_problems: Positive = setting(50, "held-out problems that pass@k is measured on")
+    demonstrations: Positive = setting(96, "held-out demonstrations that the base's loss is measured on")
     shown: Count = setting(40, "samples kept for the report, per phase")

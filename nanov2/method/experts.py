@@ -1,6 +1,6 @@
 """The expert: who scores proofs (s) and critiques (ms).
 
-- WorldExpert: exact, for the embedded world.
+- ExactExpert: the truth of a domain that has one.
 - FileExpert: looks the scores up in a labelled JSONL file.
 - GradesExpert: proofs come with people's grades; a critique is as good as its score is near them.
 - PersonExpert: writes what is waiting to a file, and the phase goes on when it comes back filled in: when it
@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from nanov2.domains.domain import Truth
 from nanov2.domains.language import read_score
-from nanov2.domains.order.world import grade_critique, grade_proof, parse_problem
 from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 
@@ -30,23 +30,23 @@ class Expert(Protocol):
         ...
 
 
-class WorldExpert:
-    """Knows the truth of the embedded world."""
+class ExactExpert:
+    """Knows the truth of the domain."""
+
+    def __init__(self, truth: Truth):
+        self.truth = truth
 
     def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
         return [
-            dataclasses.replace(r, score=grade_proof(parse_problem(r.problem), r.proof), label="expert")
+            dataclasses.replace(r, score=self.truth.score(r.problem, r.proof), label="expert")
             for r in records
         ]
 
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+        grades = [self.truth.examine(r.problem, r.proof, r.critique) for r in records]
         return [
-            dataclasses.replace(
-                r,
-                quality=grade_critique(parse_problem(r.problem), r.proof, r.critique).quality,
-                label="expert",
-            )
-            for r in records
+            dataclasses.replace(r, quality=g.quality, label="expert")
+            for r, g in zip(records, grades, strict=True)
         ]
 
 
@@ -143,11 +143,15 @@ class PersonExpert:
             )
 
 
-def make_expert(setting: str, folder: Path) -> Expert:
-    """The expert that the configuration names: "world", "grades", "person", "page" (a person, waited for),
-    or the path of a labelled file."""
-    if setting == "world":
-        return WorldExpert()
+def make_expert(setting: str, folder: Path, truth: Truth | None = None) -> Expert:
+    """The expert that the configuration names: "exact", "grades", "person", "page" (a person, waited for), or
+    the path of a labelled file."""
+    if setting == "exact":
+        if truth is None:
+            raise InputError(
+                'expert "exact": nobody knows the truth here; set --expert=page, person, or a file'
+            )
+        return ExactExpert(truth)
     if setting == "grades":
         return GradesExpert()
     if setting in ("person", "page"):

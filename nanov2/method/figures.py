@@ -6,24 +6,37 @@ samples, the interval is over problems (samples of one problem are not independe
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nanov2.distributed.ranks import Ranks, derive_rng, derive_seed
-from nanov2.domains.order.prompts import Domain
-from nanov2.domains.order.world import CritiqueGrade, Difficulty, make_problem
-from nanov2.method.experts import WorldExpert
+from nanov2.distributed.ranks import Ranks, derive_seed
+from nanov2.domains.domain import CritiqueGrade, Truth
+from nanov2.domains.language import Language
 from nanov2.method.judges import Judge
-from nanov2.method.tasks import SelfVerifyTask, judge_proofs
+from nanov2.method.tasks import (
+    SelfVerifyTask,
+    false_accepts,
+    judge_proofs,
+    judged_proofs,
+    true_scores,
+)
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
-from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, TrajectoryRecord
+from nanov2.records import LEVELS, CritiqueRecord, ProblemRecord, ProofRecord, TrajectoryRecord
+from nanov2.rl.config import GRPOConfig
 from nanov2.rl.grpo import Task
-from nanov2.run.config import Config, GRPOConfig
+
+if TYPE_CHECKING:
+    from nanov2.run.config import Config
 
 Metrics = dict[str, dict]
+Measured = tuple[Metrics, list[dict]]  # figures, and samples for the report
 CUT = "(cut off)"  # what stands for an answer that has none
+GREEDY = "@T0"  # ends the name of a figure at temperature 0
 
 
 def interval(values: list[float], clusters: list | None = None) -> dict:
@@ -56,179 +69,276 @@ def figures(columns: dict[str, list[float]], name: str, clusters: list) -> Metri
     return {f"{name}/{k}": interval(values, clusters) for k, values in known.items()}
 
 
-def make_problems(
-    seed: int, purpose: str, difficulty: Difficulty, n: int, avoid: set[str]
-) -> list[ProblemRecord]:
-    """n distinct problems drawn by (seed, purpose, i); none of `avoid`, which grows by them."""
-    records, i = [], 0
-    while len(records) < n:
-        problem = make_problem(derive_rng(seed, purpose, i), difficulty)
-        i += 1
-        if problem.text not in avoid:
-            avoid.add(problem.text)
-            records.append(ProblemRecord(problem.text, problem.kind))
-    return records
-
-
-def problem_sets(config: Config) -> dict[str, list[ProblemRecord]]:
-    """All sets of problems, disjoint: held-out and validation first, then what is trained on."""
-    seen: set[str] = set()
-    w = config.world
-    sizes = {
-        "held_out": (w.labelled, w.held_out),
-        "held_out_hard": (w.hard, w.held_out),
-        "validation": (w.labelled, w.validation),
-        "validation_hard": (w.hard, w.validation),
-        "train": (w.labelled, w.problems),
-        "train_hard": (w.hard, w.hard_problems),
-    }
-    if w.gets_harder:  # after the others, which are the same whether laps get harder or not
-        sizes["held_out_hardest"] = (w.hard_in(config.laps), w.held_out)
-        for lap in range(2, config.laps + 1):
-            sizes[f"validation_hard{lap}"] = (w.hard_in(lap), w.validation)
-            sizes[f"train_hard{lap}"] = (w.hard_in(lap), w.hard_problems)
-    return {name: make_problems(config.seed, name, d, n, seen) for name, (d, n) in sizes.items()}
-
-
-def sampling(config: Config, phase: GRPOConfig) -> Sampling:
-    """How held-out answers are sampled: the evaluation's temperature, the phase's limit."""
-    return Sampling(config.eval.temperature, phase.max_tokens, phase.batch_rows)
-
-
-def grade_critiques(records: list[CritiqueRecord]) -> list[CritiqueRecord]:
-    """Held-out critiques with the exact expert's quality."""
-    return WorldExpert().score_critiques(records)
-
-
 def sample_answers(
     model: Model,
-    prompts: Domain,
-    questions: list[list[int]],
+    language: Language,
+    questions: list,
     how: Sampling,
     seed: int,
     ranks: Ranks,
     proofs: bool = False,
 ) -> list[str | None]:
-    """One answer to each prompt, or the proof in it, in order, on every rank; None where cut off."""
+    """One answer to each question, or the proof in it, in order, on every rank; None where cut off."""
     mine = ranks.mine(list(enumerate(questions)))
     seeds = [derive_seed(seed, i) for i, _ in mine]
-    rollouts = sample(model, prompts.tokenizer, [prompts.ids(q) for _, q in mine], 1, how, seeds)
-    return ranks.gather([prompts.turns(r)[0][1] if proofs else prompts.answer(r) for r in rollouts])
+    rollouts = sample(model, language.tokenizer, [language.ids(q) for _, q in mine], 1, how, seeds)
+    return ranks.gather([language.turns(r)[0][1] if proofs else language.answer(r) for r in rollouts])
 
 
-def eval_verifier(
-    model: Model, prompts: Domain, proofs: list[ProofRecord], config: Config, ranks: Ranks, name: str
-) -> tuple[Metrics, list[dict]]:
-    """Critiques of proofs whose truth is known. Returns metrics "<name>/…" and samples for the report."""
-    how = sampling(config, config.verifier)
-    questions = [prompts.verify(r.problem, r.proof) for r in proofs]
-    answers = sample_answers(model, prompts, questions, how, derive_seed("eval verifier", config.seed), ranks)
-    columns, samples = defaultdict(list), []
-    for record, answer in zip(proofs, answers, strict=True):
-        claim = prompts.claimed_score(answer)
-        columns["score_accuracy"].append(float(claim == record.score))
-        columns["score_error"].append(math.nan if claim is None else abs(claim - record.score))
-        columns["unparsed_rate"].append(float(claim is None))
-        grade = prompts.examine(record.problem, record.proof, answer or "")
-        if grade:
-            columns["critique_quality"].append(grade.quality)
-            columns["critique_exact"].append(float(grade.quality == 1))
-            columns["invented_issue_rate"].append(float(grade.invented > 0))
-            columns["missed_issue_rate"].append(float(grade.missed > 0))
-        samples.append(
-            {
-                "problem": record.problem,
-                "kind": record.kind,
-                "proof": record.proof,
-                "truth": record.score,
-                "critique": answer or CUT,
-                "score": claim,
-            }
-            | shown_grade(grade)
+def sample_trajectories(
+    model: Model, task: Task, items: list, how: Sampling, seed: int, ranks: Ranks
+) -> list[list[tuple[str, str]]]:
+    """One trajectory for each item, in order, on every rank, as turns of (task, text)."""
+    mine = ranks.mine(list(enumerate(items)))
+    rollouts = sample(
+        model,
+        task.language.tokenizer,
+        [task.prompt(item) for _, item in mine],
+        1,
+        dataclasses.replace(how, max_given=task.max_given),
+        [derive_seed(seed, i) for i, _ in mine],
+        task.next_turn,
+        task.max_turns,
+    )
+    return ranks.gather([[(name, text or CUT) for name, text in task.language.turns(r)] for r in rollouts])
+
+
+def trajectory_records(items: list[ProblemRecord], turns: list) -> list[TrajectoryRecord]:
+    return [TrajectoryRecord(i.problem, tuple(t), kind=i.kind) for i, t in zip(items, turns, strict=True)]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What models of one run are measured with: their language, the truth, settings, ranks.
+
+    Figures are made at the temperature of [eval]; `greedy()` is the same bench at temperature 0.
+    """
+
+    language: Language
+    truth: Truth | None
+    config: Config
+    ranks: Ranks
+    temperature: float
+    suffix: str = ""  # of the figures' names
+
+    @classmethod
+    def of(cls, language: Language, truth: Truth | None, config: Config, ranks: Ranks) -> Bench:
+        return cls(language, truth, config, ranks, config.eval.temperature)
+
+    def greedy(self) -> Bench:
+        return dataclasses.replace(self, temperature=0.0, suffix=GREEDY)
+
+    def verifier(self, model: Model, proofs: list[ProofRecord], name: str) -> Measured:
+        """Critiques of proofs whose score is known."""
+        language = self.language
+        questions = [language.verify(r.problem, r.proof) for r in proofs]
+        answers = self._answers(model, questions, self.config.verifier, "verifier")
+        columns, samples = defaultdict(list), []
+        for record, answer in zip(proofs, answers, strict=True):
+            claim = language.claimed_score(answer)
+            columns["score_accuracy"].append(float(claim == record.score))
+            columns["score_error"].append(math.nan if claim is None else abs(claim - record.score))
+            columns["unparsed_rate"].append(float(claim is None))
+            grade = self.truth.examine(record.problem, record.proof, answer or "") if self.truth else None
+            if grade:
+                columns["critique_quality"].append(grade.quality)
+                columns["critique_exact"].append(float(grade.quality == 1))
+                columns["invented_issue_rate"].append(float(grade.invented > 0))
+                columns["missed_issue_rate"].append(float(grade.missed > 0))
+                failed = record.score == 0
+                columns["invented_in_failed_rate"].append(float(grade.invented > 0) if failed else math.nan)
+            samples.append(
+                {
+                    "problem": record.problem,
+                    "kind": record.kind,
+                    "proof": record.proof,
+                    "truth": record.score,
+                    "critique": answer or CUT,
+                    "score": claim,
+                }
+                | shown_grade(grade)
+            )
+        return self._figures(columns, name, [r.problem for r in proofs]), samples
+
+    def meta(self, model: Model, critiques: list[CritiqueRecord], name: str) -> Measured:
+        """Meta-critiques of critiques whose quality is known."""
+        language = self.language
+        questions = [language.meta(r.problem, r.proof, r.critique) for r in critiques]
+        answers = self._answers(model, questions, self.config.meta, "meta")
+        claims = [language.claimed_quality(a) for a in answers]
+        right = [float(c == r.quality) for c, r in zip(claims, critiques, strict=True)]
+        clusters = [r.problem for r in critiques]
+        columns = {
+            "meta_accuracy": right,
+            "meta_unparsed_rate": [float(c is None) for c in claims],
+        }
+        metrics = self._figures(columns, name, clusters)
+        metrics[f"{name}/meta_balanced_accuracy{self.suffix}"] = balanced(
+            right, [r.quality for r in critiques], clusters
         )
-    return figures(columns, name, [r.problem for r in proofs]), samples
+        commonest = max(LEVELS, key=[r.quality for r in critiques].count)
+        constant = [float(r.quality == commonest) for r in critiques]
+        metrics[f"{name}/meta_constant_accuracy{self.suffix}"] = interval(constant, clusters)
+        samples = [
+            {
+                "problem": r.problem,
+                "proof": r.proof,
+                "truth": r.score,
+                "critique": r.critique,
+                "meta": a or CUT,
+                "meta_quality": c,
+            }
+            | shown_grade(self.truth.examine(r.problem, r.proof, r.critique) if self.truth else None)
+            | {"quality": r.quality}
+            for r, a, c in zip(critiques, answers, claims, strict=True)
+        ]
+        return metrics, samples
+
+    def generator(
+        self,
+        model: Model,
+        problems: list[ProblemRecord],
+        name: str,
+        verifier: Judge | None = None,
+        samples: int | None = None,
+    ) -> Measured:
+        """Proofs sampled once, without revision: true score, and the verifier's reward beside it."""
+        n = self._samples(samples)
+        items = [p for p in problems for _ in range(n)]
+        questions = [self.language.prove(p.problem) for p in items]
+        proofs = self._answers(model, questions, self.config.generator, "generator", proofs=True)
+        truth = true_scores(self.truth, items, proofs)
+        columns = {
+            "true_score": truth,
+            "full_proof_rate": [full(t) for t in truth],
+            "proof_format_rate": [float(self.language.is_proof(p)) for p in proofs],
+        }
+        scores = [None] * len(items)
+        if verifier:
+            scores = self._reward_beside_truth(columns, verifier, items, proofs, truth)
+        shown = [
+            {"problem": i.problem, "kind": i.kind, "proof": p or CUT, "reward": s if s == s else None}
+            | shown_truth(t)
+            for i, p, t, s in zip(items[::n], proofs[::n], truth[::n], scores[::n], strict=True)
+        ]
+        return self._figures(columns, name, [i.problem for i in items]), shown
+
+    def pass_at_k(self, model: Model, problems: list[ProblemRecord], name: str) -> Metrics:
+        """Share of problems of which at least one of k samples is a full proof, for the k of eval.pass_at.
+
+        The unbiased estimate from n samples of which c are right: 1 − C(n−c, k) / C(n, k) (Chen et al. 2021).
+        """
+        ks = [k for k in self.config.eval.pass_at if k]
+        if not self.truth or not ks:
+            return {}
+        n = max(ks)
+        items = [p for p in problems[: self.config.eval.pass_problems] for _ in range(n)]
+        questions = [self.language.prove(p.problem) for p in items]
+        proofs = self._answers(model, questions, self.config.generator, "pass", proofs=True)
+        right = [full(t) for t in true_scores(self.truth, items, proofs)]
+        counts = [int(sum(right[i : i + n])) for i in range(0, len(right), n)]
+        columns = {
+            f"pass_at_{k}": [1 - math.comb(n - c, k) / math.comb(n, k) for c in counts] for k in sorted(ks)
+        }
+        return self._figures(columns, name, list(range(len(counts))))
+
+    def selfverify(
+        self,
+        model: Model,
+        problems: list[ProblemRecord],
+        name: str,
+        verifier: Judge | None = None,
+        samples: int | None = None,
+    ) -> Measured:
+        """Draft → critique → revision until no issue is found, at most `eval.rounds` proofs."""
+        n, language, config = self._samples(samples), self.language, self.config
+        items = [p for p in problems for _ in range(n)]
+        task = SelfVerifyTask(language, None, max_turns=language.turns_per_proof * config.eval.rounds)
+        seed = derive_seed("eval selfverify", config.seed)
+        turns = sample_trajectories(model, task, items, self._sampling(config.selfverify), seed, self.ranks)
+        columns, shown, finals = defaultdict(list), [], []
+        for j, (item, trajectory) in enumerate(zip(items, turns, strict=True)):
+            judged = judged_proofs(trajectory)
+            truths = true_scores(self.truth, [item] * len(judged), [proof for proof, _ in judged])
+            final, critique = judged[-1]
+            claim = language.claimed_score(critique)
+            finals.append(final)
+            columns["draft_true_score"].append(truths[0])
+            columns["final_true_score"].append(truths[-1])
+            columns["revision_gain"].append(truths[-1] - truths[0])
+            columns["final_full_proof_rate"].append(full(truths[-1]))
+            columns["rounds"].append(float(len(judged)))
+            columns["self_score_error"].append(math.nan if claim is None else abs(claim - truths[-1]))
+            columns["self_score_mean"].append(math.nan if claim is None else claim)
+            if j % n == 0:
+                shown.append(
+                    {
+                        "problem": item.problem,
+                        "kind": item.kind,
+                        "turns": trajectory,
+                        "turn_truth": turn_truths(trajectory, truths),
+                    }
+                )
+        if verifier:
+            self._reward_beside_truth(columns, verifier, items, finals, columns["final_true_score"])
+        return self._figures(columns, name, [i.problem for i in items]), shown
+
+    def _samples(self, samples: int | None) -> int:
+        """Greedy answers to one question are all alike: one is enough."""
+        return 1 if self.temperature == 0 else samples or self.config.eval.samples
+
+    def _sampling(self, phase: GRPOConfig) -> Sampling:
+        return Sampling(self.temperature, phase.max_tokens, phase.batch_rows)
+
+    def _answers(self, model: Model, questions: list, phase: GRPOConfig, what: str, proofs: bool = False):
+        seed = derive_seed(f"eval {what}", self.config.seed)
+        how = self._sampling(phase)
+        return sample_answers(model, self.language, questions, how, seed, self.ranks, proofs)
+
+    def _reward_beside_truth(self, columns, verifier: Judge, items, proofs, truth) -> list[float]:
+        """The verifier's score of each proof, and its excess over the truth: the reward-hacking gap.
+
+        And of the proofs that it gives full marks, how many do not deserve them.
+        """
+        mine = self.ranks.mine(list(zip(items, proofs, strict=True)))
+        scores = judge_proofs(verifier, self.language, [i for i, _ in mine], [p for _, p in mine])
+        scores = self.ranks.gather(scores)
+        columns["verifier_reward"] = scores
+        columns["hacking_gap"] = [s - t for s, t in zip(scores, truth, strict=True)]
+        columns["false_accept_rate"] = false_accepts(scores, truth)
+        return scores
+
+    def _figures(self, columns: dict[str, list[float]], name: str, clusters: list) -> Metrics:
+        return {key + self.suffix: value for key, value in figures(columns, name, clusters).items()}
+
+
+def balanced(right: list[float], levels: list[float], clusters: list) -> dict:
+    """Mean over the levels of the share that was right, with the interval of that mean.
+
+    The levels' intervals are independent (each item has one level), so their variances add up.
+    """
+    parts = []
+    for level in sorted(set(levels)):
+        at = [i for i, x in enumerate(levels) if x == level]
+        parts.append(interval([right[i] for i in at], [clusters[i] for i in at]))
+    if not parts:
+        return interval([])
+    mean = sum(p["value"] for p in parts) / len(parts)
+    half = math.sqrt(sum(((p["high"] - p["low"]) / 2) ** 2 for p in parts)) / len(parts)
+    low, high = max(mean - half, 0.0), min(mean + half, 1.0)
+    return {"value": round(mean, 4), "n": len(right), "low": round(low, 4), "high": round(high, 4)}
 
 
 def shown_grade(grade: CritiqueGrade | None) -> dict:
     """The expert's grade of a critique, as a sample in the report shows it."""
     if grade is None:
         return {}
-    return {"marks": list(grade.marks), "invented": grade.invented, "quality": grade.quality}
-
-
-def eval_meta(
-    model: Model,
-    prompts: Domain,
-    critiques: list[CritiqueRecord],
-    config: Config,
-    ranks: Ranks,
-    name: str,
-) -> tuple[Metrics, list[dict]]:
-    """Meta-critiques of critiques whose quality is known."""
-    how = sampling(config, config.meta)
-    questions = [prompts.meta(r.problem, r.proof, r.critique) for r in critiques]
-    answers = sample_answers(model, prompts, questions, how, derive_seed("eval meta", config.seed), ranks)
-    claims = [prompts.claimed_quality(a) for a in answers]
-    right = [float(c == r.quality) for c, r in zip(claims, critiques, strict=True)]
-    by_level = {
-        q: [x for x, r in zip(right, critiques, strict=True) if r.quality == q] for q in (0.0, 0.5, 1.0)
+    return {
+        "marks": list(grade.marks),
+        "invented": grade.invented,
+        "missed": grade.missed,
+        "quality": grade.quality,
     }
-    recalls = [sum(v) / len(v) for v in by_level.values() if v]
-    clusters = [r.problem for r in critiques]
-    metrics = {
-        f"{name}/meta_accuracy": interval(right, clusters),
-        f"{name}/meta_balanced_accuracy": interval(recalls) | {"n": len(right)},
-        f"{name}/meta_unparsed_rate": interval([float(c is None) for c in claims], clusters),
-    }
-    samples = [
-        {
-            "problem": r.problem,
-            "proof": r.proof,
-            "truth": r.score,
-            "critique": r.critique,
-            "meta": a or CUT,
-            "meta_quality": c,
-        }
-        | shown_grade(prompts.examine(r.problem, r.proof, r.critique))
-        | {"quality": r.quality}
-        for r, a, c in zip(critiques, answers, claims, strict=True)
-    ]
-    return metrics, samples
-
-
-def eval_generator(
-    model: Model,
-    prompts: Domain,
-    problems: list[ProblemRecord],
-    config: Config,
-    ranks: Ranks,
-    name: str,
-    verifier: Judge | None = None,
-    samples: int | None = None,
-) -> tuple[Metrics, list[dict]]:
-    """Proofs sampled once, without revision: true score, and the verifier's reward beside it."""
-    n = samples or config.eval.samples
-    items = [p for p in problems for _ in range(n)]
-    how = sampling(config, config.generator)
-    seed = derive_seed("eval generator", config.seed)
-    questions = [prompts.prove(p.problem) for p in items]
-    proofs = sample_answers(model, prompts, questions, how, seed, ranks, proofs=True)
-    truth = [prompts.true_score(i.problem, p) for i, p in zip(items, proofs, strict=True)]
-    clusters = [i.problem for i in items]
-    columns = {
-        "true_score": truth,
-        "full_proof_rate": [full(t) for t in truth],
-        "proof_format_rate": [float(prompts.is_proof(p)) for p in proofs],
-    }
-    scores = [None] * len(items)
-    if verifier:
-        scores = reward_beside_truth(columns, verifier, prompts, items, proofs, truth, ranks)
-    shown = [
-        {"problem": i.problem, "kind": i.kind, "proof": p or CUT, "reward": s if s == s else None}
-        | shown_truth(t)
-        for i, p, t, s in zip(items[::n], proofs[::n], truth[::n], scores[::n], strict=True)
-    ]
-    return figures(columns, name, clusters), shown
 
 
 def shown_truth(truth: float) -> dict:
@@ -241,88 +351,11 @@ def full(truth: float) -> float:
     return truth if math.isnan(truth) else float(truth == 1)
 
 
-def reward_beside_truth(columns, verifier: Judge, prompts, items, proofs, truth, ranks: Ranks) -> list[float]:
-    """The verifier's score of each proof, and its excess over the truth: the reward-hacking gap."""
-    mine = ranks.mine(list(zip(items, proofs, strict=True)))
-    scores = ranks.gather(judge_proofs(verifier, prompts, [i for i, _ in mine], [p for _, p in mine]))
-    columns["verifier_reward"] = scores
-    columns["hacking_gap"] = [s - t for s, t in zip(scores, truth, strict=True)]
-    return scores
-
-
-def sample_trajectories(
-    model: Model, task: Task, items: list, config: Config, seed: int, ranks: Ranks, max_tokens: int
-) -> list[list[tuple[str, str]]]:
-    """One trajectory for each item, in order, on every rank, as turns of (task, text)."""
-    mine = ranks.mine(list(enumerate(items)))
-    rollouts = sample(
-        model,
-        task.prompts.tokenizer,
-        [task.prompt(item) for _, item in mine],
-        1,
-        Sampling(config.eval.temperature, max_tokens, config.selfverify.batch_rows, task.max_given),
-        [derive_seed(seed, i) for i, _ in mine],
-        task.next_turn,
-        task.max_turns,
-    )
-    return ranks.gather([[(name, text or CUT) for name, text in task.prompts.turns(r)] for r in rollouts])
-
-
-def eval_selfverify(
-    model: Model,
-    prompts: Domain,
-    problems: list[ProblemRecord],
-    config: Config,
-    ranks: Ranks,
-    name: str,
-    verifier: Judge | None = None,
-    samples: int | None = None,
-) -> tuple[Metrics, list[dict]]:
-    """Draft → critique → revision until no issue is found, at most `eval.rounds` proofs."""
-    n = samples or config.eval.samples
-    items = [p for p in problems for _ in range(n)]
-    task = SelfVerifyTask(prompts, None, max_turns=prompts.turns_per_proof * config.eval.rounds)
-    seed = derive_seed("eval selfverify", config.seed)
-    turns = sample_trajectories(model, task, items, config, seed, ranks, config.selfverify.max_tokens)
-    columns, shown, finals = defaultdict(list), [], []
-    for j, (item, trajectory) in enumerate(zip(items, turns, strict=True)):
-        proofs = [text for task_name, text in trajectory if task_name == "prove"]
-        critiques = [text for task_name, text in trajectory if task_name == "verify"]
-        truths = [prompts.true_score(item.problem, p) for p in proofs]
-        claim = prompts.claimed_score(critiques[-1]) if len(critiques) == len(proofs) else None
-        finals.append(proofs[-1])
-        columns["draft_true_score"].append(truths[0])
-        columns["final_true_score"].append(truths[-1])
-        columns["revision_gain"].append(truths[-1] - truths[0])
-        columns["final_full_proof_rate"].append(full(truths[-1]))
-        columns["rounds"].append(float(len(proofs)))
-        columns["self_score_error"].append(math.nan if claim is None else abs(claim - truths[-1]))
-        columns["self_score_mean"].append(math.nan if claim is None else claim)
-        if j % n == 0:
-            shown.append(
-                {
-                    "problem": item.problem,
-                    "kind": item.kind,
-                    "turns": trajectory,
-                    "turn_truth": turn_truths(trajectory, truths),
-                }
-            )
-    if verifier:
-        truth = columns["final_true_score"]
-        reward_beside_truth(columns, verifier, prompts, items, finals, truth, ranks)
-    clusters = [i.problem for i in items]
-    return figures(columns, name, clusters), shown
-
-
 def turn_truths(trajectory: list[tuple[str, str]], truths: list[float]) -> list[float | None]:
     """The truth of each turn that is a proof; None where nobody knows, and for the critiques."""
     left = iter(truths)
     known = [next(left) if name == "prove" else math.nan for name, _ in trajectory]
     return [None if math.isnan(t) else t for t in known]
-
-
-def trajectory_records(items: list[ProblemRecord], turns: list) -> list[TrajectoryRecord]:
-    return [TrajectoryRecord(i.problem, tuple(t), kind=i.kind) for i, t in zip(items, turns, strict=True)]
 
 
 def pick(samples: list[dict], n: int) -> list[dict]:

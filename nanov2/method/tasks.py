@@ -1,19 +1,27 @@
 """What each GRPO phase trains on: items, prompts, and the reward of section 2 of the paper.
 
-The expert's truth appears here only as data (s, ms) that the records carry, and, marked `truth`, in
-figures for the curves. No reward of the generator looks at it.
+The expert's scores (s, ms) reach a reward only through the records that an expert has graded. `truth`, a
+parameter of its own, feeds figures for the curves: no reward looks at it.
 """
 
 from __future__ import annotations
 
 import math
 
-from nanov2.domains.order.prompts import Domain
+from nanov2.domains.domain import Truth
+from nanov2.domains.language import Language
 from nanov2.method.judges import Judge
-from nanov2.method.rewards import R_Z, R_format, R_generator, R_score
+from nanov2.method.rewards import R_Z, R_format, R_gated, R_generator, R_score
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 from nanov2.rl.grpo import Rewards
+
+
+def true_scores(truth: Truth | None, items: list, proofs: list[str | None]) -> list[float]:
+    """The truth of each proof, for figures alone; NaN where nobody knows. A missing proof is worth 0."""
+    if truth is None:
+        return [math.nan] * len(proofs)
+    return [truth.score(item.problem, p) for item, p in zip(items, proofs, strict=True)]
 
 
 class SingleTurn:
@@ -21,8 +29,8 @@ class SingleTurn:
 
     max_turns = max_given = 1
 
-    def __init__(self, prompts: Domain):
-        self.prompts = prompts
+    def __init__(self, language: Language, truth: Truth | None = None):
+        self.language, self.truth = language, truth
 
     def next_turn(self, rollout: Rollout) -> list[int] | None:
         return None
@@ -34,61 +42,100 @@ class VerifierTask(SingleTurn):
     Items are ProofRecords (write a critique) and CritiqueRecords (write a meta-critique), in any mixture.
     """
 
-    def __init__(self, prompts: Domain, meta: Judge | None = None):
-        super().__init__(prompts)
+    def __init__(self, language: Language, meta: Judge | None = None, truth: Truth | None = None):
+        super().__init__(language, truth)
         self.meta = meta
+
+    @property
+    def judges(self) -> dict[str, Judge]:
+        return {"meta": self.meta} if self.meta else {}
 
     def prompt(self, item: ProofRecord | CritiqueRecord) -> list[int]:
         if isinstance(item, CritiqueRecord):
-            return self.prompts.ids(self.prompts.meta(item.problem, item.proof, item.critique))
-        return self.prompts.ids(self.prompts.verify(item.problem, item.proof))
+            return self.language.ids(self.language.meta(item.problem, item.proof, item.critique))
+        return self.language.ids(self.language.verify(item.problem, item.proof))
 
     def rewards(self, items: list, rollouts: list[Rollout]) -> Rewards:
-        r_format, r_score, r_meta, quality = [], [], [1.0] * len(items), [math.nan] * len(items)
-        asked, questions = [], []
-        for i, (item, rollout) in enumerate(zip(items, rollouts, strict=True)):
-            answer = self.prompts.answer(rollout)
-            is_proof = isinstance(item, ProofRecord)
-            claim = (self.prompts.claimed_score if is_proof else self.prompts.claimed_quality)(answer)
-            r_format.append(R_format(claim))
-            r_score.append(0.0 if claim is None else R_score(claim, item.score if is_proof else item.quality))
-            if is_proof and claim is not None:
-                if grade := self.prompts.examine(item.problem, item.proof, answer):
-                    quality[i] = grade.quality
-                if self.meta and r_score[-1] > 0:
-                    asked.append(i)
-                    questions.append(self.meta.prompts.meta(item.problem, item.proof, answer))
-        log = {"format": r_format, "score": r_score, "truth_quality": quality}
+        answers = [self.language.answer(r) for r in rollouts]
+        claims = [self._claim(item, answer) for item, answer in zip(items, answers, strict=True)]
+        r_format = [R_format(c) for c in claims]
+        r_score = [
+            0.0 if c is None else R_score(c, item.quality if isinstance(item, CritiqueRecord) else item.score)
+            for c, item in zip(claims, items, strict=True)
+        ]
+        r_meta = self._r_meta(items, answers, r_score)
+        reward = [
+            R_gated(f, s, 1.0 if m is None else m) for f, s, m in zip(r_format, r_score, r_meta, strict=True)
+        ]
+        log = {"format": r_format, "score": r_score, "truth_quality": self._true_qualities(items, answers)}
         if self.meta:
-            for i, judgement in zip(asked, self.meta.ask(questions), strict=True):
-                r_meta[i] = judgement.score
-            log["meta"] = [r if i in set(asked) else math.nan for i, r in enumerate(r_meta)]
-        return Rewards(r_score, [r_format, r_meta], log=log)
+            log["meta"] = [math.nan if m is None else m for m in r_meta]
+        return Rewards(reward, log=log)
+
+    def _claim(self, item: ProofRecord | CritiqueRecord, answer: str | None) -> float | None:
+        meta = isinstance(item, CritiqueRecord)
+        return (self.language.claimed_quality if meta else self.language.claimed_score)(answer)
+
+    def _r_meta(self, items: list, answers: list[str | None], r_score: list[float]) -> list[float | None]:
+        """R_meta of each critique whose reward it can change; None for the others, which are not gated."""
+        r_meta: list[float | None] = [None] * len(items)
+        if not self.meta:
+            return r_meta
+        ask = [i for i, item in enumerate(items) if isinstance(item, ProofRecord) and r_score[i] > 0]
+        questions = [self.language.meta(items[i].problem, items[i].proof, answers[i]) for i in ask]
+        for i, judgement in zip(ask, self.meta.ask(questions), strict=True):
+            r_meta[i] = judgement.score
+        return r_meta
+
+    def _true_qualities(self, items: list, answers: list[str | None]) -> list[float]:
+        """For the curves: the quality of each critique of a proof that can be read."""
+        out = [math.nan] * len(items)
+        for i, (item, answer) in enumerate(zip(items, answers, strict=True)):
+            if self.truth and isinstance(item, ProofRecord) and answer is not None:
+                grade = self.truth.examine(item.problem, item.proof, answer)
+                out[i] = grade.quality if grade and self._claim(item, answer) is not None else math.nan
+        return out
 
 
 class GeneratorTask(SingleTurn):
     """2: the frozen verifier's score of the proof is the whole reward."""
 
-    def __init__(self, prompts: Domain, verifier: Judge):
-        super().__init__(prompts)
+    def __init__(self, language: Language, verifier: Judge, truth: Truth | None = None):
+        super().__init__(language, truth)
         self.verifier = verifier
 
+    @property
+    def judges(self) -> dict[str, Judge]:
+        return {"verifier": self.verifier}
+
     def prompt(self, item: ProblemRecord) -> list[int]:
-        return self.prompts.ids(self.prompts.prove(item.problem))
+        return self.language.ids(self.language.prove(item.problem))
 
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
-        proofs = [self.prompts.turns(r)[0][1] for r in rollouts]
-        scores = judge_proofs(self.verifier, self.prompts, items, proofs)
-        truth = [self.prompts.true_score(item.problem, p) for item, p in zip(items, proofs, strict=True)]
-        formed = [self.prompts.is_proof(p) for p in proofs]
-        return Rewards(scores, formed=formed, log={"truth": truth, "format": [float(f) for f in formed]})
+        proofs = [self.language.turns(r)[0][1] for r in rollouts]
+        scores = judge_proofs(self.verifier, self.language, items, proofs)
+        truth = true_scores(self.truth, items, proofs)
+        formed = [self.language.is_proof(p) for p in proofs]
+        log = {
+            "truth": truth,
+            "format": [float(f) for f in formed],
+            "false_accept": false_accepts(scores, truth),
+        }
+        return Rewards(scores, formed=formed, log=log)
 
 
-def judge_proofs(verifier: Judge, prompts: Domain, items, proofs: list[str | None]) -> list[float]:
+def false_accepts(scores: list[float], truth: list[float]) -> list[float]:
+    """Of each proof that the judge gives full marks, whether it does not deserve them; NaN for the rest."""
+    return [
+        float(t < 1) if s == 1 and not math.isnan(t) else math.nan for s, t in zip(scores, truth, strict=True)
+    ]
+
+
+def judge_proofs(verifier: Judge, language: Language, items, proofs: list[str | None]) -> list[float]:
     """The verifier's mean score of each proof; one without the form of a proof is 0 without being asked."""
-    ask = [i for i, p in enumerate(proofs) if prompts.is_proof(p)]
+    ask = [i for i, p in enumerate(proofs) if language.is_proof(p)]
     scores = [0.0] * len(proofs)
-    questions = [verifier.prompts.verify(items[i].problem, proofs[i]) for i in ask]
+    questions = [language.verify(items[i].problem, proofs[i]) for i in ask]
     for i, judgement in zip(ask, verifier.ask(questions), strict=True):
         scores[i] = judgement.score
     return scores
@@ -98,64 +145,77 @@ class SelfVerifyTask:
     """3: draft → own critique → revision → …; the reward is on the final proof.
 
     A trajectory ends after a critique that gives score 1 (no issue found), or after `max_turns` turns
-    (natural language: answers that hold a proof and its evaluation).
+    (chat models: answers that hold a proof and its evaluation).
     With `alpha_beta` it is the paper's R_format · (α·R_Y + β·R_Z), where Z is the last critique of the
-    final proof, R_Y the verifier's score of it, and R_Z = R_score(s', R_Y) · R_meta(Z). `budget` (0: none):
-    no turn begins once a trajectory has so many tokens.
+    final proof, R_Y the verifier's score of it, and R_Z = R_score(s', R_Y) · R_meta(Z); the limit then leaves
+    room for that critique, so that every ending can earn the full reward. `budget` (0: none): no turn begins
+    once a trajectory has so many tokens.
     """
 
     def __init__(
         self,
-        prompts: Domain,
+        language: Language,
         verifier: Judge | None,
         max_turns: int,
         meta: Judge | None = None,
         alpha_beta: tuple[float, float] | None = None,
         budget: int = 0,
+        truth: Truth | None = None,
     ):
-        self.prompts, self.verifier, self.max_turns = prompts, verifier, max_turns
+        per_proof = language.turns_per_proof
+        self.max_turns = -(-max_turns // per_proof) * per_proof if alpha_beta else max_turns
+        self.language, self.verifier, self.truth = language, verifier, truth
         self.meta, self.alpha_beta = meta, alpha_beta
-        self.max_given, self.budget = prompts.max_given, budget
+        self.max_given, self.budget = language.max_given, budget
+
+    @property
+    def judges(self) -> dict[str, Judge]:
+        return {name: j for name, j in (("verifier", self.verifier), ("meta", self.meta)) if j}
 
     def prompt(self, item: ProblemRecord) -> list[int]:
-        return self.prompts.ids(self.prompts.prove(item.problem))
+        return self.language.ids(self.language.prove(item.problem))
 
     def next_turn(self, rollout: Rollout) -> list[int] | None:
         spent = self.budget and len(rollout.ids) >= self.budget
-        return None if spent else self.prompts.follow(rollout)
+        return None if spent else self.language.follow(rollout)
 
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
-        n, truth = len(rollouts), self.prompts.true_score
-        trajectories = [judged_proofs(self.prompts.turns(r)) for r in rollouts]
-        drafts = [t[0][0] for t in trajectories]
-        finals = [t[-1][0] for t in trajectories]
-        critiques = [t[-1][1] for t in trajectories]
-        r_Y = judge_proofs(self.verifier, self.prompts, items, finals)
-        formed = [self.prompts.is_proof(p) for p in finals]
-        claims = [self.prompts.claimed_score(c) for c in critiques]
+        trajectories = [judged_proofs(self.language.turns(r)) for r in rollouts]
+        finals = [proofs[-1][0] for proofs in trajectories]
+        critiques = [proofs[-1][1] for proofs in trajectories]
+        r_Y = judge_proofs(self.verifier, self.language, items, finals)
+        formed = [self.language.is_proof(p) for p in finals]
+        claims = [self.language.claimed_score(c) for c in critiques]
+        truth = true_scores(self.truth, items, finals)
         log = {
-            "truth": [truth(i.problem, p) for i, p in zip(items, finals, strict=True)],
-            "truth_draft": [truth(i.problem, p) for i, p in zip(items, drafts, strict=True)],
-            "proofs": [float(len(t)) for t in trajectories],
+            "truth": truth,
+            "truth_draft": true_scores(self.truth, items, [proofs[0][0] for proofs in trajectories]),
+            "proofs": [float(len(proofs)) for proofs in trajectories],
             "self_score_error": [
                 math.nan if c is None or math.isnan(y) else abs(c - y)
                 for c, y in zip(claims, r_Y, strict=True)
             ],
+            "false_accept": false_accepts(r_Y, truth),
         }
         if not self.alpha_beta:
             return Rewards(r_Y, formed=formed, log=log)
-        r_meta = [1.0] * n
-        ask = [i for i in range(n) if claims[i] is not None and formed[i]]
+        r_meta = self._r_meta(items, finals, critiques, claims, formed)
+        reward = []
+        for y, claim, form, m in zip(r_Y, claims, formed, r_meta, strict=True):
+            r_format = R_format(claim) * float(form)
+            r_Z = R_Z(claim, y, m) if r_format else 0.0
+            reward.append(R_generator(r_format, y, r_Z, *self.alpha_beta))
+        return Rewards(reward, formed=formed, log={**log, "R_Y": r_Y})
+
+    def _r_meta(self, items, finals, critiques, claims, formed) -> list[float]:
+        """R_meta of each author's critique that can be read; 1 where nobody judges critiques."""
+        r_meta = [1.0] * len(items)
         if self.meta:
-            questions = [self.meta.prompts.meta(items[i].problem, finals[i], critiques[i]) for i in ask]
+            ask = [i for i, claim in enumerate(claims) if claim is not None and formed[i]]
+            questions = [self.language.meta(items[i].problem, finals[i], critiques[i]) for i in ask]
             for i, judgement in zip(ask, self.meta.ask(questions), strict=True):
                 r_meta[i] = judgement.score
-        total = []
-        for i in range(n):
-            form = R_format(claims[i]) * float(formed[i])
-            r_z = R_Z(claims[i], r_Y[i], r_meta[i]) if form else 0.0
-            total.append(R_generator(form, r_Y[i], r_z, *self.alpha_beta))
-        return Rewards(total, formed=formed, log={**log, "R_Y": r_Y})
+        return r_meta
 
 
 def judged_proofs(turns: list[tuple[str, str | None]]) -> list[tuple[str | None, str | None]]:

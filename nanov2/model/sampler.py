@@ -11,15 +11,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.model.cache import Cache
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Rollout, Sampling
+
+
+class Tokenizer(Protocol):
+    """What sampling and training need of a tokenizer."""
+
+    end: int  # the id that ends an answer
+
+    def decode(self, ids: list[int]) -> str: ...
+
 
 NextTurn = Callable[[Rollout], list[int] | None]
 WIDTH = 1024  # entries of the vocabulary in one part of the cumulative sum
@@ -28,7 +37,7 @@ WIDTH = 1024  # entries of the vocabulary in one part of the cumulative sum
 @torch.no_grad()
 def sample(
     model: Model,
-    tokenizer: Tokenizer,  # or any with an `end`, or several `ends`
+    tokenizer: Tokenizer,  # where it has several `ends`, each ends a turn
     prompts: list[list[int]],
     n: int,
     sampling: Sampling,

@@ -21,7 +21,6 @@ from torch import Tensor
 from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.distributed.safety import usable
 from nanov2.distributed.sharding import IDLE, in_step
-from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.kernels.advantage import group_advantage
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.kernels.policy_loss import policy_loss
@@ -29,7 +28,7 @@ from nanov2.model.decoder import Model
 from nanov2.model.deepseek import balance
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
 from nanov2.model.rollout import Rollout, Sampling
-from nanov2.model.sampler import sample
+from nanov2.model.sampler import Tokenizer, sample
 from nanov2.rl.config import GRPOConfig
 
 

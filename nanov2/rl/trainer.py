@@ -16,12 +16,11 @@ import torch
 from nanov2.distributed.ranks import Ranks, derive_rng, derive_seed
 from nanov2.distributed.safety import CleanStop, Guard, usable
 from nanov2.distributed.sharding import in_step
-from nanov2.domains.order.demos import Demonstration
-from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.model.decoder import Model
 from nanov2.model.deepseek import balance
-from nanov2.model.packing import Completion, Pack, collate, micro_batches
+from nanov2.model.packing import Pack, collate, micro_batches
+from nanov2.model.sampler import Tokenizer
 from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.rl.grpo import Clock, Group, Task, rollout_groups, schedule, train_on_groups
 from nanov2.rl.logs import Log
@@ -29,17 +28,6 @@ from nanov2.rl.state import Phase, judges_of
 
 Metrics = dict[str, dict]  # name → {"value", "n", "low", "high"}
 MICRO_TOKENS = 1024  # of a supervised micro-batch: small ones stay in the processor's cache
-
-
-def document(tokenizer: Tokenizer, demonstration: Demonstration) -> Pack:
-    """A demonstration as a pack: the problem, then all turns; control tokens are given, not learnt."""
-    ids, counted = [], []
-    learnt = demonstration.learnt or (True,) * len(demonstration.turns)
-    for (task, text), counts in zip(demonstration.turns, learnt, strict=True):
-        answer = [*tokenizer.encode(text), tokenizer.end]
-        ids += [tokenizer.task[task], *answer]
-        counted += [False] + [counts] * len(answer)
-    return Pack([tokenizer.bos, *tokenizer.encode(demonstration.problem)], [Completion(ids, counted)])
 
 
 def _text(tokenizer: Tokenizer, pack: Pack) -> str:

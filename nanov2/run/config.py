@@ -39,14 +39,14 @@ from nanov2.model.decoder import ModelConfig
 from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.settings import Few, Within, check_section, setting
 
-EXPERTS = ("world", "grades", "person", "page")  # or the path of a labelled JSONL file
+EXPERTS = ("exact", "grades", "person", "page")  # or the path of a labelled JSONL file
 
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """Natural-language mode: a pretrained chat model in place of the embedded world's own."""
+    """A pretrained chat model as the base, in place of one that starts from random weights."""
 
-    folder: str = setting("", 'Hugging Face model folder that the base is; "" = the embedded world')
+    folder: str = setting("", 'Hugging Face model folder that the base is; "" = a small model from scratch')
     shape: str = setting("", "a config.json that --dry-run reads where the folder is not there")
     strict: bool = setting(
         True, "R_format asks for the paper's form; false: any last \\boxed{0, 0.5 or 1} will do"
@@ -71,10 +71,11 @@ class Config:
 
     seed: Annotated[int, Within(0, 2**63 - 1)] = setting(0, "draws the problems, the weights, every sample")
     laps: Few = setting(2, "laps of the flywheel")
+    domain: str = setting("order", 'what proofs are about: "order", "natural", or module:Class of your own')
     expert: str = setting(
-        "world",
-        'who scores: "world" (exact), "grades" (of [data]), "person" (a file to fill in), "page" (waits for '
-        "the judging page), or the path of a labelled JSONL file",
+        "exact",
+        'who scores: "exact" (the domain\'s truth), "grades" (of [data]), "person" (a file to fill in), '
+        '"page" (waits for the judging page), or the path of a labelled JSONL file',
     )
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)

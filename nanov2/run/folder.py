@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import platform
 import resource
@@ -26,13 +25,12 @@ import torch
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import Lock
+from nanov2.domains.domain import open_domain
 from nanov2.domains.language import Language
-from nanov2.domains.natural import corpus
-from nanov2.domains.order.prompts import Domain, WorldPrompts, true_score
 from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.errors import InputError
 from nanov2.hub import chat, checkpoint
-from nanov2.method import figures as evaluate
+from nanov2.method.figures import Bench
 from nanov2.model.decoder import Model
 from nanov2.records import ProblemRecord, Record, read_jsonl, write_atomically, write_jsonl
 from nanov2.rl.logs import hyperparameters
@@ -61,8 +59,8 @@ class Run:
         self.dir, self.config, self.ranks = Path(folder), config, ranks
         if ranks.size > 1:
             ranks.shard, ranks.precision = config.parallel.shard, config.parallel.precision
-        self.natural = bool(config.pretrained.folder)  # a pretrained chat model, not the embedded world
-        self.problems = (corpus if self.natural else evaluate).problem_sets(config)
+        self.domain = open_domain(config)
+        self.problems = self.domain.problems()
         if ranks.main:
             self._open()
         ranks.barrier()
@@ -134,22 +132,18 @@ class Run:
         return self.folder(phase, lap)
 
     def load(self, phase: str, lap: int = 1) -> tuple[Model, AnyTokenizer]:
-        kind = chat if self.natural else checkpoint
-        return kind.load_model(self.need(phase, lap), self.ranks.device)
+        folder = self.need(phase, lap)
+        kind = chat if (folder / "tokenizer_config.json").is_file() else checkpoint
+        return kind.load_model(folder, self.ranks.device)
 
     def save(self, phase: str, lap: int, model: Model, tokenizer: AnyTokenizer) -> None:
         if self.ranks.main:
-            (chat if self.natural else checkpoint).save_model(self.folder(phase, lap), model, tokenizer)
+            kind = chat if isinstance(tokenizer, chat.ChatTokenizer) else checkpoint
+            kind.save_model(self.folder(phase, lap), model, tokenizer)
 
-    def true_score(self, problem: str, proof: str) -> float:
-        """The exact expert's score, for figures alone; NaN where nobody knows."""
-        return math.nan if self.natural else true_score(problem, proof)
-
-    def prompts(self, tokenizer: AnyTokenizer) -> Domain:
-        """The language that this run's models read and write."""
-        if self.natural:
-            return Language(tokenizer, self.config.pretrained.strict)
-        return WorldPrompts(tokenizer)
+    def bench(self, language: Language) -> Bench:
+        """What models that speak the language are measured with."""
+        return Bench.of(language, self.domain.truth, self.config, self.ranks)
 
     def records(self, phase: str, lap: int, name: str, kind: type[Record]) -> list[Record]:
         path = self.need(phase, lap) / name

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from nanov2.distributed.ranks import derive_seed
-from nanov2.domains.order.prompts import Domain
+from nanov2.domains.language import Language
 from nanov2.errors import InputError
 from nanov2.hub.endpoint import Endpoint
 from nanov2.method import figures as ev
 from nanov2.method.config import JudgedConfig
 from nanov2.method.judges import ChatJudge, meta_judge
-from nanov2.method.tasks import SelfVerifyTask
-from nanov2.records import ProofRecord, TrajectoryRecord
+from nanov2.method.tasks import SelfVerifyTask, true_scores
+from nanov2.model.decoder import Model
+from nanov2.model.rollout import Sampling
+from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.trainer import train_grpo
 from nanov2.run.folder import Run
 
@@ -54,41 +57,74 @@ def generator_proofs(
 ) -> list[ProofRecord]:
     """Unscored proofs by the self-verifying generator: n trajectories a problem, every proof in them once."""
     model, tokenizer = run.load(phase, lap)
-    prompts = run.prompts(tokenizer)
-    task = SelfVerifyTask(prompts, None, max_turns=prompts.turns_per_proof * run.config.eval.rounds)
+    language = run.domain.language(tokenizer)
+    turns = language.turns_per_proof * run.config.eval.rounds
     items = [p for p in problems for _ in range(n)]
     seed = derive_seed(run.config.seed, "autolabel", lap, source)
-
-    def write() -> list[TrajectoryRecord]:
-        limit = run.config.selfverify.max_tokens
-        turns = ev.sample_trajectories(model, task, items, run.config, seed, run.ranks, limit)
-        return ev.trajectory_records(items, turns)
-
-    return distinct_proofs(run.once(path, TrajectoryRecord, write), prompts, source)
+    limit = run.config.selfverify.max_tokens
+    trajectories = write_trajectories(run, path, model, language, items, turns, limit, seed)
+    return distinct_proofs(trajectories, language, source)
 
 
-def distinct_proofs(trajectories: list[TrajectoryRecord], prompts: Domain, source: str) -> list[ProofRecord]:
+def write_trajectories(
+    run: Run, path: Path, model: Model, language: Language, items: list, turns: int, limit: int, seed: int
+) -> list[TrajectoryRecord]:
+    """A self-verifying trajectory for each item, kept in the file `path`."""
+    task = SelfVerifyTask(language, None, max_turns=turns)
+    how = Sampling(run.config.eval.temperature, limit, run.config.selfverify.batch_rows)
+
+    def make() -> list[TrajectoryRecord]:
+        return ev.trajectory_records(items, ev.sample_trajectories(model, task, items, how, seed, run.ranks))
+
+    return run.once(path, TrajectoryRecord, make)
+
+
+def distinct_proofs(
+    trajectories: list[TrajectoryRecord], language: Language, source: str
+) -> list[ProofRecord]:
     """Every proof of the trajectories that has the form of one, once."""
     proofs = {}
     for t in trajectories:
         for i, (task, text) in enumerate(t.turns):
-            if task == "prove" and text != ev.CUT and prompts.is_proof(text):
+            if task == "prove" and text != ev.CUT and language.is_proof(text):
                 name = f"{source}/{'draft' if i == 0 else 'revision'}"
                 proofs.setdefault((t.problem, text), ProofRecord(t.problem, text, None, t.kind, name))
     return list(proofs.values())
 
 
-def on_held_out_problems(run: Run, evaluate: Callable) -> tuple[dict, list[dict]]:
-    """`evaluate(problems, name)` on each held-out set: figures, and samples to show."""
+def graded(run: Run, proofs: list[ProofRecord]) -> list[ProofRecord]:
+    """The proofs whose truth somebody knows, with it: for measuring alone."""
+    truth = true_scores(run.domain.truth, proofs, [r.proof for r in proofs])
+    known = zip(proofs, truth, strict=True)
+    return [dataclasses.replace(r, score=t, label="exact") for r, t in known if not math.isnan(t)]
+
+
+def both(bench: ev.Bench, measure: Callable[[ev.Bench], ev.Measured]) -> ev.Measured:
+    """Figures at the temperature of [eval] and, unless eval.greedy is off, at temperature 0."""
+    metrics, samples = measure(bench)
+    if bench.config.eval.greedy:
+        metrics = metrics | measure(bench.greedy())[0]
+    return metrics, samples
+
+
+def on_held_out_problems(
+    run: Run, bench: ev.Bench, measure: Callable[[ev.Bench, list, str], ev.Measured]
+) -> ev.Measured:
+    """`measure(bench, problems, name)` on each held-out set, at both temperatures."""
     metrics, samples = {}, []
     sets = {"labelled": "held_out", "hard": "held_out_hard", "hardest": "held_out_hardest"}
     for name, problems in sets.items():
         if problems not in run.problems:
             continue
-        figures, shown = evaluate(run.problems[problems], name)
+        figures, shown = both(bench, lambda b, p=problems, n=name: measure(b, run.problems[p], n))
         metrics |= figures
         samples += ev.pick(shown, run.config.eval.shown // 2)
     return metrics, samples
+
+
+def hardest_held_out(run: Run) -> list[ProblemRecord]:
+    """The problems that pass@k is measured on: the harder held-out ones."""
+    return run.problems.get("held_out_hard") or run.problems["held_out"]
 
 
 def initial_weights(run: Run, phase: str, lap: int):
@@ -104,16 +140,16 @@ def initial_weights(run: Run, phase: str, lap: int):
     return run.load(*sources[init])
 
 
-def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig, prompts: Domain):
+def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig):
     """A frozen judge: a finished phase's model, or with `judge = "endpoint"` the chat model of [endpoint]."""
     seed = derive_seed(run.config.seed, "judge", phase, lap)
     if config.judge == "endpoint":
         return endpoint_judge(run, config, seed)
-    model, _ = run.load(phase, lap)
+    model, tokenizer = run.load(phase, lap)
     limit = run.config.meta.max_tokens if kind is meta_judge else run.config.verifier.max_tokens
     return kind(
         model,
-        prompts,
+        run.domain.language(tokenizer),
         samples=config.judge_samples,
         temperature=config.judge_temperature,
         max_tokens=limit,
@@ -124,8 +160,6 @@ def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig, prompts: D
 
 def endpoint_judge(run: Run, config: JudgedConfig, seed: int) -> ChatJudge:
     """A verifier or meta-verifier behind the endpoint; each rank asks about its own rows."""
-    if not run.natural:
-        raise InputError('judge = "endpoint" is for natural-language proofs: set pretrained.folder')
     options = run.config.endpoint
     cache = f"{options.cache}.{run.ranks.rank}" if run.ranks.size > 1 and options.cache else options.cache
     asked = dataclasses.replace(options, temperature=config.judge_temperature, seed=seed % 2**31, cache=cache)
@@ -143,31 +177,27 @@ def run_grpo(
     measure,
     held_out,
     keep_best: str = "",
-    before: dict | None = None,
 ) -> dict:
-    """What every GRPO phase does: measure (unless `before` is given), train, save, measure again."""
+    """What every GRPO phase does: measure, train, save, measure again."""
     config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
-    if before is None:
-        before, _ = held_out(model)
+    before, _ = held_out(model)
     chosen = ["the true score on validation problems chose the weights (keep_best)"] if keep_best else []
     curve, notes = train_grpo(
         folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
     )
     run.save(phase, lap, model, tokenizer)
     after, samples = held_out(model)
-    judges = [j for j in (getattr(task, "verifier", None), getattr(task, "meta", None)) if j]
-    notes = (
-        chosen
-        + notes
-        + [f"frozen judge: {j.unparsed} of {j.asked} answers did not parse (rank 0)" for j in judges]
-    )
+    judges = [
+        f"frozen {name}: {j.unparsed} of {j.asked} answers did not parse (rank 0)"
+        for name, j in task.judges.items()
+    ]
     return {
         "before": before,
         "after": after,
         "curve": curve,
         "samples": samples,
-        "notes": notes,
+        "notes": [*chosen, *notes, *judges],
         "steps": config.steps,
     }
 

@@ -14,10 +14,11 @@ from scripts import TINY, flywheel, run
 from nanov2.distributed import safety
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import CleanStop, Stopped
-from nanov2.domains.order.demos import Demonstration
+from nanov2.domains.language import Demonstration
+from nanov2.domains.order.prompts import WorldPrompts
 from nanov2.errors import InputError
 from nanov2.rl.config import BaseConfig
-from nanov2.rl.trainer import document, train_supervised
+from nanov2.rl.trainer import train_supervised
 
 BASE = ["--phase=base", "--base.save_every=1000"]
 
@@ -82,7 +83,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
 
 def train(folder, tokenizer, model, config):
     demonstration = Demonstration("given a < b ; show a < b", (("prove", "a < b qed"),))
-    pack = document(tokenizer, demonstration)
+    pack = WorldPrompts(tokenizer).document(demonstration)
     train_supervised(folder, "base", model, tokenizer, lambda *_: pack, config, Ranks(), lambda *_: {})
 
 

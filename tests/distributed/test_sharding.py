@@ -23,7 +23,7 @@ from nanov2.model.deepseek import ExpertsConfig, LatentConfig
 from nanov2.records import ProblemRecord, ProofRecord
 from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.rl.grpo import make_optimizer
-from nanov2.rl.trainer import document, supervised_loss, train_grpo, train_supervised
+from nanov2.rl.trainer import supervised_loss, train_grpo, train_supervised
 
 STEPS = 20
 GRPO = GRPOConfig(
@@ -66,7 +66,7 @@ def nothing(model, step):
 def example(step, i):
     rng = derive_rng("demo", step, i)
     written = make_demonstration(rng, some_problems(1, seed=step * 10 + i)[0], Noise())
-    return document(Tokenizer.for_world(), written)
+    return WorldPrompts(Tokenizer.for_world()).document(written)
 
 
 def train(kind, folder, ranks, **changes):

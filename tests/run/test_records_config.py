@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanov2.domains.order.demos import Demonstration
+from nanov2.domains.domain import open_domain
+from nanov2.domains.language import Demonstration
+from nanov2.domains.order.domain import OrderDomain
+from nanov2.domains.order.prompts import WorldPrompts
 from nanov2.errors import InputError
 from nanov2.method.consensus import (
     RULES,
@@ -23,11 +26,11 @@ from nanov2.method.consensus import (
     single,
 )
 from nanov2.method.consolidation import best_samples
-from nanov2.method.experts import FileExpert, PersonExpert, WorldExpert
-from nanov2.method.figures import interval, problem_sets
+from nanov2.method.experts import ExactExpert, FileExpert, PersonExpert
+from nanov2.method.figures import interval
 from nanov2.method.rewards import NAN, R_Z, R_format, R_gated, R_generator, R_score, R_verifier
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_atomically, write_jsonl
-from nanov2.rl.trainer import counted_tokens, document
+from nanov2.rl.trainer import counted_tokens
 from nanov2.run.config import load_config
 
 CONFIGS = ("configs/proofworld.toml", "configs/smoke.toml")
@@ -161,7 +164,7 @@ PROBLEM = "given a < b ; b < c ; show a < c"
 
 def test_experts_exact_file_and_person(tmp_path):
     proofs = [ProofRecord(PROBLEM, "a < b < c qed"), ProofRecord(PROBLEM, "a < c qed")]
-    exact = WorldExpert().score_proofs(proofs)
+    exact = ExactExpert(OrderDomain.truth).score_proofs(proofs)
     assert [r.score for r in exact] == [1.0, 0.0]
     write_jsonl(tmp_path / "graded.jsonl", exact)
     assert [r.score for r in FileExpert(tmp_path / "graded.jsonl").score_proofs(proofs)] == [1.0, 0.0]
@@ -240,17 +243,21 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         load_config(tmp_path / "x.toml")
 
 
+def problems_of(config):
+    return open_domain(config).problems()
+
+
 def test_held_out_problems_are_never_trained_on():
-    sets = problem_sets(load_config(CONFIGS[1]))
+    sets = problems_of(load_config(CONFIGS[1]))
     texts = [p.problem for problems in sets.values() for p in problems]
     assert len(texts) == len(set(texts))
-    again = problem_sets(load_config(CONFIGS[1]))
+    again = problems_of(load_config(CONFIGS[1]))
     assert again == sets  # fixed by the seed
 
 
 def test_harder_laps_leave_the_other_problems_as_they_are():
-    plain = problem_sets(load_config(CONFIGS[1], ["--laps=3"]))
-    grown = problem_sets(load_config(CONFIGS[1], ["--laps=3", "--world.lap_chain=1", "--world.lap_facts=1"]))
+    plain = problems_of(load_config(CONFIGS[1], ["--laps=3"]))
+    grown = problems_of(load_config(CONFIGS[1], ["--laps=3", "--world.lap_chain=1", "--world.lap_facts=1"]))
     assert all(grown[name] == records for name, records in plain.items())
     new = {"held_out_hardest", "validation_hard2", "train_hard2", "validation_hard3", "train_hard3"}
     assert grown.keys() - plain.keys() == new
@@ -308,9 +315,11 @@ def test_best_samples_are_critiques_that_give_the_label_rightly():
 
 def test_a_turn_that_is_only_read_is_not_counted(tokenizer):
     turns = (("prove", "a < b qed"), ("verify", "a < b < ok ends strict \\boxed{1}"))
-    whole = counted_tokens([document(tokenizer, Demonstration("given a < b ; show a < b", turns))])
+    whole = counted_tokens(
+        [WorldPrompts(tokenizer).document(Demonstration("given a < b ; show a < b", turns))]
+    )
     part = Demonstration("given a < b ; show a < b", turns, learnt=(False, True))
-    assert counted_tokens([document(tokenizer, part)]) == whole - len(tokenizer.encode(turns[0][1])) - 1
+    assert counted_tokens([document(part)]) == whole - len(tokenizer.encode(turns[0][1])) - 1
 
 
 def test_a_text_with_other_line_separators_comes_back_whole(tmp_path):

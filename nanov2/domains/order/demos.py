@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from nanov2.domains.language import Demonstration
 from nanov2.domains.order.world import (
     RELATIONS,
     SCORES,
@@ -178,15 +179,6 @@ def weak_meta(
     if rng.random() < noise.score:
         quality = rng.choice([q for q in SCORES if q != quality])
     return MetaCritique(looks, ends, strict, score, quality)
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One document for the base: a problem and the turns that follow, each with the task it shows."""
-
-    problem: str
-    turns: tuple[tuple[str, str], ...]  # (task, text): task is "prove", "verify" or "meta"
-    learnt: tuple[bool, ...] = ()  # whether each turn is learnt or only read; empty: all are learnt
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from nanov2.domains.language import HEADING, Demonstration, Proof
 from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.domains.order.world import (
     CritiqueGrade,
@@ -25,6 +26,7 @@ from nanov2.domains.order.world import (
     parse_problem,
     parse_proof,
 )
+from nanov2.model.packing import Completion, Pack
 from nanov2.model.rollout import Rollout
 
 
@@ -50,6 +52,19 @@ class Domain(Protocol):
     def follow(self, rollout: Rollout) -> list[int] | None:
         """Of a self-verifying trajectory whose turn just ended: the ids that open the next, None at its end,
         which is after a critique that gives score 1 (no issue found) or cannot be read."""
+
+    def read_proof(self, answer: str | None):
+        return None if answer is None else Proof(answer)
+
+    def document(self, shown: Demonstration) -> Pack:
+        t = self.tokenizer
+        ids, counted = [], []
+        learnt = shown.learnt or (True,) * len(shown.turns)
+        for (task, text), counts in zip(shown.turns, learnt, strict=True):
+            answer = [*t.encode(text.removeprefix(HEADING)), t.end]
+            ids += [t.task[task], *answer]
+            counted += [False] + [counts] * len(answer)
+        return Pack([t.bos, *t.encode(shown.problem)], [Completion(ids, counted)])
 
     def is_proof(self, text: str | None) -> bool:
         """Whether an answer has the form of a proof."""
@@ -96,6 +111,19 @@ class WorldPrompts:
 
     def ids(self, question: list[int]) -> list[int]:
         return question
+
+    def read_proof(self, answer: str | None):
+        return None if answer is None else Proof(answer)
+
+    def document(self, shown: Demonstration) -> Pack:
+        t = self.tokenizer
+        ids, counted = [], []
+        learnt = shown.learnt or (True,) * len(shown.turns)
+        for (task, text), counts in zip(shown.turns, learnt, strict=True):
+            answer = [*t.encode(text.removeprefix(HEADING)), t.end]
+            ids += [t.task[task], *answer]
+            counted += [False] + [counts] * len(answer)
+        return Pack([t.bos, *t.encode(shown.problem)], [Completion(ids, counted)])
 
     def is_proof(self, text: str | None) -> bool:
         return proof_parses(text)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from nanov2.domains.domain import CritiqueGrade
+
 RELATIONS = ("<", "<=", "=")
 TERMS = tuple(string.ascii_lowercase)
 SCORES = (0.0, 0.5, 1.0)
@@ -223,15 +225,6 @@ def parse_critique(text: str) -> Critique | None:
     if not good or ends not in ("ends", "astray") or strict not in ("strict", "weak") or boxed not in UNBOXED:
         return None
     return Critique(findings, ends, strict, UNBOXED[boxed])
-
-
-class CritiqueGrade(NamedTuple):
-    """The expert's judgement of a critique."""
-
-    quality: float  # ms: 1 all findings right and the score follows; 0.5 one wrong, the score right; else 0
-    marks: tuple[bool, ...]  # per finding (steps, then ends, then strict): whether it is right
-    invented: int  # claimed issues where there is none
-    missed: int  # issues of the proof that the critique passes over
 
 
 def grade_critique(problem: Problem, proof: str, critique: str) -> CritiqueGrade:

@@ -11,7 +11,7 @@ from scripts import run
 
 from nanov2.domains import language as natural
 from nanov2.domains.language import Language
-from nanov2.domains.natural import corpus, pretrained
+from nanov2.domains.natural.domain import NaturalDomain, critique_in_form, proof_in_form
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.method.experts import GradesExpert
@@ -56,7 +56,12 @@ def folder(tmp_path_factory):
 
 
 def train(folder, runs, *args, **options):
-    flags = [f"--pretrained.folder={folder}", f"--data.path={folder}/proofs.jsonl", f"--dir={runs}"]
+    flags = [
+        "--domain=natural",
+        f"--pretrained.folder={folder}",
+        f"--data.path={folder}/proofs.jsonl",
+        f"--dir={runs}",
+    ]
     (runs.parent / "empty.toml").write_text("")
     return run("train.py", f"--config={runs.parent}/empty.toml", *SMALL, *flags, *args, **options)
 
@@ -123,7 +128,7 @@ def test_the_endpoint_can_be_the_frozen_judge(finished, folder, scripted_server,
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"expert": "world"}, "knows only the embedded world"),
+        ({"expert": "exact"}, "nobody knows the truth"),
         ({"data": {"path": ""}}, "set data.path"),
         ({"data": {"held_out": 0.0}}, "data.held_out must be above 0"),
         ({"data": {"held_out": 0.01}}, "no problem is left for"),
@@ -134,13 +139,15 @@ def test_settings_that_cannot_work_are_told(folder, changes, message):
     data = {"path": str(folder / "proofs.jsonl"), "held_out": 0.2} | changes.pop("data", {})
     config = from_dict(tree | {"data": data} | changes, "test")
     with pytest.raises(InputError, match=message):
-        corpus.problem_sets(config)
+        NaturalDomain(config).problems()
 
 
 def test_harder_problems_of_their_own_file_are_split_too(folder, tmp_path):
     write_jsonl(tmp_path / "hard.jsonl", [{"problem": f"Show that claim {i} holds ."} for i in range(60)])
     data = {"path": str(folder / "proofs.jsonl"), "held_out": 0.2, "problems": str(tmp_path / "hard.jsonl")}
-    sets = corpus.problem_sets(from_dict({"expert": "grades", "data": data}, "test"))
+    sets = NaturalDomain(
+        from_dict({"expert": "grades", "data": data, "pretrained": {"folder": str(folder)}}, "test")
+    ).problems()
     texts = [r.problem for records in sets.values() for r in records]
     assert len(texts) == len(set(texts)) == 60  # the 24 of the graded proofs are in no harder set
     assert len(sets["held_out_hard"]) == 7
@@ -164,7 +171,7 @@ def answers(prompts, *texts):
 
 def test_trajectories_go_on_until_the_author_finds_no_issue(folder):
     prompts = Language(ChatTokenizer(folder), strict=True)
-    doubt, sure = (pretrained.proof_in_form("It holds by parity .", s) for s in (0.5, 1.0))
+    doubt, sure = (proof_in_form("It holds by parity .", s) for s in (0.5, 1.0))
     assert prompts.follow(answers(prompts, doubt)) == prompts.again
     assert prompts.follow(answers(prompts, doubt, sure)) is None
     assert prompts.follow(answers(prompts, "It holds .")) is None
@@ -208,7 +215,7 @@ def test_C30_a_prompt_longer_than_the_context_has_no_answer(folder, tmp_path):
 
 def test_grades_stand_in_for_a_person():
     row = graded_proofs(2)[1]
-    critiques = [pretrained.critique_in_form(s) for s in (0.0, 0.5, 1.0)] + ["no box"]
+    critiques = [critique_in_form(s) for s in (0.0, 0.5, 1.0)] + ["no box"]
     records = [CritiqueRecord(row["problem"], row["proof"], c, None, row["score"]) for c in critiques]
     assert [r.quality for r in GradesExpert().score_critiques(records)] == [0.0, 0.5, 1.0, 0.0]
     with pytest.raises(InputError, match="1 proofs have no grade.*--expert=page"):
