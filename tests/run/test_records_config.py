@@ -315,11 +315,10 @@ def test_best_samples_are_critiques_that_give_the_label_rightly():
 
 def test_a_turn_that_is_only_read_is_not_counted(tokenizer):
     turns = (("prove", "a < b qed"), ("verify", "a < b < ok ends strict \\boxed{1}"))
-    whole = counted_tokens(
-        [WorldPrompts(tokenizer).document(Demonstration("given a < b ; show a < b", turns))]
-    )
-    part = Demonstration("given a < b ; show a < b", turns, learnt=(False, True))
-    assert counted_tokens([document(part)]) == whole - len(tokenizer.encode(turns[0][1])) - 1
+    document, problem = WorldPrompts(tokenizer).document, "given a < b ; show a < b"
+    whole = counted_tokens([document(Demonstration(problem, turns))])
+    part = counted_tokens([document(Demonstration(problem, turns, learnt=(False, True)))])
+    assert part == whole - len(tokenizer.encode(turns[0][1])) - 1
 
 
 def test_a_text_with_other_line_separators_comes_back_whole(tmp_path):
