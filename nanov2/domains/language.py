@@ -300,7 +300,7 @@ class Language:
         """A turn's text after any thinking, or None where it was cut off."""
         if rollout.truncated and turn in (-1, len(rollout.turns) - 1):
             return None
-        return without_thinking(self.tokenizer.decode(rollout.turns[turn]))
+        return without_thinking(self.tokenizer.answer(rollout.turns[turn]))
 
     def turns(self, rollout: Rollout) -> list[tuple[str, str | None]]:
         """A sampled trajectory as (task, text): "prove" and, where the author judged the proof, "verify".

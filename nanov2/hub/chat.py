@@ -1,89 +1,230 @@
-"""A model folder of the ecosystem in this process: its chat template, and answers from it.
+"""The tokenizer of a model folder, with its chat template; models and their folders.
 
-`LocalChat` is asked like an `Endpoint`.
+Text that somebody wrote (a problem, a proof, a critique) is only text: it is encoded apart from the template,
+by a tokenizer that knows no control tokens, and the ids are joined. So no text can open or end a turn,
+whatever names of control tokens it holds.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 
-import jinja2
 import torch
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer as HFTokenizer
-from tqdm import tqdm
+from tokenizers import Tokenizer as Backend
 
-from nanov2.distributed.ranks import derive_seed
 from nanov2.errors import InputError
 from nanov2.hub import hf
-from nanov2.hub.author import Answer, Messages
-from nanov2.hub.endpoint import Cache, EndpointConfig, question_keys
+from nanov2.hub.author import Messages
+from nanov2.hub.template import TemplateError, render
 from nanov2.model.decoder import Model
-from nanov2.model.rollout import Rollout, Sampling
-from nanov2.model.sampler import sample
+from nanov2.records import write_atomically
+
+TASKS = (
+    "prove",
+    "verify",
+    "meta",
+)  # turns that a run's own small models open with a token, <prove> and so on
+MARK = "\ue000{}\ue001"  # stands for a text while the template is rendered
+MARKS = re.compile("( ?)\ue000([0-9]+)\ue001( ?)")
+KEPT = (  # of a folder, what is copied as it is where its tokenizer is saved
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 class ChatTokenizer:
-    """tokenizer.json and the chat template of a folder. `end` is the id that ends an answer."""
+    """Text and chats to ids, and ids to text.
 
-    def __init__(self, folder: str | Path):
-        self.folder = folder = Path(folder)
+    `names` are the control tokens of tokenizer_config.json: eos_token ends a turn, bos_token and pad_token
+    may be missing. `end` is the id of eos_token, `ends` all ids that end a turn, `end` first. `task` are the
+    ids of <prove>, <verify> and <meta> where all are there, as for a run's own small models, else empty.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        template: str,
+        names: dict[str, str],
+        ends: tuple[int, ...] = (),
+        context: int = 1 << 20,
+        folder: Path | None = None,
+    ):
+        self.backend, self.template, self.names, self.folder = backend, template, names, folder
+        self.context = context  # tokens that the model can attend to
+        self.bos, self.end, self.pad = (self._id(k) for k in ("bos_token", "eos_token", "pad_token"))
+        if self.end is None:
+            raise InputError(f"{folder or 'tokenizer'}: eos_token is missing, or not in the vocabulary")
+        self.pad = self.end if self.pad is None else self.pad
+        self.ends = (self.end, *(i for i in dict.fromkeys(ends) if i != self.end))
+        found = {task: backend.token_to_id(f"<{task}>") for task in TASKS}
+        self.task: dict[str, int] = {} if None in found.values() else found
+        added = backend.get_added_tokens_decoder()
+        # What a text may not produce. Runs of blanks are tokens of their own in some vocabularies.
+        self.control = frozenset(i for i, t in added.items() if t.special or t.content.strip())
+        self.control = self.control - {_unknown(backend)}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ChatTokenizer:
+        """That of a model folder."""
+        folder = Path(folder)
         path, settings = folder / "tokenizer.json", hf.read_json(folder / "tokenizer_config.json")
         try:
-            self.backend = HFTokenizer.from_file(str(path))
+            backend = Backend.from_file(str(path))
         except Exception as e:  # the library raises a bare Exception
             raise InputError(f"{path}: not a tokenizer: {e}") from e
-        self.special = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
-        self.names = {k: _content(settings.get(k)) for k in ("bos_token", "eos_token", "pad_token")}
-        self.end = self.backend.token_to_id(self.names["eos_token"] or "")
-        if self.end is None:
-            raise InputError(f"{folder / 'tokenizer_config.json'}: field eos_token is missing or no token")
-        self.template = _template(folder, settings)
+        backend.no_truncation()
+        backend.no_padding()
+        names = {k: _content(settings.get(k)) for k in ("bos_token", "eos_token", "pad_token")}
+        return cls(
+            backend, _template(folder, settings), names, _ends(folder, backend), _context(folder), folder
+        )
 
-    @cached_property
-    def context(self) -> int:
-        """Tokens that the model can attend to."""
-        return hf.read_json(self.folder / "config.json").get("max_position_embeddings", 1 << 20)
+    def save(self, folder: str | Path) -> None:
+        """tokenizer.json, tokenizer_config.json and generation_config.json, as the ecosystem reads them."""
+        folder = Path(folder)
+        if self.folder and self.folder.resolve() == folder.resolve():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.folder:  # with all that the folder says beside
+            for path in (self.folder / name for name in KEPT):
+                if path.is_file():
+                    write_atomically(folder / path.name, path.read_bytes())
+            return
+        settings = {k: v for k, v in self.names.items() if v} | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "chat_template": self.template,
+        }
+        ids = {"bos_token_id": self.bos, "eos_token_id": list(self.ends), "pad_token_id": self.pad}
+        for name, value in (
+            ("tokenizer.json", self.backend.to_str(pretty=True)),
+            ("tokenizer_config.json", json.dumps(settings, indent=1, ensure_ascii=False)),
+            ("generation_config.json", json.dumps({k: v for k, v in ids.items() if v is not None})),
+        ):
+            write_atomically(folder / name, value)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.backend.get_vocab().values()) + 1
 
     def chat(self, messages: Messages) -> list[int]:
-        """Ids of a chat up to where the assistant answers. A control token's name in a message is only
-        text: a hostile proof cannot open a turn of its own."""
-        return self.backend.encode(self._render(messages), add_special_tokens=False).ids
+        """Ids of a chat up to where the assistant answers. Every text in a message is encoded by itself: no
+        token spans the template and a text."""
+        return self._ids(self._parts(messages))
 
     def turn(self, text: str) -> list[int]:
         """Ids of a further message of the user, from after the end of an answer to where the next begins."""
-        mark = "AN ANSWER"
-        chat = [
-            {"role": "user", "content": "A question"},
-            {"role": "assistant", "content": mark},
-            {"role": "user", "content": text},
-        ]
-        _, _, after = self._render(chat).rpartition(mark)
-        before, end, rest = after.partition(self.names["eos_token"])
-        if before.strip() or not end or not rest:
-            raise InputError(f"{self.folder}: the chat template does not end an answer with its eos_token")
-        return self.backend.encode(rest, add_special_tokens=False).ids
-
-    def _render(self, messages: Messages) -> str:
-        told = [m | {"content": self._defuse(m["content"])} for m in messages]
-        try:
-            return self.template.render(messages=told, add_generation_prompt=True, **self.names)
-        except jinja2.TemplateError as e:
-            raise InputError(f"the chat template cannot show these messages: {e}") from e
+        question, answer = {"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}
+        parts = self._parts([question, answer, {"role": "user", "content": text}])
+        if ("B", True) in parts:
+            (after, _), *rest = parts[parts.index(("B", True)) + 1 :] or [("", False)]
+            before, end, opening = after.partition(self.names["eos_token"])
+            if not before.strip() and end and (opening or rest):
+                return self._ids([(opening, False), *rest])
+        raise InputError(f"{self.folder}: the chat template does not end an answer with its eos_token")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text alone."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Ids of a text alone, in which a control token's name is only text."""
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
+        """The text of ids; control tokens show as their names."""
         return self.backend.decode(ids, skip_special_tokens=False)
 
-    def _defuse(self, text: str) -> str:
-        for name in self.special:
-            text = text.replace(name, f"{name[0]} {name[1:]}")
-        return text
+    def answer(self, ids: list[int]) -> str:
+        """The text of an answer to `chat`, with the <think> that some templates open it with: thinking that
+        never ends must not pass for an answer."""
+        return ("<think>" if self._opens_thinking else "") + self.decode(ids)
+
+    @cached_property
+    def _opens_thinking(self) -> bool:
+        *_, (last, _) = [("", False), *self._parts([{"role": "user", "content": "A"}])]
+        return "<think>" in last.rpartition("</think>")[2]
+
+    def _id(self, name: str) -> int | None:
+        return self.backend.token_to_id(self.names.get(name) or "")
+
+    @cached_property
+    def _plain(self) -> Backend:
+        """The same tokenizer without any control token."""
+        return _without(self.backend, self.control)
+
+    def _ids(self, parts: list[tuple[str, bool]]) -> list[int]:
+        return [
+            i
+            for text, written in parts
+            for i in (
+                self.encode(text) if written else self.backend.encode(text, add_special_tokens=False).ids
+            )
+        ]
+
+    def _parts(self, messages: Messages) -> list[tuple[str, bool]]:
+        """A chat cut into (text, whether somebody wrote it); what is not written is the template's."""
+        texts, marked = [], []
+        for message in messages:
+            marked.append(dict(message))
+            for name in message.keys() - {"role", "task"}:
+                # with blanks around, which show whether the template strips what it shows
+                marked[-1][name] = f" {MARK.format(len(texts))} "
+                texts.append(message[name])
+        values = {"messages": marked, "add_generation_prompt": True, **self.names}
+        try:
+            shown = render(self.template, json.dumps(values, sort_keys=True))
+        except TemplateError as e:
+            raise InputError(f"{self.folder}: the chat template cannot show these messages: {e}") from e
+        parts, at = [("", False)], 0
+        for found in MARKS.finditer(shown):
+            if int(found[2]) >= len(texts):
+                continue
+            text = texts[int(found[2])]
+            text = text if found[1] else text.lstrip()
+            text = text if found[3] else text.rstrip()
+            # Blanks at the ends join those of the template, as in a tokenizer that reads the whole chat; the
+            # last before a word belongs to it.
+            lead = max(0, len(text) - len(text.lstrip()) - 1)
+            tail = len(text) - len(text[lead:].rstrip()) - lead if text.strip() else 0
+            before = parts.pop()[0] + shown[at : found.start()] + text[:lead]
+            parts += [
+                (before, False),
+                (text[lead : len(text) - tail], True),
+                (text[len(text) - tail :], False),
+            ]
+            at = found.end()
+        parts.append((parts.pop()[0] + shown[at:], False))
+        if not any(written for _, written in parts):
+            raise InputError(f"{self.folder}: the chat template shows nothing of these messages")
+        return parts
+
+
+def _without(backend: Backend, control: frozenset[int]) -> Backend:
+    """A copy of a tokenizer that no text makes write one of the ids, neither as an added token nor as a
+    word or piece of the vocabulary."""
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["id"] not in control]
+    model, gone = spec["model"], {backend.id_to_token(i) for i in control}
+    vocab = model.get("vocab", {})
+    if isinstance(vocab, dict):
+        gone &= vocab.keys()
+        model["vocab"] = {(f"\ue000{i}\ue001" if piece in gone else piece): i for piece, i in vocab.items()}
+    else:  # Unigram: [piece, log-probability] by id
+        model["vocab"] = [[f"\ue000{i}\ue001", -1e9] if i in control else v for i, v in enumerate(vocab)]
+    if merges := model.get("merges"):
+        pairs = [m.split(" ", 1) if isinstance(m, str) else m for m in merges]
+        model["merges"] = [[a, b] for a, b in pairs if not {a, b, a + b} & gone]
+    return Backend.from_str(json.dumps(spec))
+
+
+def _unknown(backend: Backend) -> int | None:
+    """The id that stands for what the vocabulary does not have."""
+    model = json.loads(backend.to_str())["model"]
+    return model["unk_id"] if "unk_id" in model else backend.token_to_id(model.get("unk_token") or "")
 
 
 def _content(token: object) -> str:
@@ -91,72 +232,45 @@ def _content(token: object) -> str:
     return str(token.get("content", "") if isinstance(token, dict) else token or "")
 
 
-def _template(folder: Path, settings: dict) -> jinja2.Template:
+def _ends(folder: Path, backend: Backend) -> tuple[int, ...]:
+    """All ids that end a turn by generation_config.json, which need not be there."""
+    path = folder / "generation_config.json"
+    found = hf.read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for i in ids:
+        if type(i) is not int or backend.id_to_token(i) is None:
+            raise InputError(f"{path}: eos_token_id {i!r:.40} is no id of tokenizer.json")
+    return tuple(ids)
+
+
+def _context(folder: Path) -> int:
+    path = folder / "config.json"
+    found = hf.read_json(path).get("max_position_embeddings") if path.is_file() else None
+    if found is not None and (type(found) is not int or found < 1):
+        raise InputError(f"{path}: max_position_embeddings must be a number of tokens, found {found!r:.40}")
+    return found or 1 << 20
+
+
+def _template(folder: Path, settings: dict) -> str:
     path, found = folder / "chat_template.jinja", settings.get("chat_template")
     if isinstance(found, list):  # several by name
-        found = {t.get("name"): t.get("template") for t in found}.get("default")
+        found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}.get("default")
     if path.is_file():
-        found = path.read_text(encoding="utf-8")
+        try:
+            found = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise InputError(f"cannot read {path}: {e}") from e
     if not isinstance(found, str):
         raise InputError(f"{folder}: no chat template in tokenizer_config.json or chat_template.jinja")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    try:
-        return environment.from_string(found)
-    except jinja2.TemplateError as e:
-        raise InputError(f"{folder}: the chat template is not valid: {e}") from e
+    return found
 
 
-def _refuse(reason: str) -> None:
-    raise jinja2.TemplateError(reason)
-
-
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Model, ChatTokenizer]:
+def load_model(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Model, ChatTokenizer]:
     """A folder's weights in fp32, as they are trained, and its tokenizer."""
-    return hf.load(folder).to(device), ChatTokenizer(folder)
+    return hf.load(folder).to(device), ChatTokenizer.load(folder)
 
 
-def save_model(folder: Path, model: Model, tokenizer: ChatTokenizer) -> None:
+def save_model(folder: str | Path, model: Model, tokenizer: ChatTokenizer) -> None:
     """A folder that transformers, vLLM, SGLang and llama.cpp's converter read."""
     hf.save(folder, model, tokenizer.folder)
-
-
-class LocalChat:
-    """Asks the model of the folder `config.model`. Answers are kept as an endpoint's are."""
-
-    def __init__(self, config: EndpointConfig):
-        folder = Path(config.model)
-        cuda = torch.cuda.is_available()
-        self.config, self.tokenizer = config, ChatTokenizer(folder)
-        self.model = hf.load(folder, torch.bfloat16 if cuda else torch.float32).eval().requires_grad_(False)
-        self.model.to("cuda" if cuda else "cpu")
-        self.cache = Cache(config.cache)
-
-    def ask(self, questions: list[Messages], n: int = 1, first: int | list[int] = 0) -> list[list[Answer]]:
-        """Answers number first … first + n − 1 to each question."""
-        keys = question_keys(self.config, questions, n, first)
-        new = [(q, row) for q, row in zip(questions, keys, strict=True) if row[-1] not in self.cache]
-        at_once = max(1, self.config.concurrency // n)  # more would fill memory with prompts
-        with tqdm(total=len(new) * n, desc=self.config.model, unit="answer", disable=None) as bar:
-            for i in range(0, len(new), at_once):
-                self._answer(new[i : i + at_once], n)
-                bar.update(len(new[i : i + at_once]) * n)
-        return [[self.cache[k] for k in row] for row in keys]
-
-    def _answer(self, batch: list[tuple[Messages, list[str]]], n: int) -> None:
-        c = self.config
-        asked = [(self.tokenizer.chat(q), row) for q, row in batch]
-        fits = [(ids, row) for ids, row in asked if len(ids) < self.tokenizer.context]
-        how = Sampling(c.temperature, c.max_tokens, c.concurrency)
-        seeds = [derive_seed(c.seed, row[0]) for _, row in fits]
-        rollouts = sample(self.model, self.tokenizer, [ids for ids, _ in fits], n, how, seeds)
-        found = {row[j]: rollouts[i * n + j] for i, (_, row) in enumerate(fits) for j in range(n)}
-        for _, row in asked:
-            for key in row:
-                self.cache[key] = self._read(found[key]) if key in found else Answer(None, 0, "too long")
-
-    def _read(self, rollout: Rollout) -> Answer:
-        text = self.tokenizer.decode(rollout.turns[-1])
-        missing = "cut off" if rollout.truncated else "" if text else "empty"
-        return Answer(None if missing else text, len(rollout.ids), missing)
+    tokenizer.save(folder)

@@ -58,7 +58,7 @@ def open_chat(config: EndpointConfig) -> Chat:
         return Endpoint(config)
     if not (Path(config.model) / "config.json").is_file():
         raise InputError(f"{config.model!r} is no model folder (no config.json); a name needs --endpoint=URL")
-    from nanov2.hub.chat import LocalChat  # only here: it loads weights
+    from nanov2.hub.local import LocalChat  # only here: it loads weights
 
     return LocalChat(config)
 

@@ -154,7 +154,7 @@ def test_harder_problems_of_their_own_file_are_split_too(folder, tmp_path):
 
 
 def test_a_further_turn_is_what_the_template_would_write(folder):
-    tokenizer = ChatTokenizer(folder)
+    tokenizer = ChatTokenizer.load(folder)
     question, answer = natural.prove("Show that claim 1 holds ."), "It holds ."
     whole = tokenizer.chat(
         question + [{"role": "assistant", "content": answer}] + natural.user(natural.AGAIN)
@@ -170,7 +170,7 @@ def answers(prompts, *texts):
 
 
 def test_trajectories_go_on_until_the_author_finds_no_issue(folder):
-    prompts = Language(ChatTokenizer(folder), strict=True)
+    prompts = Language(ChatTokenizer.load(folder), strict=True)
     doubt, sure = (proof_in_form("It holds by parity .", s) for s in (0.5, 1.0))
     assert prompts.follow(answers(prompts, doubt)) == prompts.again
     assert prompts.follow(answers(prompts, doubt, sure)) is None
