@@ -1,10 +1,20 @@
 """The judging page: its journal, its server, and the page itself in a real Chromium."""
 
+import http.client
 import json
+import os
+import random
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +30,8 @@ from nanov2.domains.order.world import (
     write_critique,
 )
 from nanov2.errors import InputError
-from nanov2.pages.judgements import Queue, cohen_kappa
+from nanov2.pages import judgements
+from nanov2.pages.judgements import Late, Queue, cohen_kappa
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +155,413 @@ def test_the_next_of_20000_items_comes_at_once(tmp_path):
         times.append(time.perf_counter() - begin)
     print(f"median {1000 * statistics.median(times):.1f} ms")
     assert statistics.median(times) < 1.0  # far above what it takes: a machine under load is no fault
+
+
+def post(web, expert, id, value=1, **row):
+    row = {"expert": expert, "action": "score", "value": value, "id": id} | row
+    return web.post("/api/judge", json=row, headers={"X-Nanov2-Judge": "1"})
+
+
+def following(web, expert):
+    return web.get("/api/next", query_string={"expert": expert}).json["item"]
+
+
+def journal(path):
+    return [json.loads(line) for line in open(path.with_name("judgements.jsonl"))]
+
+
+def test_different_experts_get_different_items_and_a_late_score_is_refused(tmp_path):
+    run, path = waiting(tmp_path, 25)
+    web = client(run)
+    shown = {f"expert {i}": following(web, f"expert {i}")["id"] for i in range(20)}
+    assert len(set(shown.values())) == 20
+    assert following(web, "expert 3")["id"] == shown["expert 3"]  # a reload shows the same
+    assert post(web, "expert 0", shown["expert 0"]).status_code == 200
+    late = post(web, "expert 1", shown["expert 0"], 0)
+    assert late.status_code == 409 and "expert 0" in late.json["error"]
+    assert late.json["item"]["id"] == shown["expert 1"]
+    assert len(journal(path)) == 1
+
+
+def test_an_item_of_an_expert_who_went_away_is_offered_again(tmp_path):
+    _, path = waiting(tmp_path, 1)
+    queue = Queue(path, lease=0.05)
+    id = queue.next("Ada")
+    assert queue.next("Emmy") is None
+    time.sleep(0.1)
+    assert queue.next("Emmy") == id
+    queue.judge(id, "Ada", "score", 1)  # she came back first
+    with pytest.raises(Late):
+        queue.judge(id, "Emmy", "score", 0)
+    assert queue.final == {id: 1}
+
+
+def test_two_experts_who_differ_are_shown_to_be_settled_whoever_comes(tmp_path):
+    """Also where a journal of an earlier version holds two scores of an item that wanted one."""
+    run, path = waiting(tmp_path, 1)
+    id = Queue(path).ids[0]
+    rows = [
+        {"id": id, "expert": e, "action": "score", "value": v, "note": ""} for e, v in (("A", 0), ("B", 1))
+    ]
+    path.with_name("judgements.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    web = client(run)
+    state = web.get("/api/next?expert=Zoe").json
+    assert [d["id"] for d in state["disputed"]] == [id] and state["item"] is None
+    assert post(web, "A", id, 0.5, action="settle").status_code == 200
+    assert post(web, "B", id, 1, action="settle").status_code == 409
+    assert [r.score for r in read_jsonl(path, ProofRecord)] == [0.5]
+
+
+def test_a_judgement_that_is_sent_again_counts_once(tmp_path):
+    run, path = waiting(tmp_path, 4)
+    web = client(run)
+    id = following(web, "Ada")["id"]
+    for _ in range(3):
+        assert post(web, "Ada", id, 0.5, request="a1").status_code == 200
+    again = client(run)  # the server was killed before it answered
+    assert post(again, "Ada", id, 0.5, request="a1").status_code == 200
+    undo = {"expert": "Ada", "action": "undo", "id": id, "request": "a2"}
+    for _ in range(2):
+        assert again.post("/api/judge", json=undo, headers={"X-Nanov2-Judge": "1"}).status_code == 200
+    assert [r["action"] for r in journal(path)] == ["score", "undo"]
+
+
+@pytest.mark.parametrize(
+    "kept", [0, 1, 40, -1]
+)  # bytes of the line that a full disk still takes; -1: all but one
+def test_a_full_disk_in_the_middle_of_a_line_loses_no_confirmed_judgement(tmp_path, monkeypatch, kept):
+    _, path = waiting(tmp_path, 4)
+    queue = Queue(path)
+    queue.judge(queue.ids[0], "Ada", "score", 1)
+
+    def full(path, row):
+        with open(path, "a") as f:
+            f.write(json.dumps(row)[: kept if kept >= 0 else None])
+        raise InputError("no space left")
+
+    with monkeypatch.context() as m:
+        m.setattr(judgements, "append_line", full)
+        with pytest.raises(InputError):
+            queue.judge(queue.ids[1], "Ada", "score", 1)
+    assert queue.ids[1] not in queue.final
+    queue.judge(queue.ids[2], "Ada", "score", 0.5)
+    again = Queue(path)
+    assert again.final == queue.final == {queue.ids[0]: 1, queue.ids[2]: 0.5}
+    again.judge(queue.ids[1], "Ada", "score", 0)
+    assert len(Queue(path).final) == 3
+
+
+def test_what_the_disk_took_of_a_refused_line_is_cut_off(tmp_path, monkeypatch):
+    _, path = waiting(tmp_path, 2)
+    queue = Queue(path)
+    queue.judge(queue.ids[0], "Ada", "score", 1)
+    before = queue.journal.read_bytes()
+
+    def refuse(fd):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(judgements.os, "fsync", refuse)
+        with pytest.raises(InputError, match="not saved.*No space"):
+            queue.judge(queue.ids[1], "Ada", "score", 1)
+    assert queue.journal.read_bytes() == before
+
+
+def test_lines_torn_anywhere_in_the_journal_are_skipped(tmp_path):
+    _, path = waiting(tmp_path, 6)
+    queue = Queue(path)
+    for id in queue.ids[:5]:
+        queue.judge(id, "Ada", "score", 1)
+    lines = queue.journal.read_bytes().splitlines(keepends=True)
+    spoilt = [
+        lines[0][:30] + b"\n",
+        lines[1],
+        b"\xff\x00\n",
+        b"[1, 2]\n",
+        b'{"id": 3}\n',
+        lines[3],
+        lines[4][:-9],
+    ]
+    queue.journal.write_bytes(b"".join(spoilt))
+    again = Queue(path)
+    assert set(again.final) == {queue.ids[1], queue.ids[3]} and again.torn == 5
+
+
+def test_first_requests_that_arrive_together_lose_no_judgement(tmp_path):
+    run, path = waiting(tmp_path, 40)
+    app = client(run).application
+    ids = list(Queue(path).ids)[:39]
+    with ThreadPoolExecutor(39) as pool:
+        codes = list(pool.map(lambda id: post(app.test_client(), f"expert {id}", id).status_code, ids))
+    assert codes == [200] * 39
+    state = app.test_client().get("/api/next?expert=Zoe").json
+    assert state["files"][0]["done"] == 39 and len(journal(path)) == 39
+
+
+def test_scores_that_a_killed_server_did_not_deliver_are_delivered_at_start(tmp_path, monkeypatch):
+    run, path = waiting(tmp_path, 3)
+    queue = Queue(path)
+    monkeypatch.setattr(queue, "deliver", lambda: None)  # killed before
+    for id in queue.ids:
+        queue.judge(id, "Ada", "score", 0.5)
+    assert [r.score for r in read_jsonl(path, ProofRecord)] == [None] * 3
+    client(run)
+    assert [r.score for r in read_jsonl(path, ProofRecord)] == [0.5] * 3
+    stamp = path.stat().st_mtime_ns
+    client(run)
+    assert path.stat().st_mtime_ns == stamp  # and once
+
+
+def test_a_delivery_that_a_full_disk_refuses_is_told_and_tried_again(tmp_path, monkeypatch):
+    run, path = waiting(tmp_path, 1)
+    web = client(run)
+
+    def full(*_):
+        raise InputError("no space left")
+
+    with monkeypatch.context() as m:
+        m.setattr(judgements, "write_jsonl", full)
+        answer = post(web, "Ada", following(web, "Ada")["id"])
+        assert answer.status_code == 200 and answer.json["trouble"] == ["no space left"]
+    assert web.get("/api/next?expert=Ada").json["trouble"] == []
+    assert read_jsonl(path, ProofRecord)[0].score == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["A\ud800da", "A\nda", "A\x1b[31m", "A\u202eda", "", " ", "A\u0000", 7, None, "x" * 61]
+)
+def test_names_that_could_spoil_a_label_are_refused(tmp_path, name):
+    run, path = waiting(tmp_path, 1)
+    web = client(run)
+    answer = web.post(
+        "/api/judge",
+        data=json.dumps({"expert": name, "action": "score", "value": 1, "id": Queue(path).ids[0]}),
+        headers={"X-Nanov2-Judge": "1", "Content-Type": "application/json"},
+    )
+    assert answer.status_code == 400 and read_jsonl(path, ProofRecord)[0].score is None
+
+
+def test_notes_are_cleaned_and_half_characters_stop_no_delivery(tmp_path):
+    run, path = waiting(tmp_path, 2)
+    web = client(run)
+    first, second = Queue(path).ids
+    assert post(web, "Ada", first, note="half \ud800").status_code == 400
+    assert post(web, "Ada", first, note="red \x1b[31m\u2028line\nnext").status_code == 200
+    assert journal(path)[0]["note"] == "red  [31m line\nnext"
+    with open(path.with_name("judgements.jsonl"), "a") as f:  # of an earlier version
+        f.write(
+            json.dumps({"id": second, "expert": "E\ud800", "action": "score", "value": 0, "note": "\ud800"})
+            + "\n"
+        )
+    assert client(run).get("/api/next?expert=Ada").json["item"] is None
+    assert [r.score for r in read_jsonl(path, ProofRecord)] == [1, 0]
+
+
+def test_each_judgement_of_unclear_proofs_counts_at_once(tmp_path):
+    run, _ = waiting(tmp_path, 1)
+    path = run / "autolabel" / "unclear.jsonl"
+    write_jsonl(path, [ProofRecord(f"problem {i}", "proof", label="unclear") for i in range(4)])
+    web = client(run)
+    ids = Queue(path).ids
+    post(web, "Ada", ids[1], 0.5)
+    assert [r.score for r in read_jsonl(path, ProofRecord)] == [None, 0.5, None, None]
+    assert read_jsonl(path, ProofRecord)[1].label == "person (Ada: 0.5)"
+    post(web, "Ada", ids[1], action="undo")
+    assert [r.score for r in read_jsonl(path, ProofRecord)] == [None] * 4
+    assert Queue(path).final == {}
+
+
+def test_undo_takes_back_nothing_of_another_file_or_another_expert(tmp_path):
+    run, path = waiting(tmp_path, 2)
+    other = run / "meta" / "critiques_to_score.jsonl"
+    write_jsonl(other, [CritiqueRecord("problem", "proof", f"critique {i}") for i in range(2)])
+    web = client(run)
+    for _ in range(2):
+        post(web, "Ada", following(web, "Ada")["id"])
+    assert following(web, "Ada")["critique"]  # the first file is done
+    undo = {"expert": "Ada", "action": "undo"}
+    for _ in range(2):
+        assert web.post("/api/judge", json=undo, headers={"X-Nanov2-Judge": "1"}).status_code == 200
+    assert [r.score for r in read_jsonl(path, ProofRecord)] == [1, 1]
+    id = following(web, "Ada")["id"]
+    post(web, "Ada", id, 0)
+    assert post(web, "Emmy", id, action="undo").status_code == 409
+    assert web.post("/api/judge", json=undo, headers={"X-Nanov2-Judge": "1"}).json["item"]["id"] == id
+    post(web, "Ada", id, 1)
+    assert following(web, "Ada")["id"] != id  # shown once again, not twice
+
+
+def test_the_same_texts_in_two_files_are_two_items(tmp_path):
+    run, path = waiting(tmp_path, 1)
+    record = read_jsonl(path, ProofRecord)[0]
+    twin = path.with_name("unclear.jsonl")
+    write_jsonl(twin, [record, record])
+    web = client(run)
+    item = following(web, "Ada")
+    post(web, "Ada", item["id"], 1, file=item["file"])
+    twin_item = following(web, "Ada")
+    assert twin_item["id"] == item["id"] and twin_item["file"] != item["file"]
+    post(web, "Ada", item["id"], 0, file=twin_item["file"])
+    assert read_jsonl(path, ProofRecord)[0].score == 1
+    assert [r.score for r in read_jsonl(twin, ProofRecord)] == [0, 0]
+
+
+def test_a_file_that_cannot_be_read_holds_up_no_other(tmp_path):
+    run, _ = waiting(tmp_path, 1)
+    (run / "meta").mkdir()
+    (run / "meta" / "critiques_to_score.jsonl").write_text("{half")
+    state = client(run).get("/api/next?expert=Ada").json
+    assert state["item"] and "critiques_to_score.jsonl:1" in state["trouble"][0]
+
+
+def test_items_are_listed_and_one_can_be_chosen(tmp_path):
+    run, path = waiting(tmp_path, 3)
+    web = client(run)
+    first = following(web, "Ada")
+    rows = web.get("/api/items?expert=Emmy").json
+    assert [(r["number"], r["open"]) for r in rows] == [(1, False), (2, True), (3, True)]
+    wanted = {"expert": "Emmy", "id": rows[2]["id"], "file": rows[2]["file"]}
+    assert web.get("/api/next", query_string=wanted).json["item"]["id"] == rows[2]["id"]
+    wanted["id"] = first["id"]  # is with Ada
+    assert web.get("/api/next", query_string=wanted).json["item"]["id"] == rows[2]["id"]
+
+
+def test_without_flask_one_line_says_how_to_install_it(tmp_path):
+    """werkzeug alone may be there: TensorBoard brings it."""
+    code = (
+        "import sys, runpy; sys.modules['flask'] = None; import werkzeug; sys.argv = ['judge', '.'];"
+        "runpy.run_module('nanov2.pages.expert_page', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == 'error: the judging page needs Flask: pip install -e ".[judge]"\n'
+
+
+def test_two_servers_do_not_serve_one_folder_nor_one_inside_the_other(tmp_path, serve):
+    run, _ = waiting(tmp_path, 1)
+    first = serve(run)
+    for folder in (run, tmp_path, run / "coldstart"):
+        command = [sys.executable, "-m", "nanov2", "judge", str(folder), "--port=0"]
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1 and "another judging page serves" in second.stderr
+        assert second.stderr.count("\n") == 1
+    first.kill()
+    first.start()  # a killed server leaves no lock behind
+
+
+@pytest.mark.parametrize(
+    "begin", [b"GET / HT", b"POST /api/judge HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"]
+)
+def test_a_request_that_never_ends_is_ended(tmp_path, begin):
+    pytest.importorskip("flask", reason="the judging page needs flask")
+    from nanov2.pages.expert_page import make_app, make_server
+
+    server = make_server(make_app(waiting(tmp_path, 1)[0]), "127.0.0.1", 0, seconds=0.5)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port)) as s:
+            s.settimeout(10)
+            s.sendall(begin)
+            start = time.monotonic()
+            for _ in range(100):  # a byte now and then does not keep it alive
+                time.sleep(0.1)
+                try:
+                    s.sendall(b"x")
+                    s.setblocking(False)
+                    ended = s.recv(1) == b"" or True
+                except BlockingIOError:
+                    ended = False
+                except OSError:
+                    ended = True
+                if ended:
+                    break
+            assert ended and time.monotonic() - start < 5
+        while any(t.name.startswith("Thread") and "process_request" in t.name for t in threading.enumerate()):
+            assert time.monotonic() - start < 10
+            time.sleep(0.05)
+    finally:
+        server.shutdown()
+
+
+JUDGEMENTS = int(os.environ.get("NANOV2_JUDGEMENTS", 120))
+KILLS = int(os.environ.get("NANOV2_KILLS", 2))
+
+
+class Expert(threading.Thread):
+    """A client that scores whatever it is shown, and sends a judgement again until it is answered."""
+
+    def __init__(self, number, server):
+        super().__init__(daemon=True)
+        self.number, self.server, self.confirmed, self.late = f"expert {number}", server, {}, 0
+        self.rng = random.Random(number)
+
+    def call(self, path, row=None):
+        while True:
+            request = urllib.request.Request(f"http://127.0.0.1:{self.server.port}{path}")
+            if row:
+                request = urllib.request.Request(
+                    request.full_url,
+                    json.dumps(row).encode(),
+                    {"Content-Type": "application/json", "X-Nanov2-Judge": "1"},
+                )
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    return answer.status, json.load(answer)
+            except urllib.error.HTTPError as e:
+                return e.code, json.load(e)
+            except (OSError, http.client.HTTPException, ValueError):
+                time.sleep(0.05)  # killed: it comes back
+
+    def run(self):
+        who = urllib.parse.quote(self.number)
+        _, state = self.call(f"/api/next?expert={who}")
+        while any(f["done"] < f["all"] for f in state["files"]):
+            row = {"expert": self.number, "request": f"{self.rng.getrandbits(64):x}"}
+            if state["item"]:
+                row |= {"id": state["item"]["id"], "action": "score", "value": self.rng.choice([0, 0.5, 1])}
+            elif state["disputed"]:
+                row |= {"id": self.rng.choice(state["disputed"])["id"], "action": "settle", "value": 0.5}
+            else:
+                time.sleep(0.05)
+                _, state = self.call(f"/api/next?expert={who}")
+                continue
+            status, state = self.call("/api/judge", row)
+            if status == 200:
+                self.confirmed[row["request"]] = row
+            else:
+                assert status == 409, state
+                self.late += 1
+
+
+def test_many_clients_and_a_server_killed_again_and_again_lose_and_double_nothing(tmp_path, serve):
+    """NANOV2_JUDGEMENTS=1000 NANOV2_KILLS=10 for the figures of docs/reliability.md."""
+    run, path = tmp_path / "run", tmp_path / "run" / "coldstart" / "proofs_to_score.jsonl"
+    write_jsonl(path, [ProofRecord(f"problem {i}", "one\n\ntwo") for i in range(int(JUDGEMENTS / 1.25))])
+    server = serve(run, "--double=0.25")
+    experts = [Expert(i, server) for i in range(20)]
+    for expert in experts:
+        expert.start()
+    done = 0
+    for kill in range(KILLS):
+        while done < JUDGEMENTS * (kill + 0.5) / KILLS * 0.9 and any(e.is_alive() for e in experts):
+            time.sleep(0.01)
+            done = sum(len(e.confirmed) for e in experts)
+        server.kill()
+        server.start()
+    for expert in experts:
+        expert.join(120)
+        assert not expert.is_alive(), "an item is in limbo"
+    rows = journal(path)
+    said = {r["request"]: (r["expert"], r["id"], r["value"]) for r in rows}
+    assert len(said) == len(rows)  # none doubled
+    confirmed = {k: (r["expert"], r["id"], r["value"]) for e in experts for k, r in e.confirmed.items()}
+    assert confirmed == said  # none lost
+    queue = Queue(path, 0.25)
+    scores = Counter(r["id"] for r in rows if r["action"] == "score")
+    assert all(scores[i] == queue.items[i].need for i in queue.ids) and len(queue.final) == len(queue.ids)
+    assert [r.score for r in read_jsonl(path, ProofRecord)] == [queue.final[i] for i in queue.ids]
+    late = sum(e.late for e in experts)
+    print(f"{len(rows)} judgements of {len(queue.ids)} items, {KILLS} kills, {late} late ones refused")
 
 
 # In a browser
