@@ -28,7 +28,7 @@ class GroupStats(NamedTuple):
     """One entry per group [G], in the order of sorted ids (or of `offsets`)."""
 
     group_id: Tensor  # int64: the caller's id, or the group's number where offsets were given
-    reward_mean: Tensor  # float32, after the gates; 0 for a group without a score
+    reward_mean: Tensor  # float32; 0 for a group without a score
     reward_std: Tensor  # float32, with the call's ddof, without eps
     count: Tensor  # int64: rewards that are scores
     has_variance: Tensor  # bool: max > min; all other groups have advantage 0
@@ -38,18 +38,11 @@ class GroupStats(NamedTuple):
 # ── Reference ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def gated(rewards: Tensor, gates: tuple[Tensor, ...]) -> Tensor:
-    """Rewards [N] times gates [N] each; a factor of 0 gives 0 whatever the others are, NaN included."""
-    for gate in gates:
-        rewards = torch.where((gate == 0) | (rewards == 0), 0.0, rewards * gate)
-    return rewards
-
-
 def group_advantage_reference(
-    rewards: Tensor, gates: tuple[Tensor, ...], members: list[Tensor], scale: str, eps: float, ddof: int
+    rewards: Tensor, members: list[Tensor], scale: str, eps: float, ddof: int
 ) -> tuple[Tensor, ...]:
     """The specification: advantages [N], then GroupStats without ids; members[g] are group g's rows."""
-    rewards = gated(rewards.double(), gates)
+    rewards = rewards.double()
     advantage = torch.zeros_like(rewards)
     rows = []
     for member in members:
@@ -73,10 +66,10 @@ def group_advantage_reference(
 
 
 def segmented(
-    rewards: Tensor, gates: list[Tensor], order: Tensor, offsets: Tensor, scale: str, eps: float, ddof: int
+    rewards: Tensor, order: Tensor, offsets: Tensor, scale: str, eps: float, ddof: int
 ) -> Statistics:
     """Group g's rows are order[offsets[g] : offsets[g + 1]]; a sum is one pass over sorted rewards."""
-    x = gated(rewards.double(), gates)[order]
+    x = rewards.double()[order]
     scored = ~x.isnan()
     x = torch.where(scored, x, 0.0)
     sizes = offsets.diff()
@@ -105,15 +98,14 @@ def segmented(
 # ── Custom operator ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _run(rewards, gates, order, offsets, scale, eps, ddof, form) -> Statistics:
+def _run(rewards, order, offsets, scale, eps, ddof, form) -> Statistics:
     run = segmented if form == "cpu" else triton_form("advantage").forward
-    return run(rewards, gates, order, offsets, scale, eps, ddof)
+    return run(rewards, order, offsets, scale, eps, ddof)
 
 
 @torch.library.custom_op("nanov2::group_advantage", mutates_args=())
 def group_advantage_op(
     rewards: Tensor,
-    gates: list[Tensor],
     order: Tensor,
     offsets: Tensor,
     scale: str,
@@ -122,11 +114,11 @@ def group_advantage_op(
     form: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Advantages [N], and mean, std, count, has_variance, nan_count [G]. Rewards have no gradient."""
-    return _run(rewards, gates, order, offsets, scale, eps, ddof, form)
+    return _run(rewards, order, offsets, scale, eps, ddof, form)
 
 
 @group_advantage_op.register_fake
-def _(rewards, gates, order, offsets, scale, eps, ddof, form):
+def _(rewards, order, offsets, scale, eps, ddof, form):
     n_groups = offsets.shape[0] - 1
     kinds = (torch.float32, torch.float32, torch.int64, torch.bool, torch.int64)
     stats = (rewards.new_empty(n_groups, dtype=kind) for kind in kinds)
@@ -141,7 +133,6 @@ def group_advantage(
     group_ids: Tensor | None = None,
     *,
     offsets: Tensor | None = None,
-    gates: tuple[Tensor, ...] = (),
     scale: str = "std",
     eps: float = 1e-6,
     ddof: int = 0,
@@ -153,7 +144,6 @@ def group_advantage(
         rewards: [N] floats; NaN = the judge failed to answer: advantage 0, left out of the statistics (C11).
         group_ids: [N] int64, any values in any order (C10); or
         offsets: [G+1] int64 from 0 to N: group g is rows offsets[g] … offsets[g+1]−1, and may be empty.
-        gates: tensors [N] that the reward is multiplied by (R_format, R_meta); a gate of 0 gives 0.
         scale: "std" (GRPO: over std + eps), "none" (Dr. GRPO: R − mean) or "loo" (leave-one-out, RLOO).
         eps: added to the standard deviation; ddof: 0 divides its sum by n, 1 by n − 1 (C21).
         impl: None picks by device; "reference", "cpu" or "triton".
@@ -170,9 +160,9 @@ def group_advantage(
         raise ValueError(f"ddof must be 0 or 1, got {ddof}")
     if (group_ids is None) == (offsets is None):
         raise ValueError("give either group_ids or offsets")
-    n, gates = len(rewards), [gate.detach() for gate in gates]
-    if any(x.shape != (n,) for x in (rewards, *gates, *([group_ids] if offsets is None else []))):
-        raise ValueError(f"rewards, group_ids and gates must all be [N], N = {n}")
+    n = len(rewards)
+    if rewards.shape != (n,) or (offsets is None and group_ids.shape != (n,)):
+        raise ValueError(f"rewards and group_ids must be [N], N = {n}")
     form, rewards = pick(impl, rewards), rewards.detach()
     if offsets is not None:
         _check_offsets(offsets, n)
@@ -184,9 +174,9 @@ def group_advantage(
         offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
     if form == "reference":
         members = list(order.split(offsets.diff().tolist()))
-        return _named(ids, group_advantage_reference(rewards, tuple(gates), members, scale, eps, ddof))
+        return _named(ids, group_advantage_reference(rewards, members, scale, eps, ddof))
     run = group_advantage_op if torch.compiler.is_compiling() else _run
-    return _named(ids, run(rewards, gates, order, offsets, scale, float(eps), ddof, form))
+    return _named(ids, run(rewards, order, offsets, scale, float(eps), ddof, form))
 
 
 def _named(ids: Tensor, outputs: Statistics) -> tuple[Tensor, GroupStats]:

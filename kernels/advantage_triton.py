@@ -2,7 +2,7 @@
 
 A program reads its group three times, BLOCK rewards at a time: for the count, sum and extremes; for the
 squared deviations from the mean; and to write the advantages. The rewards of a group are few and stay in
-the cache. Gates are multiplied in as the rewards are read, so the product is never stored.
+the cache.
 """
 
 from __future__ import annotations
@@ -15,21 +15,18 @@ BLOCK = 256
 
 
 @triton.jit
-def read_scores(r_ptr, gates_ptr, order_ptr, at, ok, N, GATES: tl.constexpr):
-    """Rows, gated rewards (float64) and whether they are scores, of places `at` in the sorted order."""
+def read_scores(r_ptr, order_ptr, at, ok):
+    """Rows, rewards (float64) and whether they are scores, of places `at` in the sorted order."""
     row = tl.load(order_ptr + at, mask=ok, other=0)
     x = tl.load(r_ptr + row, mask=ok, other=0.0).to(tl.float64)
-    for g in tl.static_range(GATES):
-        gate = tl.load(gates_ptr + g * N + row, mask=ok, other=0.0)
-        x = tl.where((gate == 0.0) | (x == 0.0), 0.0, x * gate)  # a shut gate wins over NaN
     scored = ok & (x == x)
     return row, tl.where(scored, x, 0.0), scored
 
 
 @triton.jit
 def advantage_kernel(
-    r_ptr, gates_ptr, order_ptr, offsets_ptr, advantage_ptr, floats_ptr, ints_ptr, N, G, eps, ddof,
-    SCALE: tl.constexpr, GATES: tl.constexpr, BLOCK: tl.constexpr,
+    r_ptr, order_ptr, offsets_ptr, advantage_ptr, floats_ptr, ints_ptr, G, eps, ddof,
+    SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Group g = program: advantages [N], floats [2, G] = mean, std, ints [3, G] = count, varied, NaNs."""
     g = tl.program_id(0)
@@ -40,7 +37,7 @@ def advantage_kernel(
     low = tl.full((BLOCK,), float("inf"), tl.float64)
     for at0 in range(start, end, BLOCK):
         at = at0 + tl.arange(0, BLOCK)
-        row, x, scored = read_scores(r_ptr, gates_ptr, order_ptr, at, at < end, N, GATES)
+        row, x, scored = read_scores(r_ptr, order_ptr, at, at < end)
         n += scored.to(tl.float64)
         total += x
         high = tl.maximum(high, tl.where(scored, x, float("-inf")))
@@ -51,7 +48,7 @@ def advantage_kernel(
     squares = tl.zeros((BLOCK,), tl.float64)
     for at0 in range(start, end, BLOCK):
         at = at0 + tl.arange(0, BLOCK)
-        row, x, scored = read_scores(r_ptr, gates_ptr, order_ptr, at, at < end, N, GATES)
+        row, x, scored = read_scores(r_ptr, order_ptr, at, at < end)
         squares += tl.where(scored, (x - mean) * (x - mean), 0.0)
     std = tl.sqrt(tl.sum(squares, 0) / tl.maximum(count - ddof, 1.0))
     factor = count * 0.0 + 1.0
@@ -62,7 +59,7 @@ def advantage_kernel(
     factor = tl.where(varied, factor, 0.0)
     for at0 in range(start, end, BLOCK):
         at = at0 + tl.arange(0, BLOCK)
-        row, x, scored = read_scores(r_ptr, gates_ptr, order_ptr, at, at < end, N, GATES)
+        row, x, scored = read_scores(r_ptr, order_ptr, at, at < end)
         tl.store(
             advantage_ptr + row, tl.where(scored, (x - mean) * factor, 0.0).to(tl.float32), mask=at < end
         )
@@ -73,17 +70,16 @@ def advantage_kernel(
     tl.store(ints_ptr + 2 * G + g, end - start - count.to(tl.int64))
 
 
-def forward(rewards, gates, order, offsets, scale, eps, ddof):
+def forward(rewards, order, offsets, scale, eps, ddof):
     """See `advantage.segmented`, whose signature this has."""
     n, groups = len(rewards), len(offsets) - 1
     advantage = torch.empty(n, dtype=torch.float32, device=rewards.device)
     floats = advantage.new_empty(2, groups)
     ints = torch.empty(3, groups, dtype=torch.int64, device=rewards.device)
-    stacked = torch.stack([gate.double() for gate in gates]) if gates else rewards
     if groups:
         advantage_kernel[(groups,)](
-            rewards.contiguous(), stacked, order, offsets.contiguous(), advantage, floats, ints, n, groups,
-            eps, ddof, scale, len(gates), BLOCK, enable_fp_fusion=True,
+            rewards.contiguous(), order, offsets.contiguous(), advantage, floats, ints, groups, eps, ddof,
+            scale, BLOCK, enable_fp_fusion=True,
         )  # fmt: skip
     mean, std, count, nans = (
         floats[0].clone(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanov2.kernels.common import precise
+from nanov2.kernels.common import precise, product
 
 TILE = 1 << 20  # logits in one tile: 4 MB, so that passes over it stay in the caches
 ROWS = 2048  # tokens in one tile, at most
@@ -39,7 +39,7 @@ def tile_logits(
 ) -> Tensor:
     """Logits z of one tile, in the precision of h [n, D], from w [v, D] and bias [v]."""
     w = w.to(h.dtype)
-    z = torch.mm(h, w.T) if bias is None else torch.addmm(bias.to(h.dtype), h, w.T)
+    z = product(h, w.T) if bias is None else product(h, w.T).add_(bias.to(h.dtype))
     if softcap is not None:
         z.div_(softcap).tanh_().mul_(softcap)
     return z if temperature == 1.0 else z.div_(temperature)
@@ -117,9 +117,9 @@ def backward(d_total, d_chosen, d_moment, hidden, weight, bias, target, m, *opti
             if softcap is not None:
                 dz.mul_(slope)
             if needs[0]:
-                dh[some].addmm_(dz, w)
+                dh[some].add_(product(dz, w))
             if needs[1]:
-                dw_part.addmm_(dz.T, h[some])
+                dw_part.add_(product(dz.T, h[some]))
             if needs[2]:
                 db[part].add_(dz.sum(0))
         if needs[1]:

@@ -71,8 +71,8 @@ def cases(target: str):
         yield name, policy_loss_triton.policy_kernel, types, flags | sizes, {"num_warps": 8}, False
     types = {x: "*fp32" for x in ("r_ptr", "advantage_ptr", "floats_ptr")}
     types |= {x: "*i64" for x in ("order_ptr", "offsets_ptr", "ints_ptr")}
-    types |= {"gates_ptr": "*fp64", "eps": "fp32"}
-    flags = {"SCALE": "std", "GATES": 2, "BLOCK": advantage_triton.BLOCK}
+    types |= {"eps": "fp32"}
+    flags = {"SCALE": "std", "BLOCK": advantage_triton.BLOCK}
     yield "advantage_kernel", advantage_triton.advantage_kernel, types, flags, {}, False
 
 

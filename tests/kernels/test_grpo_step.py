@@ -29,7 +29,6 @@ def inputs(masks):
         "old_shift": 0.3 * torch.randn(t, generator=g)
         + torch.tensor([0.4, -0.4, 0.5, -0.5, 0.4, -0.4]).repeat_interleave(torch.tensor(LENGTHS)),
         "reward": torch.rand(len(LENGTHS), generator=g),
-        "gate": torch.tensor([1.0, 1.0, 0.0, 1.0, 0.5, 1.0]),
         "target": torch.randint(0, 37, (t,), generator=g),
         "mask": mask,
     }
@@ -40,7 +39,7 @@ def step(x, impl, dtype, loss_type, clips, kl):
     """Gradients of the hidden states and the output weights of one whole step."""
     hidden, weight = (x[name].clone().to(dtype).requires_grad_() for name in ("hidden", "weight"))
     ids = torch.tensor(GROUPS, device=DEVICE)
-    advantage, _ = group_advantage(x["reward"], ids, gates=(x["gate"],), impl=impl)
+    advantage, _ = group_advantage(x["reward"], ids, impl=impl)
     target = torch.where(x["mask"], x["target"], -100)
     logp = linear_logprob(hidden, weight, target, temperature=0.8, impl=impl)
     with torch.no_grad():  # the other policies, from the same numbers in every form and precision
