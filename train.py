@@ -29,9 +29,9 @@ from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.domains.domain import Truth
 from nanov2.errors import InputError
 from nanov2.method import figures as ev
-from nanov2.method.consolidation import as_demonstration
 from nanov2.method.experts import ExactExpert, make_expert
 from nanov2.method.judges import meta_judge, verifier_judge
+from nanov2.method.labels import as_demonstration
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.decoder import Model
 from nanov2.model.packing import Pack
@@ -256,7 +256,10 @@ def meta(run: Run, lap: int) -> dict:
 
 
 def consolidate(run: Run, lap: int) -> dict:
-    """Supervised training of the first base on the last lap's best samples and on demonstrations."""
+    """Rejection fine-tuning: the first base learns from the last lap's best samples, beside demonstrations.
+
+    The demonstrations keep every skill that the best samples do not show.
+    """
     c, settings, domain = run.config, run.config.consolidate, run.domain
     model, tokenizer = run.load("base")
     language = domain.language(tokenizer)

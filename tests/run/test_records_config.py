@@ -25,9 +25,9 @@ from nanov2.method.consensus import (
     settled,
     single,
 )
-from nanov2.method.consolidation import best_samples
 from nanov2.method.experts import ExactExpert, FileExpert, PersonExpert
 from nanov2.method.figures import interval
+from nanov2.method.labels import Labelled
 from nanov2.method.rewards import NAN, R_Z, R_format, R_gated, R_generator, R_score, R_verifier
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_atomically, write_jsonl
 from nanov2.rl.trainer import counted_tokens
@@ -308,9 +308,9 @@ def test_best_samples_are_critiques_that_give_the_label_rightly():
     record = ProofRecord("given a < b ; show a < b", "a < b qed", 0.0)
     rejected, confirmed, other = assessed(0.0, 0), assessed(0.0, 1), assessed(1.0)
     confirmed = dataclasses.replace(confirmed, critique="confirmed")
-    (best,) = best_samples([record], [[rejected, other, confirmed]])
+    best = Labelled(record, [rejected, other, confirmed], 0.0).best()
     assert best.turns == (("prove", record.proof), ("verify", "confirmed"))
-    assert best_samples([record], [[rejected, other]]) == []
+    assert Labelled(record, [rejected, other], 0.0).best() is None
 
 
 def test_a_turn_that_is_only_read_is_not_counted(tokenizer):
