@@ -20,12 +20,19 @@ if __name__ == "__main__":
     prepare()
 
 import time
+from pathlib import Path
 
 from nanov2.distributed.ranks import derive_seed
-from nanov2.method.consensus import Assessed, assess_adaptively
+from nanov2.domains.natural import real
+from nanov2.method import figures as ev
+from nanov2.method.consensus import Assessed, assess_adaptively, calibrate
 from nanov2.method.judges import meta_judge, verifier_judge
-from nanov2.records import ProofRecord
+from nanov2.method.labels import clear, label_all, label_samples, label_table, measure_labels, merge, unclear
+from nanov2.records import ProofRecord, read_jsonl, write_jsonl
+from nanov2.rl.logs import print_table
+from nanov2.run.cli import InputError, open_folder, parse, script
 from nanov2.run.folder import Run
+from nanov2.run.phase import generator_proofs, graded
 
 
 def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = True) -> list[list[Assessed]]:
@@ -53,3 +60,89 @@ def autolabel(run: Run, lap: int) -> None:
         return
     begin, c, truth = time.time(), run.config.autolabel, run.domain.truth
     folder = run.folder("autolabel", lap)
+    run.need("selfverify", lap)
+    new = run.domain.new_problems(lap, c.problems)
+    proofs = generator_proofs(run, lap, new, c.proofs, folder / "trajectories.jsonl", f"lap{lap}")
+    held_out = generator_proofs(run, lap, run.hardest, 2, folder / "held_out_trajectories.jsonl", f"lap{lap}")
+    labelled = label_all(proofs, label_proofs(run, lap, proofs), c)
+    sure = clear(labelled)
+    labels = [x.record(c) for x in sure]
+    earlier = run.records(*(("autolabel", lap - 1) if lap > 1 else ("coldstart", 1)), "dv.jsonl", ProofRecord)
+    files = {
+        "labels.jsonl": labels,
+        "best.jsonl": [sample for x in sure if (sample := x.best())],
+        "unclear.jsonl": [x.record(c) for x in unclear(labelled)],
+        "dv.jsonl": merge(earlier, labels if c.grow else []),
+        "held_out_proofs.jsonl": graded(run, held_out),
+        "samples.jsonl": ev.pick(label_samples(labelled, truth), run.config.eval.shown),
+    }
+    for name, records in files.items():
+        run.write("autolabel", lap, name, records)
+    after = measure_labels(labelled, truth, c)
+    run.write("autolabel", lap, "eval.json", {"before": {}, "after": after, "curve": []})
+    note = f"n = {c.n} critiques, m = {c.m} meta-assessments, k = {c.k}"
+    run.finish("autolabel", lap, time.time() - begin, tables=[label_table(labelled)], notes=[note])
+    if run.ranks.main:
+        print_table(f"autolabel, lap {lap}", {}, after)
+
+
+def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
+    """Label the proofs of a JSONL file (problem, proof a line)."""
+    proofs, c = read_jsonl(source, ProofRecord), run.config.autolabel
+    labelled = label_all(proofs, label_proofs(run, lap, proofs), c)
+    if run.ranks.main:
+        write_jsonl(out, [x.record(c) for x in labelled])
+        print(f"{out}: {len(clear(labelled))} proofs labelled, {len(unclear(labelled))} unclear (score null)")
+
+
+def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
+    """Print which n, m, k reach a precision, on proofs whose score is known."""
+    if not 0 < wanted <= 1:
+        raise InputError(f"--calibrate wants a precision above 0 and up to 1, found {wanted}")
+    if source:
+        proofs = read_jsonl(source, ProofRecord)
+    elif not run.domain.truth:
+        raise InputError("calibration needs proofs whose score is known: give --proofs=FILE")
+    else:
+        path = run.folder("autolabel", lap) / "calibration_trajectories.jsonl"
+        drawn = generator_proofs(run, lap, run.problems["validation_hard"], 4, path, f"lap{lap}")
+        proofs = graded(run, drawn)
+    if missing := sum(r.score is None for r in proofs):
+        raise InputError(f"{missing} of {len(proofs)} proofs have no score: calibration needs one for each")
+    critiques = label_proofs(run, lap, proofs, settle=False)
+    found = calibrate(critiques, [r.score for r in proofs], wanted, run.config.autolabel.disputed)
+    if not run.ranks.main:
+        return
+    print(f"{len(proofs)} proofs; settings with precision of at least {wanted:g}, widest coverage first")
+    print("   n  m  k  max_doubt  precision (low)  coverage  critiques a proof, adaptive")
+    for c in found[:12]:
+        rates = f"{c.precision:.3f} ({c.low:.3f})    {c.coverage:.3f}     {c.critiques:.2f}"
+        print(f"  {c.n:2} {c.m:2} {c.k:2}  {min(c.max_doubt, 9.0):9.2f}  {rates}")
+    if not found:
+        print("  none: raise --autolabel.n, or ask for less")
+
+
+FLAGS = {
+    "lap": (1, "whose generator writes and whose verifier labels"),
+    "proofs": ("", "JSONL file of proofs (problem, proof) to label instead of the generator's"),
+    "calibrate": (0.0, "a wanted precision: print the settings that reach it, label nothing"),
+    "out": ("labels.jsonl", "where their labels go"),
+}
+
+
+def main() -> None:
+    args, overrides = parse(__doc__, real.FLAGS | FLAGS)
+    if config := real.wanted(args, overrides):
+        return real.autolabel_main(config, args)
+    run = open_folder(args, overrides)
+    run.lock()
+    if args.calibrate:
+        calibration(run, args.lap, args.calibrate, args.proofs)
+    elif args.proofs:
+        label_file(run, args.lap, Path(args.proofs), Path(args.out))
+    else:
+        autolabel(run, args.lap)
+
+
+if __name__ == "__main__":
+    script(main)
