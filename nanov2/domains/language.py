@@ -1,15 +1,15 @@
 """The language of proofs: rubrics, prompts and forms, after the appendix of the paper. All domains speak it.
 
 Prompts are chat messages, so a local chat template and an endpoint take the same. Answers are read with
-care: a thinking block is not part of the answer, the last `\\boxed{}` counts, and what cannot be read is
-None, a state of its own, never a score.
+care: a thinking block is not part of the answer, the `\\boxed{}` after the last line of the form counts, and
+what cannot be read is None, a state of its own, never a score.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from nanov2.hub.author import Messages
 from nanov2.hub.chat import ChatTokenizer
@@ -120,24 +120,62 @@ def refine(problem: str, proof: str, critiques: list[str]) -> Messages:
 
 def without_thinking(text: str) -> str | None:
     """The answer after any <think>…</think>; None where the thinking never ends: it was cut off."""
-    head, closed, answer = text.rpartition("</think>")
-    if closed:
-        return answer.strip()
-    return None if "<think>" in text else text.strip()
+    answer = text.rpartition("</think>")[2]
+    return None if "<think>" in answer else answer.strip()
 
 
-def boxed(text: str) -> str | None:
-    """What the last complete \\boxed{…} holds, braces nested as they may be. One pass over the text."""
-    starts = {m.end() - 1 for m in re.finditer(r"\\boxed\s{0,9}\{", text)}
+BOX = re.compile(r"\\boxed\s{0,9}(\{?)")
+BEFORE_BOX = re.compile(r"(?:[\s$*_:=(\[`-]|\\[(\[]|final|overall|score)*", re.I)  # the last line, a verdict
+QUOTED = re.compile(r"[\s.,;$*_)\]]*[\"'”’»]")
+CLOSING = re.compile(r"(?:[\s.$*_)\]]|\\[)\]])*")
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a \\boxed{…} begins and ends in a text, and what it holds."""
+
+    start: int
+    end: int
+    inside: str
+
+
+def last_box(text: str) -> Box | None:
+    """The last \\boxed{…} that is in no other; None where one is unfinished or has no braces. One pass over
+    the text, braces nested as they may be."""
+    found = list(BOX.finditer(text))
+    starts = {m.end() - 1: m.start() for m in found if m[1]}
     open_, last = [], None
     for m in re.finditer(r"[{}]", text):
         if m[0] == "{":
             open_.append(m.start())
-        elif open_:
-            start = open_.pop()
-            if start in starts and (last is None or start > last[0]):
-                last = (start, m.start())
-    return text[last[0] + 1 : last[1]].strip() if last else None
+        elif open_ and (start := open_.pop()) in starts:
+            last = (start, m.end())
+    if last is None or found[-1].start() > last[1] or any(at in starts for at in open_):
+        return None
+    return Box(starts[last[0]], last[1], text[last[0] + 1 : last[1] - 1].strip())
+
+
+def verdict(text: str, end: str) -> tuple[str | None, int]:
+    """What the box of the verdict holds, or None, and where the last line of the form begins (-1: nowhere).
+
+    With that line, the verdict is the box that follows it at once, and the only one from there on. Without
+    it, which only lenient readers take, a box ends the answer. Other boxes may be quoted from the proof.
+    """
+    lines = [*_line(end).finditer(text)]
+    box = last_box(text[lines[-1].end() :] if lines else text)
+    if box is None:
+        return None, -1
+    if not lines:
+        return (box.inside if CLOSING.fullmatch(text, box.end) else None), -1
+    tail = text[lines[-1].end() :]
+    at_once = BEFORE_BOX.match(tail).end() == box.start and not QUOTED.match(tail, box.end)
+    return (box.inside if at_once else None), lines[-1].start()
+
+
+@cache
+def _line(words: str) -> re.Pattern:
+    """A line of the form at the beginning of a line, in bold or not; "overal" is the released code's."""
+    return re.compile(r"^[ \t*_#]{0,20}" + re.escape(words).replace("overall", "overall?"), re.M | re.I)
 
 
 @dataclass(frozen=True)
@@ -150,34 +188,38 @@ class Reading:
 
 
 def read(answer: str | None, start: str = V_START, end: str = V_END) -> Reading:
-    """The last box of an answer as 0, 0.5 or 1. None, or thinking that never ends, was cut off."""
+    """The verdict of an answer as 0, 0.5 or 1. None, or thinking that never ends, was cut off."""
     text = without_thinking(answer) if answer is not None else None
     if text is None:
         return Reading(None, "cut off")
-    inside = boxed(text)
+    inside, last_line = verdict(text, end)
     if inside is None:
         return Reading(None, "no box")
+    value = _score(inside)
+    if value is None:
+        return Reading(None, "other score")
+    first = _line(start).search(text)
+    return Reading(value, "read", bool(first) and first.start() < last_line)
+
+
+def _score(inside: str) -> float | None:
+    """0, 0.5 or 1, as a box holds it."""
+    if len(inside) > 200:
+        return None
+    while (m := BOX.match(inside)) and m[1] and inside.endswith("}"):  # a box in a box
+        inside = inside[m.end() : -1].strip()
     inside = re.sub(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", inside).strip("$ ")
     if re.fullmatch(r"\\[td]?frac\{?1\}?\{?2\}?|1/2", inside):
-        inside = "0.5"
+        return 0.5
     # `\d` would take the digits of every script
     value = float(inside) if re.fullmatch(r"[0-9](?:\.[0-9]{0,9})?|\.[0-9]{1,9}", inside) else None
-    if value not in SCORES:
-        return Reading(None, "other score")
-    return Reading(value, "read", in_form(text, start, end))
+    return value if value in SCORES else None
 
 
 def read_any(answer: str | None) -> Reading:
     """A critique or a meta-critique, whichever it is."""
     critique, meta = read(answer), read(answer, MV_START, MV_END)
     return meta if meta.in_form else critique
-
-
-def in_form(text: str, start: str, end: str) -> bool:
-    """Whether the first line of the form, the last line, and a box come in this order."""
-    text = text.lower().replace("overal score", "overall score")  # the released code's spelling
-    last = text.rfind(end.lower())
-    return 0 <= text.find(start.lower()) < last < text.rfind("\\boxed")
 
 
 def read_score(answer: str | None) -> float | None:

@@ -9,8 +9,8 @@ counted; `split` divides by problem, so that no problem is on both sides.
 from __future__ import annotations
 
 import csv
-import math
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ WORDS = {  # grades in words, as shares of `full`
     **dict.fromkeys(("partial", "partially correct", "almost"), 0.5),
     **dict.fromkeys(("incorrect", "false", "wrong", "fail", "no"), 0.0),
 }
+NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:e[+-]?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def _csv_rows(f, path: Path) -> Iterator[tuple[str, dict]]:
     reader, first = csv.reader(f, strict=True), 1
     try:
         header = next(reader, [])
+        if twice := [name for name, n in Counter(header).items() if n > 1]:
+            raise InputError(f"{path}, line 1: two columns are named {twice[0]!r:.80}")
         while True:
             first = reader.line_num + 1  # a row can span lines
             row = next(reader, None)
@@ -212,10 +215,8 @@ def _grade(config: DataConfig, row: dict, name: str, where: str) -> tuple[float 
 
 def _number(value: object, config: DataConfig, where: str) -> float:
     word = str(value).strip().lower()  # JSON's true and false too
-    try:
-        number = WORDS[word] * config.full if word in WORDS else float(value)
-    except (ValueError, TypeError) as e:
-        raise InputError(f"{where}: {value!r:.60} is not a grade") from e
-    if not math.isfinite(number):
+    if word in WORDS:
+        return WORDS[word] * config.full
+    if not NUMBER.fullmatch(word):
         raise InputError(f"{where}: {value!r:.60} is not a grade")
-    return number
+    return float(word)

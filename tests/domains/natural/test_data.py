@@ -146,3 +146,16 @@ def test_no_problem_is_on_both_sides_of_a_split(names, share, seed):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/graded-proofs-*.toml")), ids=lambda p: p.stem)
 def test_ready_configurations_are_valid(path):
     assert load_config(path).data.full == 1.0
+
+
+@pytest.mark.parametrize("grade", ["１", "1_0e-1", "٠", "0x1", "nan", "inf", "1e999", "1 0", "0.5\x1c5"])
+def test_a_grade_is_a_plain_number(tmp_path, grade):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"problem": "p", "proof": "q", "score": grade}))
+    with pytest.raises(InputError, match="not a grade"):
+        load(DataConfig(str(tmp_path / "a.jsonl")), ProofRecord)
+
+
+def test_two_columns_of_one_name_are_refused_by_name(tmp_path):
+    (tmp_path / "a.csv").write_text("problem,proof,score,score\np,q,0,1\n")
+    with pytest.raises(InputError, match="two columns are named 'score'"):
+        load(DataConfig(str(tmp_path / "a.csv")), ProofRecord)

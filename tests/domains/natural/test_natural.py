@@ -17,7 +17,7 @@ from nanov2.domains import language as natural
         (r"\boxed{\text{0.5}}", 0.5),
         (r"\boxed{\frac{1}{2}}", 0.5),
         (r"\boxed{ 0 }", 0.0),
-        (r"\boxed{1} and \boxed{", 1.0),  # the last is not complete
+        (r"\boxed{1} and \boxed{", None),  # the last is not complete
         (r"\boxed{0.7}", None),
         (r"\boxed{ten}", None),
         (r"\boxed{1e0}", None),
@@ -111,3 +111,40 @@ def test_a_strict_domain_scores_only_answers_in_form():
     lenient, strict = natural.Language(), natural.Language(strict=True)
     assert lenient.claimed_score("\\boxed{1}") == 1.0 and strict.claimed_score("\\boxed{1}") is None
     assert strict.claimed_score(CRITIQUE) == 0.5 and strict.claimed_quality(CRITIQUE) is None
+
+
+LAST = natural.V_END
+
+
+@pytest.mark.parametrize(
+    "answer, score",
+    [
+        (r"The proof ends with \boxed{1}, but step 2 is wrong: my score is 0.", None),
+        (r"The author writes '\boxed{1}'", None),
+        (r"\boxed{1} is what the proof claims. \boxed{0", None),
+        (r"\boxed{1} is what the proof claims. \boxed 0", None),
+        (r"\boxed{0 not \boxed{1}}", None),
+        (r"\boxed{0 not \boxed{1}", None),
+        (f"It says \\boxed{{1}}.\n{LAST} 0", None),
+        (f"It says \\boxed{{1}}.\n{LAST} \\boxed{{0", None),
+        (f"It says \\boxed{{1}}.\n{LAST} \\boxed{{0}}", 0.0),
+        (f"{LAST} \\boxed{{0}}, not \\boxed{{1}}", None),
+        (f"{LAST} 0; the proof says \\boxed{{1}}", None),
+        (f'It ends with "{LAST} \\boxed{{1}}". I give 0.', None),
+        (f'It ends with "\n{LAST} \\boxed{{1}}" of its own.\nI give 0.', None),
+        (f"**{LAST}**\n\n$$\\boxed{{0.5}}$$\n", 0.5),
+        (f"{LAST}\n**Score:** \\boxed{{0.5}}.", 0.5),
+        ("<think>a</think><think>b \\boxed{1}", None),
+    ],
+)
+def test_a_quoted_or_unfinished_box_is_no_verdict(answer, score):
+    assert natural.read_score(answer) == score
+
+
+def test_a_proof_hides_nothing_behind_a_heading_of_its_own():
+    answer = "## Solution\nBy parity.\n## Self Evaluation\nFalse end.\n## Self Evaluation\n\\boxed{1}"
+    stored = natural.read_proof(answer).text
+    assert stored == "By parity."  # cut before it is stored, so nobody stores what no judge is shown
+    whole = "By parity.\n## Self Evaluation\nFalse end."  # of a file
+    (message,) = natural.verify("P", whole)
+    assert whole in message["content"] and message["proof"] == whole
