@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -44,19 +45,32 @@ SPLITS = {
 }
 
 
+def _reader() -> type:
+    """The library's reader, made to stop where the file ends: by itself it goes on to any count."""
+    from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        def _get(self, offset, dtype, count=1, *rest, **named):
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError("it ends before what its header promises")
+            return super()._get(offset, dtype, count, *rest, **named)
+
+    return Reader
+
+
 class Gguf:
     """Fields and tensors of a file; InputError names the field that is missing."""
 
     def __init__(self, path: Path):
         try:
-            from gguf import GGUFReader
+            reader = _reader()
         except ImportError as e:
             raise InputError("reading GGUF needs the gguf library: pip install gguf") from e
         if not path.is_file():
             raise InputError(f"{path} is missing")
         try:
-            self.reader = GGUFReader(str(path))
-        except (ValueError, OSError, IndexError) as e:
+            self.reader = reader(str(path))
+        except (ValueError, OSError, IndexError, KeyError, OverflowError) as e:
             raise InputError(f"{path}: not a GGUF file: {e}") from e
         self.path = path
 
@@ -65,6 +79,21 @@ class Gguf:
         if field is None and default is ...:
             raise InputError(f"{self.path}: field {name} is missing")
         return default if field is None else field.contents()
+
+    def number(self, name: str, most: int, default=...) -> int:
+        """A field that is a whole number from 1 to `most`."""
+        value = self(name, default)
+        if value is default:
+            return value
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(
+                f"{self.path}: {name} must be a whole number from 1 to {most}, found {value!r:.40}"
+            )
+        return value
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shapes of all tensors by name, without ".weight"; reads no weights."""
+        return {t.name.removesuffix(".weight"): t.shape.tolist()[::-1] for t in self.reader.tensors}
 
     def tensors(self):
         """(name without ".weight", float32 tensor)."""
@@ -77,28 +106,45 @@ class Gguf:
             )
 
 
+def read_config(file: Gguf, shapes: dict[str, list[int]]) -> ModelConfig:
+    """The model's shape, which must be that of its tensors."""
+    heads = file.number("llama.attention.head_count", 1 << 16)
+    dim, layers = file.number("llama.embedding_length", 1 << 20), file.number("llama.block_count", 1000)
+    ffn_dim = file.number("llama.feed_forward_length", 1 << 20)
+    wanted = {f"blk.{i}.ffn_gate": [ffn_dim, dim] for i in range(layers)}
+    wanted["token_embd"] = [shapes.get("token_embd", [0])[0], dim]
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape:
+            found = f"has shape {shapes[name]}" if name in shapes else "is missing"
+            raise InputError(f"{file.path}: tensor {name} {found}; by the fields it has {shape}")
+    try:
+        return ModelConfig(
+            vocab_size=shapes["token_embd"][0],
+            dim=dim,
+            n_layers=layers,
+            n_heads=heads,
+            n_kv_heads=file.number("llama.attention.head_count_kv", 1 << 16, heads),
+            ffn_dim=ffn_dim,
+            rope_theta=float(file("llama.rope.freq_base", 10_000.0)),
+            norm_eps=float(f"{file('llama.attention.layer_norm_rms_epsilon'):.6g}"),  # stored as float32
+            tie_embeddings="output" not in shapes,
+            embed_conv=0,
+            context=file.number("llama.context_length", 1 << 30, 0),
+        )
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise InputError(f"{file.path}: {e}") from e
+
+
 def read_model(file: Gguf) -> Model:
     architecture = file("general.architecture")
     if architecture != "llama":
         raise InputError(f"{file.path}: general.architecture {architecture!r} is not supported (llama is)")
     if file("llama.rope.scaling.type", None) not in (None, "none"):
         raise InputError(f"{file.path}: llama.rope.scaling.type is not supported")
-    weights = dict(file.tensors())
-    heads = file("llama.attention.head_count")
-    config = ModelConfig(
-        vocab_size=len(weights["token_embd"]),
-        dim=file("llama.embedding_length"),
-        n_layers=file("llama.block_count"),
-        n_heads=heads,
-        n_kv_heads=file("llama.attention.head_count_kv", heads),
-        ffn_dim=file("llama.feed_forward_length"),
-        rope_theta=file("llama.rope.freq_base", 10_000.0),
-        norm_eps=float(f"{file('llama.attention.layer_norm_rms_epsilon'):.6g}"),  # stored as float32
-        tie_embeddings="output" not in weights,
-        embed_conv=0,
-    )
+    shapes = file.shapes()
+    config = read_config(file, shapes)
     state = {}
-    for name, tensor in weights.items():
+    for name, tensor in file.tensors():
         _, *block = name.split(".")
         if name in TOP:
             state[f"{TOP[name]}.weight"] = tensor
@@ -146,13 +192,14 @@ def convert(source: Path, folder: Path) -> Model:
     file = Gguf(source)
     model = read_model(file)
     tokenizer, settings = read_tokenizer(file)
+    ids = {f"{k}_token_id": file(f"tokenizer.ggml.{k}_token_id", None) for k in ("bos", "eos")}
+    ids = {k: v for k, v in ids.items() if v is not None}
     hf.save(folder, model)
+    config = hf.read_json(folder / "config.json") | ids
+    write_atomically(folder / "config.json", json.dumps(config, indent=2))
     write_atomically(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=1, ensure_ascii=False))
-    ids = {f"{k}_token_id": file(f"tokenizer.ggml.{k}_token_id", None) for k in ("bos", "eos")}
-    write_atomically(
-        folder / "generation_config.json", json.dumps({k: v for k, v in ids.items() if v is not None})
-    )
+    write_atomically(folder / "generation_config.json", json.dumps(ids))
     return model
 
 

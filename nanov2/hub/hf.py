@@ -6,12 +6,15 @@
 A folder holds config.json, model.safetensors (or shards with model.safetensors.index.json), tokenizer.json,
 tokenizer_config.json and generation_config.json. `load` reads the weights into nanov2's own decoder, whose
 parameters have the same names; `save` writes them so that transformers, vLLM, SGLang and llama.cpp's
-converter read them. What does not fit is an InputError of one line that names file and field.
+converter read them. What does not fit is an InputError of one line that names file and field; sizes are
+compared with bounds and with the tensors' names before anything is made. A decoder with `embed_conv`, which
+no family of the ecosystem has, is written under an architecture of its own, "nanov2".
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import MISSING, asdict, fields
@@ -21,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from nanov2 import settings
 from nanov2.errors import InputError
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.deepseek import ExpertsConfig, LatentConfig
@@ -40,6 +44,27 @@ BESIDE = (  # what is not weights: copied as it is
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+OWN = "nanov2"  # model_type of a decoder with embed_conv: config.json holds the fields of ModelConfig
+LARGEST = 1 << 27  # bytes of a JSON file
+MOST_EXPERTS = 1 << 17  # of all layers together
+BOUNDS = {  # of config.json's numbers, where they are there
+    "vocab_size": (1, 1 << 24),
+    "num_hidden_layers": (1, 1000),
+    "max_position_embeddings": (1, 1 << 30),
+    "rms_norm_eps": (1e-12, 1.0),
+    "rope_theta": (1.0, 1e12),
+    "routed_scaling_factor": (0.0, 1e6),
+    "q_lora_rank": (0, 1 << 20),
+    "n_shared_experts": (0, 1000),
+    "first_k_dense_replace": (0, 1000),
+} | dict.fromkeys(
+    (
+        *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts"),
+        *("num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"),
+    ),
+    (1, 1 << 20),
+)
 SHAPE = {  # config.json → ModelConfig
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
@@ -48,14 +73,17 @@ SHAPE = {  # config.json → ModelConfig
     "intermediate_size": "ffn_dim",
     "rms_norm_eps": "norm_eps",
 }
+FIELDS = {f.name for f in fields(ModelConfig)}
 
 
 def read_json(path: Path) -> dict:
     try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path}: larger than {LARGEST >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise InputError(f"cannot read {path}: {e.strerror}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path}: not valid JSON: {e}") from e
     if not isinstance(value, dict):
         raise InputError(f"{path}: must be a JSON object")
@@ -67,11 +95,14 @@ def to_config(path: Path) -> ModelConfig:
     `rope_parameters` are read. InputError for what this decoder does not have."""
     c = read_json(path)
     family = c.get("model_type")
-    if family not in FAMILIES:
+    if family == OWN:
+        return settings.build(ModelConfig, {k: v for k, v in c.items() if k in FIELDS}, "", str(path))
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
     missing = [name for name in SHAPE if name not in c]
     if missing:
         raise InputError(f"{path}: field {missing[0]} is missing")
+    _check_numbers(path, c)
     if c.get("hidden_act", "silu") != "silu":
         raise InputError(f"{path}: hidden_act {c['hidden_act']!r} is not silu")
     if c.get("use_sliding_window") or c.get("mlp_bias") or (family != "qwen2" and c.get("attention_bias")):
@@ -84,6 +115,8 @@ def to_config(path: Path) -> ModelConfig:
             f"{path}: quantization_config: quantised weights are not supported, dequantise first"
         )
     rope = c.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or not isinstance(c.get("rope_scaling") or {}, dict):
+        raise InputError(f"{path}: rope_parameters and rope_scaling must be objects")
     heads = c["num_attention_heads"]
     try:
         return ModelConfig(
@@ -98,8 +131,26 @@ def to_config(path: Path) -> ModelConfig:
             embed_conv=0,
             context=int(c.get("max_position_embeddings") or 0),
         )
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, ArithmeticError) as e:
         raise InputError(f"{path}: {e}") from e
+
+
+def _check_numbers(path: Path, c: dict) -> None:
+    """Numbers of a wrong type or beyond all bounds, before anything is made of them."""
+    for name, (low, high) in BOUNDS.items():
+        value = c.get(name)
+        if value is None and name not in SHAPE:
+            continue
+        right = type(value) is int or (isinstance(low, float) and type(value) is float)
+        if not right or not low <= value <= high:
+            kind = "a number" if isinstance(low, float) else "a whole number"
+            raise InputError(f"{path}: {name} must be {kind} from {low:g} to {high:g}, found {_shown(value)}")
+    if c["num_hidden_layers"] * (c.get("n_routed_experts") or 0) > MOST_EXPERTS:
+        raise InputError(f"{path}: more than {MOST_EXPERTS:,} experts in all layers")
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.40}" if not isinstance(value, int) or abs(value) < 1 << 99 else "a very large number"
 
 
 def _deepseek(path: Path, c: dict) -> dict:
@@ -149,44 +200,64 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder, shard by shard: no more memory than the weights and one tensor."""
     folder = Path(folder)
     config = to_config(folder / "config.json")
+    found = {name.removeprefix("model."): shape for name, shape in _shapes(folder)}
+    _compare(folder, config, found)
     with torch.device("meta"):
         model = Model(config)
     wanted = dict(model.named_parameters())
+    for name in wanted:
+        if name not in found:
+            missing = len(wanted.keys() - found.keys())
+            raise InputError(f"{folder}: tensor model.{name} is missing ({missing} are)")
+    for name, shape in found.items():
+        if name in wanted and shape != list(wanted[name].shape):
+            shapes = f"{shape}, by config.json {list(wanted[name].shape)}"
+            raise InputError(f"{folder}: tensor model.{name} has shape {shapes}")
+        if name not in wanted and not _further(name, config):
+            raise InputError(f"{folder}: tensor {name} does not belong to the model of config.json")
     for name, tensor in _tensors(folder):
         ours = name.removeprefix("model.")
-        if ours not in wanted:
-            if _further(ours, config):
-                continue
-            if ours == "lm_head.weight" and config.tie_embeddings or ours.endswith("rotary_emb.inv_freq"):
-                continue
-            raise InputError(f"{folder}: tensor {name} does not belong to the model of config.json")
-        if tensor.shape != wanted[ours].shape:
-            shapes = f"{list(tensor.shape)}, by config.json {list(wanted[ours].shape)}"
-            raise InputError(f"{folder}: tensor {name} has shape {shapes}")
-        parent, _, last = ours.rpartition(".")
-        learnt = wanted[ours].requires_grad
-        setattr(model.get_submodule(parent), last, torch.nn.Parameter(tensor.to(dtype), learnt))
-        del wanted[ours]
-    if wanted:
-        raise InputError(f"{folder}: tensor model.{next(iter(wanted))} is missing ({len(wanted)} are)")
+        if ours in wanted:
+            parent, _, last = ours.rpartition(".")
+            learnt = wanted[ours].requires_grad
+            setattr(model.get_submodule(parent), last, torch.nn.Parameter(tensor.to(dtype), learnt))
     _check_tokenizer(folder, config)
     return model
 
 
+def _compare(folder: Path, config: ModelConfig, found: dict[str, list[int]]) -> None:
+    """Refuse a config.json of other layers, experts or width than the tensors, before a model is made."""
+    layers = {int(name.split(".")[1]) for name in found if re.match(r"layers\.[0-9]{1,6}\.", name)}
+    if missing := [i for i in range(config.n_layers) if i not in layers]:
+        raise InputError(f"{folder}: tensor model.layers.{missing[0]}.input_layernorm.weight is missing")
+    sparse = config.n_layers - config.experts.first_k_dense_replace if config.experts else 0
+    if config.experts and sparse * config.experts.n_routed_experts > len(found):
+        raise InputError(f"{folder}: {len(found)} tensors are too few for the experts of config.json")
+    shape, embeddings = [config.vocab_size, config.dim], found.get("embed_tokens.weight")
+    if embeddings != shape:
+        raise InputError(
+            f"{folder}: tensor model.embed_tokens.weight "
+            + (f"has shape {embeddings}, by config.json {shape}" if embeddings else "is missing")
+        )
+
+
 def _further(name: str, config: ModelConfig) -> bool:
-    """Whether a tensor is of DeepSeek's layers for predicting several tokens, which follow the last."""
+    """Whether a tensor that the model does not have may be there: of layers for predicting several tokens,
+    which follow DeepSeek's last, or one that is made from others."""
     parts = name.split(".")
-    return bool(config.experts) and parts[0] == "layers" and int(parts[1]) >= config.n_layers
+    if config.experts and parts[0] == "layers" and parts[1].isdecimal():
+        return int(parts[1]) >= config.n_layers
+    return name == "lm_head.weight" and config.tie_embeddings or name.endswith("rotary_emb.inv_freq")
 
 
-def _tensors(folder: Path):
-    """(name, tensor) of all shards."""
+def _shards(folder: Path):
+    """The open files of all shards."""
     index = folder / "model.safetensors.index.json"
     shards = ["model.safetensors"]
     if index.is_file():
         weights = read_json(index).get("weight_map")
-        if not isinstance(weights, dict):
-            raise InputError(f"{index}: field weight_map is missing")
+        if not isinstance(weights, dict) or not all(isinstance(s, str) for s in weights.values()):
+            raise InputError(f"{index}: field weight_map is missing, or not the shard of each tensor")
         shards = sorted(set(weights.values()))
     for shard in shards:
         path = folder / shard
@@ -196,10 +267,23 @@ def _tensors(folder: Path):
             raise InputError(f"{path} is missing")
         try:
             with safe_open(str(path), framework="pt") as f:
-                for name in f.keys():  # noqa: SIM118
-                    yield name, f.get_tensor(name)
+                yield f
         except (SafetensorError, OSError) as e:
             raise InputError(f"cannot read {path}: {e}") from e
+
+
+def _shapes(folder: Path):
+    """(name, shape) of all tensors; reads no weights."""
+    for f in _shards(folder):
+        for name in f.keys():  # noqa: SIM118
+            yield name, f.get_slice(name).get_shape()
+
+
+def _tensors(folder: Path):
+    """(name, tensor) of all shards."""
+    for f in _shards(folder):
+        for name in f.keys():  # noqa: SIM118
+            yield name, f.get_tensor(name)
 
 
 def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
@@ -221,16 +305,12 @@ def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
 
 
 def save(folder: str | Path, model: Model, source: str | Path | None = None) -> None:
-    """Write a model so that the ecosystem reads it; tokenizer and generation files come from `source`.
-
-    InputError for a model with `embed_conv`, which no family of the ecosystem has.
-    """
+    """Write a model so that the ecosystem reads it; tokenizer and generation files come from `source`."""
     folder, config = Path(folder), model.config
-    if config.embed_conv:
-        raise InputError("a model with embed_conv (the embedded world's) has no Hugging Face form")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = read_json(Path(source) / "config.json") if source else {}
-    write_atomically(folder / "config.json", json.dumps(settings | from_config(config, model), indent=2))
+    told = read_json(Path(source) / "config.json") if source else {}
+    told = {k: v for k, v in told.items() if k not in ("dtype", "torch_dtype")}  # of the weights there
+    write_atomically(folder / "config.json", json.dumps(told | from_config(config, model), indent=2))
     for name in BESIDE:
         if source and (Path(source) / name).is_file():
             shutil.copy(Path(source) / name, folder / name)
@@ -246,6 +326,10 @@ def save(folder: str | Path, model: Model, source: str | Path | None = None) -> 
 
 def from_config(config: ModelConfig, model: Model) -> dict:
     """The fields of config.json; positions of the rotary embedding in the older and the newer form."""
+    dtype = str(model.output_weight.dtype).removeprefix("torch.")
+    if config.embed_conv:
+        own = {k: v for k, v in config.to_dict().items() if v is not None}
+        return {"model_type": OWN, "architectures": ["Nanov2ForCausalLM"], "torch_dtype": dtype} | own
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     rope, own = {"rope_type": "default"}, {}
     if s := config.rope_scaling:
@@ -278,8 +362,9 @@ def from_config(config: ModelConfig, model: Model) -> dict:
             "rope_theta": config.rope_theta,
             "rope_scaling": rope if config.rope_scaling else None,
             "rope_parameters": rope | {"rope_theta": config.rope_theta},
-            "torch_dtype": str(model.output_weight.dtype).removeprefix("torch."),
+            "torch_dtype": dtype,
         }
+        | ({"max_position_embeddings": config.context} if config.context else {})
         | own
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ def write(path, model, **changes):
     c = model.config
     w = gguf.GGUFWriter(str(path), changes.get("architecture", "llama"))
     w.add_embedding_length(c.dim)
-    w.add_block_count(c.n_layers)
+    w.add_block_count(changes.get("layers", c.n_layers))
+    w.add_context_length(512)
+    w.add_bos_token_id(1)
     w.add_feed_forward_length(c.ffn_dim)
     w.add_head_count(c.n_heads)
     w.add_head_count_kv(c.n_kv_heads)
@@ -67,9 +70,33 @@ def model():
 def test_weights_come_through_as_they_were(model, tmp_path):
     gguf_import.convert(write(tmp_path / "m.gguf", model), tmp_path / "out")
     back = hf.load(tmp_path / "out")
-    assert back.config == dataclasses.replace(model.config, head_size=model.config.head_dim)
+    assert back.config == dataclasses.replace(model.config, head_size=model.config.head_dim, context=512)
     for name, p in model.state_dict().items():
         assert torch.equal(p, back.state_dict()[name])
+
+
+def test_context_and_ends_of_text_come_through(model, tmp_path):
+    gguf_import.convert(write(tmp_path / "m.gguf", model), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    told = [config[k] for k in ("max_position_embeddings", "bos_token_id", "eos_token_id")]
+    assert told == [512, 1, 0]
+
+
+@pytest.mark.parametrize("layers", [3, 10**9])
+def test_layers_that_are_not_there_are_refused_before_a_model_is_made(model, tmp_path, layers):
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="blk.2.ffn_gate is missing|block_count must be"):
+        gguf_import.convert(write(tmp_path / "m.gguf", model, layers=layers), tmp_path / "out")
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("at", [8, 16])  # how many tensors, how many fields
+def test_counts_beyond_the_file_are_refused(model, tmp_path, at):
+    data = bytearray(write(tmp_path / "m.gguf", model).read_bytes())
+    data[at : at + 8] = (10**12).to_bytes(8, "little")
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(InputError, match="not a GGUF file"):
+        gguf_import.convert(tmp_path / "m.gguf", tmp_path / "out")
 
 
 def test_the_tokenizer_splits_digits_and_keeps_control_tokens_whole(model, tmp_path):

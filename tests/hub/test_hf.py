@@ -1,6 +1,7 @@
 """Hugging Face folders against transformers: same logits in, same logits out, and clear errors."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -201,7 +202,57 @@ def test_torn_files_are_named(llama):
         hf.load(llama)
 
 
-def test_the_worlds_own_model_has_no_such_form(tmp_path):
+def test_the_worlds_own_model_is_a_folder_like_all_others(tmp_path):
     config = ModelConfig(vocab_size=20, dim=8, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=8)
-    with pytest.raises(InputError, match="embed_conv"):
-        hf.save(tmp_path, Model(config))
+    model = Model(config).init_weights(torch.Generator().manual_seed(0))
+    hf.save(tmp_path, model)
+    again = hf.load(tmp_path)
+    assert again.config == config
+    for name, p in model.state_dict().items():
+        assert torch.equal(p, again.state_dict()[name])
+
+
+@pytest.mark.parametrize("name", [n for n, (low, _) in hf.BOUNDS.items() if type(low) is int])
+@pytest.mark.parametrize("value", [10**9 + 10**30, -1, 1.5, True, "8", [], float("nan")])
+def test_an_absurd_number_is_one_line_that_names_the_field(llama, name, value):
+    change(llama / "config.json", **{name: value})
+    with pytest.raises(InputError, match=f"config.json: {name} must be") as e:
+        hf.load(llama)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 1000},
+        {"vocab_size": 1 << 24, "hidden_size": 1 << 20},
+        {"model_type": "deepseek_v3"} | DEEPSEEK | {"num_hidden_layers": 1000, "n_routed_experts": 1 << 20},
+        {"model_type": "deepseek_v3"} | DEEPSEEK | {"n_routed_experts": 1 << 16, "first_k_dense_replace": 0},
+        {"model_type": "nanov2", "n_layers": 10**9},
+        {"model_type": ["llama"]},
+        {"rope_parameters": 3},
+    ],
+)
+def test_sizes_beyond_the_tensors_cost_neither_time_nor_memory(llama, fields):
+    change(llama / "config.json", **fields)
+    begin = time.monotonic()
+    with pytest.raises(InputError):
+        hf.load(llama)
+    assert time.monotonic() - begin < 2
+
+
+def test_a_nested_bomb_is_not_valid_json(llama):
+    (llama / "config.json").write_text("[" * 10**6)
+    with pytest.raises(InputError, match="config.json: not valid JSON"):
+        hf.load(llama)
+
+
+@pytest.mark.parametrize("stale", ["dtype", "torch_dtype"])
+def test_an_export_names_one_dtype_that_of_its_weights(llama, tmp_path, stale):
+    change(llama / "config.json", **{stale: "bfloat16"})
+    hf.save(tmp_path / "out", hf.load(llama), llama)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [told[k] for k in ("dtype", "torch_dtype") if k in told] == ["float32"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert theirs.dtype == torch.float32
