@@ -174,7 +174,8 @@ def _make_moments(optimizer: torch.optim.Optimizer) -> None:
         for p in group["params"]:
             if not optimizer.state.get(p):
                 zeros = {key: torch.zeros_like(p.detach()) for key in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[p] = {"step": torch.tensor(0.0)} | zeros
+                device = p.device if group["fused"] else "cpu"
+                optimizer.state[p] = {"step": torch.zeros((), device=device)} | zeros
 
 
 def _read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import sys
 from functools import cached_property
 
 import torch
@@ -29,11 +30,18 @@ def derive_rng(*parts: object) -> random.Random:
     return random.Random(derive_seed(*parts))
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bf16: a GPU from Ampere on, AMX, AVX-512 BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class Ranks:
     """This process among the ranks. `device` is a GPU where there is one, else the CPU.
 
-    `shard` ("none", "full", "hybrid") and `precision` ("fp32", "bf16") say how models are trained; see
-    sharding.py.
+    `shard` ("none", "full", "hybrid") and `precision` ("fp32", "bf16") say how models are trained: see `use`
+    and sharding.py.
     """
 
     shard, precision = "none", "fp32"
@@ -49,6 +57,17 @@ class Ranks:
             self.device = torch.device("cpu")
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    def use(self, shard: str, precision: str) -> None:
+        """How models are trained from here on; with "auto", in bf16 where the hardware multiplies it fast.
+
+        That is read off the hardware and not timed, so that a run that is stopped goes on as it began.
+        """
+        self.shard, self.precision = shard, precision
+        if precision == "auto":
+            self.precision = "bf16" if all(self.gather([fast_bf16(self.device)])) else "fp32"
+            if self.main:
+                print(f"precision: {self.precision}", file=sys.stderr, flush=True)
 
     @cached_property
     def writers(self) -> dist.ProcessGroup:

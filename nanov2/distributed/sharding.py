@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nanov2.distributed.ranks import Ranks
+from nanov2.errors import InputError
 from nanov2.model.decoder import Model
 from nanov2.model.packing import Completion, Pack
 
@@ -27,10 +28,11 @@ IDLE = Pack([0], [Completion([0], [False], row=-1)])  # what a rank computes whe
 
 
 class Placed:
-    """A model whole on every rank. Also the interface of `Sharded`."""
+    """A model whole on every rank, computing in `precision`. Also the interface of `Sharded`."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, precision: str):
         self.model = model  # what is trained, and what its optimiser and checkpoints hold
+        model.set_precision(precision)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -38,7 +40,8 @@ class Placed:
         yield
 
     def give_back(self) -> None:
-        """The model that this was made from holds all weights again, for good."""
+        """The model that this was made from holds all weights again, for good, and computes in fp32."""
+        self.model.set_precision("fp32")
 
 
 class Sharded(Placed):
@@ -80,7 +83,14 @@ class Sharded(Placed):
 
 def place(model: Model, ranks: Ranks) -> Placed:
     """The model as `ranks.shard` wants it: "none" whole on every rank, "full" or "hybrid" in shards."""
-    return Placed(model) if ranks.shard == "none" else Sharded(model, ranks)
+    if ranks.shard == "none":
+        return Placed(model, ranks.precision)
+    if ranks.size == 1:
+        raise InputError(
+            f"parallel.shard={ranks.shard} wants several ranks, this is one: start with torchrun "
+            "--nproc-per-node=N, or set --parallel.shard=none"
+        )
+    return Sharded(model, ranks)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from nanov2.model.attention import Layout
 from nanov2.model.cache import Cache
 from nanov2.model.deepseek import Experts, ExpertsConfig, LatentAttention, LatentConfig
-from nanov2.model.layers import MLP, RMSNorm, RopeScaling, Yarn, rotate
+from nanov2.model.layers import MLP, Linear, RMSNorm, RopeScaling, Yarn, for_attention, rotate
 from nanov2.settings import Few, Width, Within, setting
 
 
@@ -122,14 +122,16 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, L, hea
 
 
 class Attention(nn.Module):
+    in_bf16 = False
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, q_dim, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(q_dim, config.dim, bias=False)
+        self.q_proj = Linear(config.dim, q_dim, bias=config.qkv_bias)
+        self.k_proj = Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.v_proj = Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.o_proj = Linear(q_dim, config.dim, bias=False)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -142,6 +144,7 @@ class Attention(nn.Module):
         )
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (for_attention(x, self.in_bf16) for x in (q, k, v))
         out = attend(rotate(q, *rope), rotate(k, *rope), v)
         return self.o_proj(out.transpose(1, 2).reshape(B, L, -1))
 
@@ -163,7 +166,12 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """The decoder. `output_weight` [V, D] is what `kernels.linear_logprob` multiplies hidden states with."""
+    """The decoder. `output_weight` [V, D] is what `kernels.linear_logprob` multiplies hidden states with.
+
+    With `in_bf16` products are in bf16, those of the output layer on GPUs alone.
+    """
+
+    in_bf16 = False
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -178,7 +186,24 @@ class Model(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+        return self._at_the_end(
+            self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+        )
+
+    def _at_the_end(self, x: Tensor) -> Tensor:
+        return x.bfloat16() if self.in_bf16 and x.is_cuda else x
+
+    def _output(self, x: Tensor) -> Tensor:
+        """Hidden states as the output layer takes them."""
+        return self._at_the_end(self.norm(x))
+
+    def set_precision(self, precision: str) -> None:
+        """Products in bf16 ("bf16") or fp32 ("fp32"), in training and sampling alike. Weights and their
+        gradients, the residual stream, norms, softmax, sums and log-probs are in fp32 with both."""
+        for module in self.modules():
+            if hasattr(module, "in_bf16"):
+                module.in_bf16 = precision == "bf16"
+        self.norm.in_bf16 = False  # hidden states go to the output layer as they are
 
     def init_weights(self, generator: torch.Generator) -> Model:
         """Normal at 1/√width; projections back into the residual stream scaled down by √(2·layers)."""
@@ -220,7 +245,7 @@ class Model(nn.Module):
                 x = checkpoint(layer, x, rope, attend, use_reentrant=False)
             else:
                 x = layer(x, rope, attend)
-        return self.norm(x[0])
+        return self._output(x[0])
 
     def prefill(self, prompts: list[list[int]], cache: Cache, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Compute prompts into their cache slots. Returns the hidden state [A, D] of the last token of
@@ -238,7 +263,7 @@ class Model(nn.Module):
             x = layer(x, rope, cache.attention(i, slots))
         cache.prompt_lengths[slots] = lengths
         last = lengths[:, None] + torch.arange(n, device=device)  # the n tokens before the end, in `line`
-        return self.norm(x[torch.arange(len(prompts), device=device), lengths - 1]), line.gather(1, last)
+        return self._output(x[torch.arange(len(prompts), device=device), lengths - 1]), line.gather(1, last)
 
     def step(self, ids: Tensor, cache: Cache, alive: Tensor) -> Tensor:
         """Hidden states [R, D] after one new token [R] of each row; it counts in the rows `alive`."""
@@ -251,7 +276,7 @@ class Model(nn.Module):
         if n:
             cache.recent[alive] = torch.cat([cache.recent, ids[:, None]], dim=1)[alive, 1:]
         cache.end(alive)
-        return self.norm(x[:, 0])
+        return self._output(x[:, 0])
 
     @property
     def n_params(self) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from nanov2.model.layers import MLP, RMSNorm, rotate
+from nanov2.model.layers import MLP, Linear, RMSNorm, for_attention, rotate
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class LatentAttention(nn.Module):
     `scale` is the softmax's temperature on top of 1/√(width of a head), for long contexts.
     """
 
+    in_bf16 = False
+
     def __init__(self, dim: int, heads: int, config: LatentConfig, scale: float):
         super().__init__()
         c = self.config = config
@@ -81,15 +83,15 @@ class LatentAttention(nn.Module):
         # `attend` divides by the root of what it sees, which is wider than a head.
         self.scale = scale * (c.width / head) ** 0.5
         if c.q_lora_rank:
-            self.q_a_proj = nn.Linear(dim, c.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(dim, c.q_lora_rank, bias=False)
             self.q_a_layernorm = RMSNorm(c.q_lora_rank, 1e-6)
-            self.q_b_proj = nn.Linear(c.q_lora_rank, heads * head, bias=False)
+            self.q_b_proj = Linear(c.q_lora_rank, heads * head, bias=False)
         else:
-            self.q_proj = nn.Linear(dim, heads * head, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(dim, c.width, bias=False)
+            self.q_proj = Linear(dim, heads * head, bias=False)
+        self.kv_a_proj_with_mqa = Linear(dim, c.width, bias=False)
         self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, 1e-6)
-        self.kv_b_proj = nn.Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
-        self.o_proj = nn.Linear(heads * c.v_head_dim, dim, bias=False)
+        self.kv_b_proj = Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
+        self.o_proj = Linear(heads * c.v_head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Callable) -> Tensor:
         c, (B, L, _) = self.config, x.shape
@@ -97,12 +99,13 @@ class LatentAttention(nn.Module):
         q = q.view(B, L, self.heads, -1).transpose(1, 2)
         plain, turned = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], dim=-1)
         latent, key = self.kv_a_proj_with_mqa(x)[:, None].split([c.kv_lora_rank, c.qk_rope_head_dim], dim=-1)
-        up = self.kv_b_proj.weight.view(self.heads, -1, c.kv_lora_rank)
+        up = self.kv_b_proj.matrix.view(self.heads, -1, c.kv_lora_rank)
         up_key, up_value = up.split([c.qk_nope_head_dim, c.v_head_dim], dim=1)  # [H, head's width, rank]
         q = torch.cat([plain @ up_key, self._turn(turned, rope)], dim=-1) * self.scale
         key = torch.cat([self.kv_a_layernorm(latent), self._turn(key, rope)], dim=-1)  # [B, 1, L, width]
         # The key serves as the value too: of what comes out, only the latent's part is read.
-        out = attend(q, key, key)[..., : c.kv_lora_rank] @ up_value.mT
+        q, key = for_attention(q, self.in_bf16), for_attention(key, self.in_bf16)
+        out = attend(q, key, key)[..., : c.kv_lora_rank].to(up_value.dtype) @ up_value.mT
         return self.o_proj(out.transpose(1, 2).reshape(B, L, -1))
 
     def _turn(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -155,11 +158,11 @@ class Experts(nn.Module):
         if torch.is_grad_enabled():  # checkpointing counts twice, all experts alike
             counts = torch.bincount(chosen.flatten(), minlength=len(self.load)).tolist()
             self.load = [a + b for a, b in zip(self.load, counts, strict=True)]
-        out = torch.zeros_like(flat)
+        out = torch.zeros_like(flat, dtype=torch.promote_types(flat.dtype, self.gate.weight.dtype))
         for i, expert in enumerate(self.experts):
             # Also where there is none: every expert has a gradient on every rank, if only of zeros.
             token, place = (chosen == i).nonzero(as_tuple=True)
-            part = expert(flat[token]) * weights[token, place, None].to(x.dtype)
+            part = expert(flat[token]) * weights[token, place, None].to(out.dtype)
             out = out.index_add(0, token, part)
         return (out + self.shared_experts(flat)).view_as(x)
 

@@ -1,4 +1,5 @@
-"""What decoders of all families share: RMSNorm, rotary positions and their long-context forms, SwiGLU."""
+"""What decoders of all families share: linear layers, RMSNorm, rotary positions and their long-context forms,
+SwiGLU."""
 
 from __future__ import annotations
 
@@ -10,13 +11,88 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Linear(nn.Linear):
+    """A linear layer. With `in_bf16` its products are in bf16, of weights that stay in fp32.
+
+    The bf16 copy of the weights is made when they have changed: once an optimiser step, not once a call.
+    """
+
+    in_bf16 = False
+    _copy: tuple[tuple[int, int], Tensor] | None = None  # (where the weights were and their version), copy
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.in_bf16:
+            return super().forward(x)
+        y = _HalfProduct.apply(x, self.weight, self._in_half())
+        return y if self.bias is None else y + self.bias
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weights as they are multiplied, for products by parts of them."""
+        return self.weight.bfloat16() if self.in_bf16 else self.weight
+
+    def _in_half(self) -> Tensor:
+        key = (self.weight.data_ptr(), self.weight._version)
+        if self._copy is None or self._copy[0] != key:
+            self._copy = key, self.weight.detach().bfloat16()
+        return self._copy[1]
+
+
+class _HalfProduct(torch.autograd.Function):
+    """x @ weight.T in bf16, by `half`, the bf16 copy of `weight`; gradients are in the dtypes of the two."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, half: Tensor) -> Tensor:
+        kept = x.to(half.dtype)
+        ctx.save_for_backward(kept, half)
+        ctx.dtypes = x.dtype, weight.dtype
+        return F.linear(kept, half)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, half = ctx.saved_tensors
+        grad = grad.to(half.dtype)
+        dx = (grad @ half).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+        dw = None
+        if ctx.needs_input_grad[1]:
+            dw = (grad.flatten(0, -2).T @ x.flatten(0, -2)).to(ctx.dtypes[1])
+        return dx, dw, None
+
+
 class RMSNorm(nn.Module):
+    """Computed in the dtype of the weights. With `in_bf16` the result is in bf16, ready for products."""
+
+    in_bf16 = False
+
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        if x.dtype != torch.float32 and not self.in_bf16:
+            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        y = _Normed.apply(x.float(), self.weight, self.eps)
+        return y.bfloat16() if self.in_bf16 else y
+
+
+class _Normed(torch.autograd.Function):
+    """x / rms(x) · weight in fp32: the operators that torch's takes, fewer of them, and less that is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, inverse = ctx.saved_tensors
+        unit = x * inverse
+        by_weight = grad * unit
+        along = (by_weight @ weight)[..., None].div_(x.shape[-1])
+        dx = (grad * weight).sub_(unit.mul_(along)).mul_(inverse)
+        return dx, by_weight.flatten(0, -2).sum(0), None
 
 
 @dataclass(frozen=True)
@@ -78,9 +154,29 @@ class Yarn:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, H, L, head_dim] by its positions."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
+    """Rotate x [B, H, L, head_dim] by its positions; cos and sin repeat themselves in their second half."""
+    return _Rotated.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+class _Rotated(torch.autograd.Function):
+    """The two halves of x as coordinates, turned by an angle each; backwards, by minus the angle."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _turn(grad, *ctx.saved_tensors, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    out = x * cos
+    (a, b), (left, right), (sin, _) = (t.chunk(2, dim=-1) for t in (x, out, sin))
+    left.addcmul_(b, sin, value=-way)
+    right.addcmul_(a, sin, value=way)
+    return out
 
 
 class MLP(nn.Module):
@@ -88,9 +184,17 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.gate_proj = nn.Linear(dim, hidden, bias=False)
-        self.up_proj = nn.Linear(dim, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, dim, bias=False)
+        self.gate_proj = Linear(dim, hidden, bias=False)
+        self.up_proj = Linear(dim, hidden, bias=False)
+        self.down_proj = Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def for_attention(x: Tensor, in_bf16: bool) -> Tensor:
+    """Queries, keys or values as attention takes them where products are in bf16: in fp32 on a CPU, and in
+    bf16 on a GPU, whose kernels sum in fp32."""
+    if not in_bf16:
+        return x
+    return x.bfloat16() if x.is_cuda else x.float()

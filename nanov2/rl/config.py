@@ -68,7 +68,9 @@ class GRPOConfig:
     malformed_penalty: Weight = setting(0.0, "taken off the reward of an answer without form or end")
     scale: Literal["std", "none", "loo"] = setting("std", "what a group's advantages are divided by")
     refill: Annotated[int, Within(0, 100)] = setting(2, "further rounds to replace groups without variance")
-    is_cap: Weight = setting(0.0, "cap of the truncated importance weight trainer/sampler; 0 = off")
+    is_cap: Weight = setting(
+        2.0, "cap of the importance weight trainer/sampler where they may differ: in bf16; 0 = off"
+    )
     eval_every: Positive = setting(20, "steps between measurements on validation problems")
     save_every: Positive = setting(40, "steps between checkpoints")
     keep: Few = setting(2, "number of checkpoints to keep")

@@ -17,6 +17,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.distributed.fsdp import FSDPModule
 
 from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.distributed.safety import usable
@@ -200,6 +202,7 @@ def train_on_groups(
     steps = config.epochs * config.minibatches
     device, model.checkpointing = ranks.device, config.checkpointing
     old = _logprob_table(model, groups, config, device) if steps > 1 else None
+    is_cap = config.is_cap if ranks.precision == "bf16" else 0.0  # in fp32 the sampler is the trainer
     sums: dict[str, float] = defaultdict(float)
     for epoch in range(config.epochs):
         order = list(range(len(groups)))
@@ -218,7 +221,7 @@ def train_on_groups(
                 continue
             limit = (config.max_tokens + 1) * max_turns
             denominator = loss_denominator(config, size["rows"], size["tokens"], limit)
-            _accumulate(model, part, config, device, denominator, old, reference, sums)
+            _accumulate(model, part, config, is_cap, device, denominator, old, reference, sums)
             ranks.sum_gradients(model)
             norm = ranks.clip_gradients(model, config.max_grad_norm)
             if usable(norm, config.skip_norm):
@@ -264,7 +267,7 @@ def _logprob_table(model: Model, groups, config: GRPOConfig, device) -> dict[int
     return table
 
 
-def _accumulate(model, groups, config: GRPOConfig, device, denominator, old, reference, sums) -> None:
+def _accumulate(model, groups, config: GRPOConfig, is_cap, device, denominator, old, reference, sums) -> None:
     """Add the gradients of one optimiser step's groups, micro-batch by micro-batch."""
     for batch, rollouts, advantages in _row_batches(model, groups, config, device):
         logp = batch_logprobs(model, batch, config.temperature)
@@ -273,7 +276,7 @@ def _accumulate(model, groups, config: GRPOConfig, device, denominator, old, ref
         if config.kl_coef:
             with torch.no_grad():
                 ref_logp = batch_logprobs(reference, batch, config.temperature)
-        if config.is_cap:
+        if is_cap:
             sampler_logp = torch.tensor([x for r in rollouts for x in r.logprobs], device=device)
         loss, stats = policy_loss(
             logp,
@@ -286,7 +289,7 @@ def _accumulate(model, groups, config: GRPOConfig, device, denominator, old, ref
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             kl_coef=config.kl_coef,
-            is_cap=config.is_cap or None,
+            is_cap=is_cap or None,
             loss_type=config.loss_type,
             denominator=denominator,
         )
@@ -298,7 +301,14 @@ def _accumulate(model, groups, config: GRPOConfig, device, denominator, old, ref
 
 
 def make_optimizer(model: Model, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    """AdamW; all in one kernel where the weights are whole."""
+    settings = dict(lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    if isinstance(model, FSDPModule):
+        return torch.optim.AdamW(model.parameters(), **settings)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **settings)
+    # The fused kernel does not say that it has changed the weights, and copies in bf16 must know.
+    optimizer.register_step_post_hook(lambda *_: increment_version(model.parameters()))
+    return optimizer
 
 
 def schedule(step: int, steps: int, warmup: int, decay: float, floor: float) -> float:

@@ -55,13 +55,13 @@ class PretrainedConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How several ranks hold a model that is trained."""
+    """How models are trained: where their weights are, and in which precision they are multiplied."""
 
     shard: Literal["none", "full", "hybrid"] = setting(
-        "none", "whole on each rank, in shards over all, or over a node's ranks"
+        "none", "whole on each rank, in shards over all (several) ranks, or over a node's"
     )
-    precision: Literal["fp32", "bf16"] = setting(
-        "fp32", "of sharded computation; weights and sums are kept in fp32"
+    precision: Literal["fp32", "bf16", "auto"] = setting(
+        "fp32", "of products; weights and sums are in fp32; auto: bf16 where the hardware multiplies it fast"
     )
 
 

@@ -18,7 +18,7 @@ from nanov2.errors import InputError
 from nanov2.hub import hf
 from nanov2.model.cache import BLOCK
 from nanov2.model.decoder import Model, ModelConfig
-from nanov2.run.config import Config
+from nanov2.run.config import Config, ParallelConfig
 
 BYTES = {"fp32": 4, "bf16": 2}
 
@@ -79,12 +79,17 @@ def activation_bytes(c: ModelConfig, unit: int) -> float:
     if c.latent:  # each head's query is as wide as the cache
         q, kv = c.n_heads * c.latent.width, c.latent.width
     # Residual and norms; gate, up, their products; queries and the output before and after rotation; k, v.
-    return unit * (4 * (c.dim + ffn + q + kv) + 2 * (q + kv) * c.qk_norm)
+    return unit * (4 * (c.dim + ffn + q + kv) + (q + kv) * c.qk_norm)
 
 
 def cache_bytes(c: ModelConfig, unit: int) -> int:
     """Bytes of keys and values of a token."""
     return unit * c.n_layers * c.cache_kinds * c.cache_heads * c.cache_dim
+
+
+def precision_of(parallel: ParallelConfig) -> str:
+    """ "auto" is bf16 on all hardware that plans are made for."""
+    return "fp32" if parallel.precision == "fp32" else "bf16"
 
 
 class Costs:
@@ -94,7 +99,7 @@ class Costs:
         self.ranks, self.hardware, self.c, parallel = ranks, hardware, shape_of(config), config.parallel
         self.params, self.active, self.block, self.root = count(self.c)
         self.sharded = parallel.shard != "none" and ranks > 1
-        self.unit = BYTES[parallel.precision] if self.sharded else 4
+        self.unit = BYTES[precision_of(parallel)] if self.sharded else 4
         self.over = {"none": 1, "full": ranks, "hybrid": min(per_node, ranks)}[parallel.shard]
 
     def dense(self, unit: int) -> bool:
@@ -108,7 +113,7 @@ class Costs:
         row its room; a batch that shrinks to 80% is beside its copy."""
         c, groups = self.c, min(prompts, max(1, rows // n))
         slots = min(prompts, groups if n == 1 else groups + (groups + 1) // 2)
-        own = math.ceil(own / BLOCK) * BLOCK
+        own = BLOCK * 2 ** math.ceil(math.log2(max(1, own / BLOCK)))  # its room doubles
         held = cache_bytes(c, unit) * slots * prompt
         full = cache_bytes(c, unit) * 1.8 * groups * n * own + 20 * groups * n * c.vocab_size  # and logits
         first = unit * groups * prompt * (3 * c.ffn_dim + 4 * c.dim)  # a block of all prompts, at once

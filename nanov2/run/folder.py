@@ -57,8 +57,7 @@ class Run:
 
     def __init__(self, folder: str | Path, config: Config, ranks: Ranks):
         self.dir, self.config, self.ranks = Path(folder), config, ranks
-        if ranks.size > 1:
-            ranks.shard, ranks.precision = config.parallel.shard, config.parallel.precision
+        ranks.use(config.parallel.shard, config.parallel.precision)
         self.domain = open_domain(config)
         self.problems = self.domain.problems()
         if ranks.main:

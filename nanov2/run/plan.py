@@ -176,7 +176,7 @@ def describe(plan: Plan, config: Config, ranks: int, name: str, hardware: Hardwa
         lines.append('sampling, ends: lower batch_rows or max_tokens, or judge = "endpoint", take less')
     if max(p.held + p.training for p in phases) > room:
         lines.append("training: lower micro_tokens, or checkpointing = true, take less")
-    half = config.parallel.precision == "bf16" and config.parallel.shard != "none" and ranks > 1
+    half = config.parallel.precision != "fp32" and config.parallel.shard != "none" and ranks > 1
     peak = hardware.flops if half else hardware.fp32
     lines.append(
         "tokens at their limits over all ranks, one round of sampling (refills add to it); GB on one rank; "

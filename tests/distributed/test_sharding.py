@@ -206,6 +206,19 @@ def test_bf16_computes_in_bf16_and_keeps_the_weights_in_fp32(tmp_path):
     assert losses == pytest.approx([r["loss"] for r in rows], abs=0.05)
 
 
+@pytest.mark.parametrize("kind", ["supervised", "single"])
+def test_C26_bf16_on_one_rank_is_honoured(tmp_path, kind):
+    """Losses near those of fp32 and not the same; weights, optimiser and what the phase leaves in fp32."""
+    ranks = Ranks()
+    ranks.use("none", "bf16")
+    half, rows = train(kind, tmp_path / "bf16", ranks)
+    whole, exact = train(kind, tmp_path / "fp32", Ranks())
+    assert not any(torch.equal(a, b) for a, b in zip(half.parameters(), whole.parameters()))
+    assert all(p.dtype == torch.float32 for p in half.parameters()) and not half.in_bf16
+    if kind == "supervised":
+        assert [r["loss"] for r in rows] == pytest.approx([r["loss"] for r in exact], abs=0.05)
+
+
 def _stop_and_go_on(ranks, path, shard):
     """20 steps at once; and 10, a stop, and 10 in a new process state."""
     ranks.shard = shard

@@ -124,8 +124,8 @@ def test_the_cache_is_what_sampling_fills():
     held = cache.prompt_kv.nbytes
     for cache.longest in range(0, 96, 32):
         cache.begin()
-    own = sum(block.nbytes for block in cache.blocks)
-    assert (held, own) == (cache_bytes(costs.c, 4) * 120, cache_bytes(costs.c, 4) * 8 * 96)
+    own = cache.own_kv.nbytes
+    assert (held, own) == (cache_bytes(costs.c, 4) * 120, cache_bytes(costs.c, 4) * 8 * 128)
     assert costs.sampler(4, 8, 5, 4, 40, 96) == held + 1.8 * own + 20 * 8 * costs.c.vocab_size
 
 
