@@ -1,6 +1,6 @@
-"""A running flywheel in the terminal: phase, step, rate, time left, newest curves, last sample.
+"""A running flywheel in the terminal: phases done and to come, step, rate, time left, curves, last sample.
 
-    python -m nanov2 watch runs/proofworld            # until the run is done, or Ctrl-C
+    python -m nanov2 watch runs/proofworld            # until the run is done or nobody runs it, or Ctrl-C
     python -m nanov2 watch runs/proofworld --once     # one frame
 
 It only reads the run folder, so it may be started, stopped and started again at any time.
@@ -9,17 +9,23 @@ It only reads the run folder, so it may be started, stopped and started again at
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
+import socket
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanov2.errors import InputError, as_written
-from nanov2.pages.report import collect, read_json
+from nanov2.pages.legend import entry
+from nanov2.pages.read import Phase, number, planned, read_json, read_phases
 
 SHOWN = ("loss", "reward", "truth", "truth_quality", "truth_draft", "meta", "entropy", "cut", "grad_norm")
 BARS = "▁▂▃▄▅▆▇█"
+GRACE = 20.0  # seconds without a process that runs the run before the view ends
 
 
 def sparkline(values: list[float], width: int) -> str:
@@ -48,6 +54,45 @@ def steps_of(config: dict, phase: str, lap: int) -> int | None:
     return section.get("steps")
 
 
+def is_held(run: Path) -> bool:
+    """Whether a process holds the run's lock, by the owner that the lock file names.
+
+    The lock itself is not tried: while it was, a run that starts would be refused. The owner on another
+    machine, or a file that names none, is taken to be at work while files of the run are being written.
+    """
+    path = run / "lock"
+    if not path.is_file():
+        return False
+    owner = re.match(r"process (\d{1,9}) on (\S+?),? ", path.read_text(errors="replace"))
+    if owner and owner[2] == socket.gethostname():
+        try:
+            os.kill(int(owner[1]), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # someone else's process: it is there
+        return True
+    newest = max((p.stat().st_mtime for p in run.glob("**/*.jsonl")), default=0.0)
+    return time.time() - max(newest, path.stat().st_mtime) < 60
+
+
+@dataclass
+class Ending:
+    """Decides when the view ends: the run is done, or nobody has run it for a while.
+
+    Between two phases no phase is under way for a moment, and a run may be started again at once.
+    """
+
+    grace: float = GRACE
+    since: float | None = None  # when nobody was first seen to run it
+
+    def reached(self, done: bool, held: bool, now: float) -> bool:
+        if done:
+            return True
+        self.since = None if held else self.since if self.since is not None else now
+        return self.since is not None and now - self.since >= self.grace
+
+
 def frame(run: Path, width: int) -> tuple[str, bool]:
     """What is on the screen now, and whether the run is done."""
     with as_written(run):
@@ -60,33 +105,57 @@ def _frame(run: Path, width: int) -> tuple[str, bool]:
             f"{run} is not a run folder: run.json is missing; start train.py with --dir={run} first"
         )
     facts = read_json(run / "run.json", {})
-    phases = collect(run)
+    settings = facts.get("config", {})
+    phases = {p.key: p for p in read_phases(run)}
+    plan = planned(settings)
+    order = [*plan, *(key for key in phases if key not in plan)]
     lines = [safe(f"{run}  seed {facts.get('seed')}  {facts.get('ranks')} rank(s)", width), ""]
-    for p in phases:
-        name = f"{p['phase']}" + (f" lap {p['lap']}" if p["lap"] > 1 else "")
-        state = f"done in {clock(p['seconds'])}" if p["seconds"] is not None else "running"
-        lines.append(f"  {'✓' if p['seconds'] is not None else '▸'} {name:20} {state}")
-    running = [p for p in phases if p["seconds"] is None]
-    if not running:
-        return "\n".join([*lines, ""]), True
-    p = running[-1]
-    rows, total = p["metrics"], steps_of(facts.get("config", {}), p["phase"], p["lap"])
-    if rows:
-        recent = [sum(r.get("seconds", {}).values()) for r in rows[-20:]]
-        per_step = statistics.mean(recent)
-        step = rows[-1]["step"] + 1
-        left = f", {clock(per_step * (total - step))} left in it" if total else ""
-        lines += ["", f"  step {step}{f' of {total}' if total else ''}, {per_step:.2f} s a step{left}"]
-        if tokens := [r["tokens"] for r in rows[-20:] if "tokens" in r]:
-            lines[-1] += f", {statistics.mean(tokens) / max(per_step, 1e-9):,.0f} tokens/s"
-        for name in SHOWN:
-            if values := [r[name] for r in rows if isinstance(r.get(name), (int, float))]:
-                lines.append(f"  {name:14} {values[-1]:8.3f}  {sparkline(values, max(width - 30, 10))}")
-    last = run / p["folder"] / "last_sample.txt"
-    if last.is_file():
-        sample = last.read_text(errors="replace").splitlines()[:6]
-        lines += ["", "  last sample (advantage, completion):", *(f"  {safe(s, width - 2)}" for s in sample)]
-    return "\n".join([*lines, ""]), False
+    lines += [phase_line(phases.get(key), *key) for key in order]
+    done = all(key in phases and phases[key].seconds is not None for key in plan)
+    running = [p for p in phases.values() if p.seconds is None]
+    if running:
+        p = running[-1]
+        lines += progress(p, steps_of(settings, p.name, p.lap), width)
+        last = run / p.folder / "last_sample.txt"
+        if last.is_file():
+            sample = last.read_text(errors="replace").splitlines()[:6]
+            lines += [
+                "",
+                "  last sample (advantage, completion):",
+                *(f"  {safe(s, width - 2)}" for s in sample),
+            ]
+    return "\n".join([*lines, ""]), done
+
+
+def phase_line(phase: Phase | None, name: str, lap: int) -> str:
+    name += f" lap {lap}" if lap > 1 else ""
+    if phase is None:
+        return f"  · {name:20} to come"
+    if phase.seconds is None:
+        return f"  ▸ {name:20} running"
+    return f"  ✓ {name:20} done in {clock(phase.seconds)}"
+
+
+def progress(phase: Phase, total: int | None, width: int) -> list[str]:
+    """Step, rate, time left and curves of the phase under way; reward beside truth."""
+    rows = phase.metrics
+    if not rows:
+        return []
+    spent = [sum(s for s in r.get("seconds", {}).values() if number(s) is not None) for r in rows[-20:]]
+    per_step = statistics.mean(spent)
+    step = rows[-1]["step"] + 1
+    left = f", {clock(per_step * max(total - step, 0))} left in it" if total else ""
+    lines = ["", f"  step {step}{f' of {total}' if total else ''}, {per_step:.2f} s a step{left}"]
+    if tokens := [r["tokens"] for r in rows[-20:] if number(r.get("tokens")) is not None]:
+        lines[-1] += f", {statistics.mean(tokens) / max(per_step, 1e-9):,.0f} tokens/s"
+    curves = {n: [r[n] for r in rows if number(r.get(n)) is not None] for n in SHOWN}
+    both = [r for r in rows if number(r.get("reward")) is not None and number(r.get("truth")) is not None]
+    curves["reward − truth"] = [r["reward"] - r["truth"] for r in both]
+    for name in (*SHOWN[:3], "reward − truth", *SHOWN[3:]):
+        if values := curves[name]:
+            title = entry(name).title
+            lines.append(f"  {title:21} {values[-1]:8.3f}  {sparkline(values, max(width - 36, 10))}")
+    return lines
 
 
 def main() -> None:
@@ -97,12 +166,17 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="print one frame and end")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between frames")
     args = parser.parse_args()
+    ending = Ending()
     try:
         while True:
             text, done = frame(args.run, shutil.get_terminal_size((100, 30)).columns)
             # Home, then clear to the end: no flicker, and what was on the screen before scrolls away.
             print(text if args.once else f"\x1b[H\x1b[2J{text}", flush=True)
-            if args.once or done:
+            if args.once:
+                return
+            if ending.reached(done, is_held(args.run), time.monotonic()):
+                if not done:
+                    print("nobody is running it: the command that began it goes on from here")
                 return
             time.sleep(args.every)
     except InputError as e:
