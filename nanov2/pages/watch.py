@@ -55,12 +55,12 @@ def steps_of(config: dict, phase: str, lap: int) -> int | None:
 
 
 def is_held(run: Path) -> bool:
-    """Whether a process holds the run's lock, by the owner that the lock file names.
+    """Whether a process holds the run's lock, by the owner that stands beside it.
 
     The lock itself is not tried: while it was, a run that starts would be refused. The owner on another
     machine, or a file that names none, is taken to be at work while files of the run are being written.
     """
-    path = run / "lock"
+    path = run / "owner"
     if not path.is_file():
         return False
     owner = re.match(r"process (\d{1,9}) on (\S+?),? ", path.read_text(errors="replace"))

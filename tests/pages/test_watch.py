@@ -86,13 +86,13 @@ def test_the_view_ends_when_nobody_has_run_the_run_for_a_while():
 
 def test_who_holds_the_run_is_read_without_touching_the_lock(run):
     assert not is_held(run)
-    (run / "lock").write_text(f"process {os.getpid()} on {socket.gethostname()}, started 2026-01-01\n")
+    (run / "owner").write_text(f"process {os.getpid()} on {socket.gethostname()}, started 2026-01-01\n")
     assert is_held(run)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    (run / "lock").write_text(f"process {ended.pid} on {socket.gethostname()}, started 2026-01-01\n")
+    (run / "owner").write_text(f"process {ended.pid} on {socket.gethostname()}, started 2026-01-01\n")
     assert not is_held(run)
-    (run / "lock").write_text("process 1 on elsewhere, started 2026-01-01\n")
+    (run / "owner").write_text("process 1 on elsewhere, started 2026-01-01\n")
     assert is_held(run)  # files are being written
     for path in run.rglob("*"):
         os.utime(path, (0, 0))
