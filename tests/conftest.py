@@ -52,13 +52,14 @@ def some_problems(n, seed=0, chain=(2, 4), facts=(4, 9)):
     return [make_problem(derive_rng("test", seed, i), Difficulty(chain, facts)) for i in range(n)]
 
 
-def some_proofs(n, seed=0, right=0.4):
+NOISE = Noise()
+MIXED = Noise(proof_right=0.4, jump=0.15, slip=0.25)  # proofs of all scores
+
+
+def some_proofs(n, seed=0, noise=MIXED):
     problems = some_problems(n, seed)
     rng = derive_rng("test proofs", seed)
-    return [(p, write_proof(weak_proof(rng, p, right))) for p in problems]
-
-
-NOISE = Noise()
+    return [(p, write_proof(weak_proof(rng, p, noise))) for p in problems]
 
 
 class ScriptedServer:

@@ -142,9 +142,8 @@ def claims(text: str) -> list[str]:
 
     In prose: the items of its list, else its paragraphs, without what leads to them or gives the score.
     """
-    if critique := parse_critique(text):
-        given = [f"{' '.join(f.step)}: given {f.relation}, {f.verdict}" for f in critique.findings]
-        return [*given, f"the chain's end: {critique.ends}", f"the chain's strength: {critique.strict}"]
+    if parse_critique(text):
+        return [line.removeprefix("- ") for line in text.strip().split("\n")[1:-1]]
     body = text.partition(V_START)[2] or text
     body = body.partition(V_END)[0].strip("*_# \t\n")
     entries = []  # (whether it is an item of a list, its text)

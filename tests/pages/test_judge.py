@@ -686,7 +686,7 @@ def test_findings_of_critiques_are_confirmed_or_rejected_by_keyboard(tmp_path, c
     )
     page = visit(chromium, serve(run))
     assert page.locator("#claims li").count() == len(parse_proof(proof)) + 2  # its end and its strength
-    assert " given " in page.locator("#claims li").first.inner_text()
+    assert "given" in page.locator("#claims li").first.inner_text()
     page.keyboard.press("c")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("x")

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from scripts import ALL, flywheel, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nanov2.domains.order.world import examine, parse_problem, parse_proof, write_critique
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
@@ -97,19 +99,22 @@ def test_two_ranks_do_what_one_does_up_to_rounding(finished, tmp_path):
 
 
 def test_the_scripts_use_a_trained_model(finished, tmp_path):
-    problem = "--problem=given c < t ; c = f ; f < q ; show c < q"
-    proof, critique = "--proof=c = f < q qed", "--critique=c = f = ok f < q < ok ends strict \\boxed{1}"
-    for args in (["prove", problem, "--n=2"], ["verify", problem, proof], ["meta", problem, proof, critique]):
+    stated = "Suppose that sets satisfy $c \\subset t$, $c = f$ and $f \\subset q$. Show that $c \\subset q$."
+    steps, problem = "Indeed, $c = f \\subset q$.", f"--problem={stated}"
+    critique = f"--critique={write_critique(examine(parse_problem(stated), parse_proof(steps)))}"
+    for args in (
+        ["prove", problem, "--n=2"],
+        ["verify", problem, f"--proof={steps}"],
+        ["meta", problem, f"--proof={steps}", critique],
+    ):
         code, out, err = run("sample.py", *args, f"--dir={finished}")
-        assert code == 0 and "given c < t" in out, err
+        assert code == 0 and "$c = f$" in out, err
     code, out, err = run(
         "sample.py", "refine", f"--dir={finished}", "--rounds=2", f"--output={tmp_path / 'r.jsonl'}"
     )
     assert code == 0 and json.loads((tmp_path / "r.jsonl").read_text())["turns"], err
     proofs = tmp_path / "proofs.jsonl"
-    proofs.write_text(
-        json.dumps({"problem": problem.removeprefix("--problem="), "proof": "c = f < q qed"}) + "\n"
-    )
+    proofs.write_text(json.dumps({"problem": stated, "proof": steps}) + "\n")
     out_file = tmp_path / "labels.jsonl"
     code, out, err = run("autolabel.py", f"--dir={finished}", f"--proofs={proofs}", f"--out={out_file}")
     assert code == 0 and "label" in json.loads(out_file.read_text()), err

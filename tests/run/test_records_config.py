@@ -159,21 +159,22 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 # --- experts ---------------------------------------------------------------------------------------
 
-PROBLEM = "given a < b ; b < c ; show a < c"
+PROBLEM = "Suppose that sets satisfy $a \\subset b$ and $b \\subset c$. Show that $a \\subset c$."
+RIGHT, WRONG = "Indeed, $a \\subset b \\subset c$.", "Indeed, $a \\subset c$."
 
 
 def test_experts_exact_file_and_person(tmp_path):
-    proofs = [ProofRecord(PROBLEM, "a < b < c qed"), ProofRecord(PROBLEM, "a < c qed")]
+    proofs = [ProofRecord(PROBLEM, RIGHT), ProofRecord(PROBLEM, WRONG)]
     exact = ExactExpert(OrderDomain.truth).score_proofs(proofs)
     assert [r.score for r in exact] == [1.0, 0.0]
     write_jsonl(tmp_path / "graded.jsonl", exact)
     assert [r.score for r in FileExpert(tmp_path / "graded.jsonl").score_proofs(proofs)] == [1.0, 0.0]
     with pytest.raises(InputError, match="no score for 1 of 1"):
-        FileExpert(tmp_path / "graded.jsonl").score_proofs([ProofRecord(PROBLEM, "b < c qed")])
+        FileExpert(tmp_path / "graded.jsonl").score_proofs([ProofRecord(PROBLEM, "Indeed, $b < c$.")])
 
 
 def test_a_person_fills_in_a_file_and_nothing_written_is_lost(tmp_path):
-    proofs = [ProofRecord(PROBLEM, "a < b < c qed"), ProofRecord(PROBLEM, "a < c qed")]
+    proofs = [ProofRecord(PROBLEM, RIGHT), ProofRecord(PROBLEM, WRONG)]
     person, path = PersonExpert(tmp_path), tmp_path / "proofs_to_score.jsonl"
     with pytest.raises(InputError, match="2 of 2 items wait"):
         person.score_proofs(proofs)
@@ -186,7 +187,7 @@ def test_a_person_fills_in_a_file_and_nothing_written_is_lost(tmp_path):
     rows[1]["score"] = 0
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert [(r.score, r.label) for r in person.score_proofs(proofs)] == [(1, "person"), (0, "person")]
-    critiques = [CritiqueRecord(PROBLEM, "a < c qed", "…")]
+    critiques = [CritiqueRecord(PROBLEM, WRONG, "…")]
     with pytest.raises(InputError, match="critiques_to_score.jsonl"):
         person.score_critiques(critiques)
 

@@ -1,27 +1,34 @@
-"""Imperfect demonstrations for the base model: a weak prover, a weak critic, a weak meta-critic.
+"""Imperfect demonstrations for the base model: it has the skills, and habits that are wrong most of the time.
 
-They stand for the uneven text that a language model is pretrained on. The weak prover skips steps,
-changes relations, swaps terms, walks at random and takes facts backwards; the weak critic looks
-things up wrongly at a stated rate and now and then gives a score that does not follow. So a base model
-learns every form and every skill, and also every bad habit: what GRPO is there to put right.
+They stand for what a language model is pretrained on. An author writes either by habit, at the rate that
+`Noise` states, above one half, or rightly. So the likeliest answer is wrong where a phase is to teach, greedy
+decoding does not help, and the right answer is there to be found by sampling:
+
+- a prover jumps to the conclusion one step early, or states a relation stronger than it is given;
+- a critic passes over steps that state another relation than the given one, and, once it has found a gap,
+  finds fault with all that follows (the score does not show it: what R_meta is there to close);
+- a meta-critic agrees with whatever it reads;
+- a reviser hands the same proof in again.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from nanov2.domains.language import Demonstration
+from nanov2.domains.language import HEADING, Demonstration
 from nanov2.domains.order.world import (
-    RELATIONS,
     SCORES,
+    STRENGTH,
     Critique,
     Finding,
     MetaCritique,
     Problem,
     Step,
+    conclude,
     examine,
-    meta_quality,
+    examine_critique,
     rubric,
     verdict,
     write_critique,
@@ -35,62 +42,88 @@ from nanov2.settings import Rate, setting
 class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
-    proof_right: Rate = setting(0.32, "share of first proofs that come from the right chain")
-    revision_right: Rate = setting(0.75, "the same after a critique")
-    lookup: Rate = setting(0.1, "findings whose relation is looked up wrongly")
-    whole: Rate = setting(0.04, "wrong `ends`/`astray` and `strict`/`weak`")
-    score: Rate = setting(0.16, "scores that do not follow from the findings")
-    pile_on: Rate = setting(0.38, "issues invented in what follows a gap: the score is 0 anyway")
-    meta: Rate = setting(0.5, "how noisy a meta-critique is: all rates of a critique times this")
-    share_revision: Rate = setting(0.5, "share of the proofs found wanting that are shown being revised")
+    proof_right: Rate = setting(0.27, "first proofs that are the right chain")
+    jump: Rate = setting(0.56, "first proofs that jump to the conclusion one step early")
+    slip: Rate = setting(0.15, "first proofs whose only fault is a relation that is not the given one")
+    second_fault: Rate = setting(0.4, "proofs with a gap that have a further fault")
+    revision_same: Rate = setting(0.6, "revisions that hand the same proof in again")
+    revision_right: Rate = setting(0.3, "revisions that are the right chain")
+    lenient: Rate = setting(0.62, "critiques that pass over relations that are not the given ones")
+    pile_on: Rate = setting(0.62, "critiques that find fault with all that follows a gap")
+    agree: Rate = setting(0.62, "meta-critiques that agree with whatever they read")
+    lookup: Rate = setting(0.03, "findings whose relation is looked up wrongly, habit or not")
+    whole: Rate = setting(0.03, "findings about the ends and the strength of a chain that are wrong")
+    score: Rate = setting(0.08, "scores that do not follow from the findings")
+    share_revision: Rate = setting(0.4, "proofs found wanting that are shown being revised")
 
 
-# How often the weak prover goes wrong in which way. All but the first leave gaps: that something is *not*
-# among the facts is what a verifier learns last, and the error that a generator finds.
-FAULTS = {"relation": 27, "skip": 21, "term": 21, "walk": 16, "backwards": 15}
+# How a proof gets a gap, where it has neither a jump nor a slip alone; weights. That something is
+# *not* among the facts is what a verifier learns last, and the error that a generator finds.
+GAPS = {"skip": 25, "term": 30, "walk": 20, "backwards": 25}
+PROOFS = 2  # at most this many in one demonstration: a draft and its revisions
 
 
-PROOFS = 2  # at most so many in one demonstration: a draft and its revisions
-
-
-def weak_proof(rng: random.Random, problem: Problem, right: float) -> tuple[Step, ...]:
-    """A proof that is the right chain with probability `right`, and else has one or two faults."""
-    steps = list(problem.solution)
-    if rng.random() < right:
+def weak_proof(rng: random.Random, problem: Problem, noise: Noise) -> tuple[Step, ...]:
+    """The right chain, a jump, a slip, or another gap, at the stated rates."""
+    steps, mood = list(problem.solution), rng.random()
+    if mood < noise.proof_right:
         return tuple(steps)
-    for _ in range(1 + (rng.random() < 0.25)):
-        (fault,) = rng.choices(list(FAULTS), weights=FAULTS.values())
-        if fault == "relation":
-            i = rng.randrange(len(steps))
-            other = rng.choice([r for r in RELATIONS if r != steps[i].relation])
-            steps[i] = steps[i]._replace(relation=other)
-        elif fault == "skip" and len(steps) > 1:
-            i = rng.randrange(len(steps) - 1)
-            a, b = steps[i], steps[i + 1]
-            steps[i : i + 2] = [Step(a.left, rng.choice((a.relation, b.relation)), b.right)]
-        elif fault == "term" and len(steps) > 1:
-            i = rng.randrange(len(steps) - 1)
-            used = {steps[0].left, *(s.right for s in steps)}
-            others = [t for fact in problem.facts for t in (fact.left, fact.right) if t not in used]
-            if not others:
-                continue
-            term = rng.choice(others)
-            steps[i], steps[i + 1] = steps[i]._replace(right=term), steps[i + 1]._replace(left=term)
-        elif fault == "backwards":
-            i = rng.randrange(len(steps))
-            used = {steps[0].left, *(s.right for s in steps)}
-            into = [
-                f
-                for f in problem.facts
-                if f.right == steps[i].left and f.left not in used and f.relation != "="
-            ]
-            if into:
-                term = rng.choice(into)
-                last = Step(term.left, rng.choice(RELATIONS), problem.goal.right)
-                steps[i:] = [Step(term.right, term.relation, term.left), last]
-        elif fault == "walk":
-            steps = _walk(rng, problem, len(steps))
-    return tuple(steps)
+    if (mood := mood - noise.proof_right) < noise.jump:
+        if rng.random() < noise.second_fault:
+            steps = _slip(rng, problem, steps) if rng.random() < 0.5 else _gap(rng, problem, steps)
+        return tuple(_jump(rng, problem, steps))
+    if mood - noise.jump < noise.slip:
+        return tuple(_slip(rng, problem, steps))
+    steps = _gap(rng, problem, steps)
+    return tuple(_slip(rng, problem, steps) if rng.random() < noise.second_fault else steps)
+
+
+def _jump(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]:
+    """The last two steps as one."""
+    if len(steps) < 2:
+        return steps
+    relation = problem.goal.relation if rng.random() < 0.7 else rng.choice(problem.family.relations)
+    return [*steps[:-2], Step(steps[-2].left, relation, steps[-1].right)]
+
+
+def _slip(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]:
+    """A relation that is not the given one: mostly a strict one where it is given weak."""
+    weak = [i for i, step in enumerate(steps) if STRENGTH[step.relation] == "weak"]
+    if weak and rng.random() < 0.7:
+        i, other = rng.choice(weak), problem.family.strict
+    else:
+        i = rng.randrange(len(steps))
+        other = rng.choice([r for r in problem.family.relations if r != steps[i].relation])
+    return [*steps[:i], steps[i]._replace(relation=other), *steps[i + 1 :]]
+
+
+def _gap(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]:
+    """A step that is not given."""
+    (fault,) = rng.choices(list(GAPS), weights=GAPS.values())
+    used = {steps[0].left, *(s.right for s in steps)}
+    i = rng.randrange(max(len(steps) - 1, 1))
+    here = steps[i]
+    if fault == "walk":
+        return _walk(rng, problem, len(steps))
+    if fault == "skip" and len(steps) > 1:
+        after = steps[i + 1]
+        relation = rng.choice((here.relation, after.relation))
+        return [*steps[:i], Step(here.left, relation, after.right), *steps[i + 2 :]]
+    if fault == "term" and len(steps) > 1:
+        others = sorted({t for fact in problem.facts for t in (fact.left, fact.right)} - used)
+        if others:
+            term, after = rng.choice(others), steps[i + 1]
+            return [*steps[:i], here._replace(right=term), after._replace(left=term), *steps[i + 2 :]]
+    into = [
+        f
+        for f in problem.facts
+        if f.right == here.left and f.left not in used and STRENGTH[f.relation] != "equal"
+    ]
+    if into:  # a fact taken backwards
+        fact = rng.choice(into)
+        last = Step(fact.left, rng.choice(problem.family.relations), problem.goal.right)
+        return [*steps[:i], Step(fact.right, fact.relation, fact.left), last]
+    return _walk(rng, problem, len(steps))
 
 
 def _walk(rng: random.Random, problem: Problem, length: int) -> list[Step]:
@@ -107,90 +140,75 @@ def _walk(rng: random.Random, problem: Problem, length: int) -> list[Step]:
         if here == problem.goal.right:
             break
     if not steps or (here != problem.goal.right and rng.random() < 0.6):
-        steps.append(Step(here, rng.choice(RELATIONS), problem.goal.right))
+        steps.append(Step(here, rng.choice(problem.family.relations), problem.goal.right))
     return steps
 
 
 def weak_revision(
-    rng: random.Random, problem: Problem, steps: tuple[Step, ...], critique: Critique, right: float
+    rng: random.Random, problem: Problem, steps: tuple[Step, ...], noise: Noise
 ) -> tuple[Step, ...]:
-    """The right chain with probability `right`; else another weak proof, without the steps found at fault."""
-    if rng.random() < right:
+    """The same proof, the right chain, or another weak proof, at the stated rates."""
+    mood = rng.random()
+    if mood < noise.revision_same:
+        return steps
+    if mood - noise.revision_same < noise.revision_right:
         return problem.solution
-    faulty = {finding.step for finding in critique.findings if finding.verdict != "ok"}
-    for _ in range(8):
-        other = weak_proof(rng, problem, 0.0)
-        if other != steps and not faulty.intersection(other):
-            break
-    return other
+    return weak_proof(rng, problem, noise)
 
 
-def _misread(rng: random.Random, given: str, rate: float) -> str:
-    """What the facts say of a pair, or with probability `rate` something else."""
-    if rng.random() >= rate:
-        return given
-    return rng.choice([r for r in (*RELATIONS, "none") if r != given])
-
-
-def weak_critique(rng: random.Random, problem: Problem, steps: tuple[Step, ...], noise: Noise) -> Critique:
-    """A critique whose findings are wrong at the stated rates; its score follows from them, mostly.
-
-    After a gap it piles on: it invents further issues, which the score does not show. That is the loophole
-    of a reward for the score alone (section 2.1.2 of the paper), and what R_meta is there to close.
-    """
+def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], noise: Noise) -> Critique:
+    """A critique with its author's habits; its score follows from its findings, mostly."""
     truth = examine(problem, steps)
-    findings, fatal = [], False
+    lenient, piles_on = rng.random() < noise.lenient, rng.random() < noise.pile_on
+    findings, lost = [], False
     for step, relation, _ in truth.findings:
-        rate = max(noise.lookup, noise.pile_on) if fatal and relation == step.relation else noise.lookup
-        given = _misread(rng, relation, rate)
-        findings.append(Finding(step, given, verdict(step.relation, given)))
-        fatal = fatal or given == "none"
-    ends, strict = truth.ends, truth.strict
-    if rng.random() < (noise.pile_on if fatal and ends == "ends" else noise.whole):
-        ends = {"ends": "astray", "astray": "ends"}[ends]
-    if rng.random() < (noise.pile_on if fatal and strict == "strict" else noise.whole):
-        strict = {"strict": "weak", "weak": "strict"}[strict]
-    score = rubric(tuple(findings), ends, strict)
+        if lost and piles_on:
+            relation = None
+        elif rng.random() < noise.lookup:
+            relation = rng.choice([r for r in (*problem.family.relations, None) if r != relation])
+        said = verdict(step.relation, relation)
+        findings.append(Finding(step, relation, "ok" if said == "slip" and lenient else said))
+        lost = lost or said == "gap"
+    ends = truth.ends != (rng.random() < noise.whole)
+    strong = truth.strong != (rng.random() < noise.whole)
+    if lost and piles_on:
+        strong = False
+    score = rubric([f.verdict for f in findings], ends, strong)
     if rng.random() < noise.score:
         score = rng.choice([s for s in SCORES if s != score])
-    return Critique(tuple(findings), ends, strict, score)
+    return Critique(tuple(findings), ends, strong, score)
 
 
 def weak_meta(
-    rng: random.Random, problem: Problem, steps: tuple[Step, ...], critique: Critique, noise: Noise
+    rng: random.Random, problem: Problem, steps: Sequence[Step], critique: Critique, noise: Noise
 ) -> MetaCritique:
-    """A meta-critique whose own look-ups and marks are wrong at the stated rates."""
+    """A meta-critique that agrees with the critique, or looks its claims up."""
+    if rng.random() < noise.agree:
+        looks = [(claim.step, claim.relation, True) for claim in critique.claims]
+        return conclude(looks, None if critique.ends else True, None if critique.strong else True, True)
+    exact = examine_critique(problem, steps, critique)
+    looks = []
+    for (step, relation, _), claim in zip(exact.looks, critique.claims, strict=True):
+        if rng.random() < noise.lookup:
+            relation = rng.choice([r for r in (*problem.family.relations, None) if r != relation])
+        looks.append((step, relation, relation == claim.relation))
 
-    rates = {f: getattr(noise, f) * noise.meta for f in ("lookup", "whole", "score")}
-    noise = replace(noise, pile_on=0.0, **rates)
+    def mistaken(real: bool | None) -> bool | None:
+        return real if real is None or rng.random() >= noise.whole else not real
 
-    def mark(agree: bool) -> bool:
-        return not agree if rng.random() < noise.whole else agree
-
-    own = weak_critique(rng, problem, steps, noise)
-    looks = tuple(
-        (c.step, o.relation, mark(c == o)) for c, o in zip(critique.findings, own.findings, strict=True)
-    )
-    ends = (critique.ends, mark(critique.ends == own.ends))
-    strict = (critique.strict, mark(critique.strict == own.strict))
-    score = (own.score, own.score == critique.score)
-    wrong = sum(not agree for agree in (*(a for *_, a in looks), ends[1], strict[1]))
-    quality = meta_quality(wrong, score[1])
-    if rng.random() < noise.score:
-        quality = rng.choice([q for q in SCORES if q != quality])
-    return MetaCritique(looks, ends, strict, score, quality)
+    return conclude(looks, mistaken(exact.ends), mistaken(exact.strong), mistaken(exact.follows))
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
     """A proof and its critique; then a meta-critique, or, where it found issues, revisions and their own."""
-    steps = weak_proof(rng, problem, noise.proof_right)
+    steps = weak_proof(rng, problem, noise)
     critique = weak_critique(rng, problem, steps, noise)
-    turns = [("prove", write_proof(steps)), ("verify", write_critique(critique))]
+    turns = [("prove", HEADING + write_proof(steps)), ("verify", write_critique(critique))]
     if critique.score < 1 and rng.random() < noise.share_revision:
         while critique.score < 1 and len(turns) < 2 * PROOFS:
-            steps = weak_revision(rng, problem, steps, critique, noise.revision_right)
+            steps = weak_revision(rng, problem, steps, noise)
             critique = weak_critique(rng, problem, steps, noise)
-            turns += [("prove", write_proof(steps)), ("verify", write_critique(critique))]
+            turns += [("prove", HEADING + write_proof(steps)), ("verify", write_critique(critique))]
     else:
         turns.append(("meta", write_meta(weak_meta(rng, problem, steps, critique, noise))))
     return Demonstration(problem.text, tuple(turns))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from nanov2.domains.language import HEADING, Demonstration, Proof
+from nanov2.domains.language import HEADING, Demonstration, read_proof
 from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.domains.order.world import (
     CritiqueGrade,
@@ -54,14 +54,14 @@ class Domain(Protocol):
         which is after a critique that gives score 1 (no issue found) or cannot be read."""
 
     def read_proof(self, answer: str | None):
-        return None if answer is None else Proof(answer)
+        return read_proof(answer)
 
     def document(self, shown: Demonstration) -> Pack:
         t = self.tokenizer
         ids, counted = [], []
         learnt = shown.learnt or (True,) * len(shown.turns)
         for (task, text), counts in zip(shown.turns, learnt, strict=True):
-            answer = [*t.encode(text.removeprefix(HEADING)), t.end]
+            answer = [*t.encode(text), t.end]
             ids += [t.task[task], *answer]
             counted += [False] + [counts] * len(answer)
         return Pack([t.bos, *t.encode(shown.problem)], [Completion(ids, counted)])
@@ -99,7 +99,7 @@ class WorldPrompts:
 
     def verify(self, problem: str, proof: str) -> list[int]:
         t = self.tokenizer
-        return [*self.prove(problem), *t.encode(proof), t.end, t.task["verify"]]
+        return [*self.prove(problem), *t.encode(HEADING + proof), t.end, t.task["verify"]]
 
     def meta(self, problem: str, proof: str, critique: str) -> list[int]:
         t = self.tokenizer
@@ -113,14 +113,14 @@ class WorldPrompts:
         return question
 
     def read_proof(self, answer: str | None):
-        return None if answer is None else Proof(answer)
+        return read_proof(answer)
 
     def document(self, shown: Demonstration) -> Pack:
         t = self.tokenizer
         ids, counted = [], []
         learnt = shown.learnt or (True,) * len(shown.turns)
         for (task, text), counts in zip(shown.turns, learnt, strict=True):
-            answer = [*t.encode(text.removeprefix(HEADING)), t.end]
+            answer = [*t.encode(text), t.end]
             ids += [t.task[task], *answer]
             counted += [False] + [counts] * len(answer)
         return Pack([t.bos, *t.encode(shown.problem)], [Completion(ids, counted)])
@@ -144,8 +144,15 @@ class WorldPrompts:
         return grade_critique(parse_problem(problem), proof, critique)
 
     def turns(self, rollout: Rollout) -> list[tuple[str, str | None]]:
-        names = ("prove", "verify")
-        return [(names[t % 2], self.answer(rollout, t)) for t in range(len(rollout.turns))]
+        out = []
+        for t in range(len(rollout.turns)):
+            text = self.answer(rollout, t)
+            if t % 2:
+                out.append(("verify", text))
+            else:
+                proof = read_proof(text)
+                out.append(("prove", proof and proof.text))
+        return out
 
     def follow(self, rollout: Rollout) -> list[int] | None:
         if len(rollout.turns) % 2:  # a proof just ended
@@ -181,7 +188,8 @@ def claimed_quality(meta: str | None) -> float | None:
 def claims_issue(critique: str) -> bool:
     """Whether a critique reports an issue: any finding against the proof, or a score below 1."""
     parsed = parse_critique(critique)
-    return parsed is not None and (parsed.issues > 0 or parsed.score < 1)
+    whole = parsed is not None and parsed.ends and parsed.strong and parsed.score == 1
+    return parsed is not None and (len(parsed.claims) > 0 or not whole)
 
 
 def true_score(problem: str, proof: str | None) -> float:

@@ -1,42 +1,112 @@
-"""The embedded proof world: inequality chains, with an exact expert.
+"""The embedded proof world: chains of relations, in the words of mathematics, with an exact expert.
 
-A *problem* lists facts and asks for one more:   given c < t ; c = f ; f < q ; show c < q
-A *proof* is a chain from left to right:         c = f < q qed
-A *critique* goes step by step (the step, what the facts say of that pair, the verdict), judges the
-whole, and ends with the score:                  c = f = ok f < q < ok ends strict \\boxed{1}
-A *meta-critique* looks every finding of a critique up again, says `agree` or `wrong`, gives the score
-that the proof deserves, and ends with the quality of the critique:
-    c = f = agree f < q < agree ends agree strict agree 1 agree \\boxed{1}
+A *problem* lists facts of one family (real numbers, sets, divisibility, subgroups) and asks for one more:
 
-Everything here is exact: it parses, grades proofs (the rubric below), grades critiques, and makes
-problems of a given difficulty. Nothing here is learnt and nothing is noisy; see demos.py for that.
+    Suppose that real numbers satisfy $c < t$, $c = f$, $e = c$, $j \\le f$ and $f < q$. Show that $c < q$.
+
+A *proof* is a chain of facts, read from left to right: `Indeed, $c = f < q$.` A *critique* looks every step
+up among the facts, judges the whole chain, and ends with the score:
+
+    Here is my evaluation of the solution:
+    - $c = f$: given as $=$, so this step is justified.
+    - $f < q$: given as $<$, so this step is justified.
+    The chain has the ends of the goal.
+    It is strong enough for the goal.
+    Based on my evaluation, the final overall score should be: \\boxed{1}
+
+A *meta-critique* looks every issue up again that a critique claims, says whether it is real and whether the
+score follows from the findings, and ends with the quality of the critique. This one is of a critique that
+finds fault with the second step:
+
+    Here is my analysis of the "solution evaluation":
+    - $f < q$: given as $<$, so this issue is invented.
+    The score follows from the findings.
+    Based on my analysis, I will rate the "solution evaluation" as: \\boxed{0}
+
+Everything here is exact: it parses, grades proofs (`rubric`) and critiques (`meta_rubric`), and makes
+problems of a given difficulty. Nothing is learnt and nothing is noisy; see demos.py. What is looked up
+follows the pair at once, with no phrase between: a small model finds a pair among the facts by its distance.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import string
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from nanov2.domains.domain import CritiqueGrade
+from nanov2.domains.language import MV_END, MV_START, V_END, V_START, read
 
-RELATIONS = ("<", "<=", "=")
 TERMS = tuple(string.ascii_lowercase)
 SCORES = (0.0, 0.5, 1.0)
 BOXED = {0.0: "\\boxed{0}", 0.5: "\\boxed{0.5}", 1.0: "\\boxed{1}"}
-UNBOXED = {text: score for score, text in BOXED.items()}
-PLAIN = {0.0: "0", 0.5: "0.5", 1.0: "1"}
-UNPLAIN = {text: score for score, text in PLAIN.items()}
-WORDS = (
-    ("given", "show", ";", "qed", "none", "ok", "slip", "gap", "ends", "astray", "strict", "weak")
-    + ("agree", "wrong")
-    + RELATIONS
-    + tuple(PLAIN.values())
-    + tuple(BOXED.values())
-    + TERMS
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of mathematics with a strict relation, a weak one and equality."""
+
+    name: str
+    opening: str  # the words before the first fact
+    strict: str
+    weak: str
+    equal: str = "="
+
+    @property
+    def relations(self) -> tuple[str, str, str]:
+        return self.strict, self.weak, self.equal
+
+
+FAMILIES = (
+    Family("real numbers", "Suppose that real numbers satisfy", "<", "\\le"),
+    Family("sets", "Suppose that sets satisfy", "\\subset", "\\subseteq"),
+    Family(
+        "divisibility",
+        "Write $\\mid$ for divides and $\\mid_{\\ne}$ for divides properly. "
+        "Suppose that positive integers satisfy",
+        "\\mid_{\\ne}",
+        "\\mid",
+    ),
+    Family(
+        "subgroups",
+        "Write $\\le$ for is a subgroup of and $<$ for is a proper subgroup of. Suppose that groups satisfy",
+        "<",
+        "\\le",
+    ),
 )
+# What a relation's symbol says, whichever family uses it: "strict", "weak" or "equal".
+STRENGTH = {getattr(f, strength): strength for f in FAMILIES for strength in ("strict", "weak", "equal")}
+RELATIONS = tuple(STRENGTH)
+
+# --- the words. Each phrase, with the dollar signs and line ends around it, is one token of tokenizer.py.
+
+GIVEN = {relation: f": given as ${relation}$" for relation in RELATIONS} | {None: ": not given"}
+VERDICTS = {
+    "ok": ", so this step is justified.",
+    "slip": ", but this step states it differently.",
+    "gap": ", so this step is not justified.",
+}
+ENDS = {True: "The chain has the ends of the goal.", False: "The chain does not have the ends of the goal."}
+STRONG = {True: "It is strong enough for the goal.", False: "It is too weak for the goal."}
+REAL = {True: ", so this issue is real.", False: ", so this issue is invented."}
+ENDS_REAL = {
+    True: "- The ends of the chain are wrong, as claimed.",
+    False: "- The ends of the chain are right: this issue is invented.",
+}
+STRONG_REAL = {
+    True: "- The chain is too weak, as claimed.",
+    False: "- The chain is strong enough: this issue is invented.",
+}
+NO_CLAIM = "The evaluation claims no issue."
+FOLLOWS = {
+    True: "The score follows from the findings.",
+    False: "The score does not follow from the findings.",
+}
 
 
 class Step(NamedTuple):
@@ -49,8 +119,9 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Facts (all true of some order of the terms) and a goal that follows from them by a chain."""
+    """Facts of one family, all true of some objects, and a goal that follows from them by a chain."""
 
+    family: Family
     facts: tuple[Step, ...]
     goal: Step
 
@@ -58,143 +129,184 @@ class Problem:
     def table(self) -> dict[tuple[str, str], str]:
         """What the facts say of each ordered pair; an equation holds both ways round."""
         table = {(f.left, f.right): f.relation for f in self.facts}
-        table |= {(f.right, f.left): "=" for f in self.facts if f.relation == "="}
+        table |= {(f.right, f.left): f.relation for f in self.facts if STRENGTH[f.relation] == "equal"}
         return table
 
-    def says(self, left: str, right: str) -> str:
-        """The relation that the facts give for the pair, or `none`."""
-        return self.table.get((left, right), "none")
+    def says(self, left: str, right: str) -> str | None:
+        """The relation that the facts give for the pair; None: they do not give it."""
+        return self.table.get((left, right))
 
     @cached_property
     def text(self) -> str:
-        facts = " ".join(f"{f.left} {f.relation} {f.right} ;" for f in self.facts)
-        return f"given {facts} show {self.goal.left} {self.goal.relation} {self.goal.right}"
+        *facts, last = (f"${' '.join(fact)}$" for fact in self.facts)
+        given = f"{', '.join(facts)} and {last}" if facts else last
+        return f"{self.family.opening} {given}. Show that ${' '.join(self.goal)}$."
 
     @property
     def kind(self) -> str:
-        """The type of a problem, for drawing diverse subsets: goal relation and chain length."""
-        return f"{self.goal.relation} in {len(self.solution or ())}"
+        """The type of a problem, for drawing diverse subsets: family and length of the shortest chain."""
+        return f"{self.family.name}, {len(self.solution or ())} steps"
 
     @cached_property
     def solution(self) -> tuple[Step, ...] | None:
         """A shortest chain of facts from the goal's left side to its right side that yields the goal."""
-        seen = {(self.goal.left, "=")}
-        frontier: list[tuple[str, str, tuple[Step, ...]]] = [(self.goal.left, "=", ())]
+        seen = {(self.goal.left, "equal")}
+        frontier: list[tuple[str, str, tuple[Step, ...]]] = [(self.goal.left, "equal", ())]
         while frontier:
             following = []
             for term, strength, path in frontier:
                 if term == self.goal.right and path and yields(strength, self.goal.relation):
                     return path
                 for (left, right), relation in self.table.items():
-                    state = (right, weakest([strength, relation]))
+                    state = (right, combined([strength, STRENGTH[relation]]))
                     if left == term and state not in seen:
                         seen.add(state)
                         following.append((*state, (*path, Step(left, relation, right))))
             frontier = following
         return None
 
+    @cached_property
+    def form(self) -> str:
+        """The same for two problems just if renaming terms, reordering facts and changing the family (strict
+        for strict, …) makes one of the other. For facts that form a forest, as those of `make_problem`."""
+        near = defaultdict(set)
+        for fact in self.facts:
+            strength = STRENGTH[fact.relation]
+            near[fact.left].add((">" if strength != "equal" else "-", strength, fact.right))
+            near[fact.right].add(("<" if strength != "equal" else "-", strength, fact.left))
+        components = _components({term: {other for *_, other in near[term]} for term in near})
+        if any(sum(len(near[term]) for term in part) != 2 * len(part) - 2 for part in components):
+            raise ValueError(f"the facts of this problem are no forest: {self.text}")
+        ends = {self.goal.left: "L", self.goal.right: "R"}
 
-def weakest(relations: list[str] | tuple[str, ...]) -> str:
-    """The relation that a chain of relations yields: `<` if any is strict, `=` if all are equations."""
-    if "<" in relations:
-        return "<"
-    return "<=" if "<=" in relations else "="
+        def tree(term: str, parent: str | None) -> str:
+            branches = sorted(
+                way + strength[0] + tree(other, term)
+                for way, strength, other in near[term]
+                if other != parent
+            )
+            return f"({ends.get(term, '')}{''.join(branches)})"
+
+        # The component of the goal hangs from its left side; another one from the term that reads first.
+        trees = sorted(
+            tree(self.goal.left, None)
+            if self.goal.left in component
+            else min(tree(term, None) for term in component)
+            for component in components
+        )
+        return f"{STRENGTH[self.goal.relation]} {' '.join(trees)}"
+
+
+def _components(near: dict[str, set[str]]) -> list[set[str]]:
+    """The connected components of a graph that is given by each node's neighbours."""
+    components, left = [], set(near)
+    while left:
+        component, border = set(), {next(iter(left))}
+        while border:
+            component |= border
+            border = {other for term in border for other in near[term]} - component
+        components.append(component)
+        left -= component
+    return components
+
+
+def combined(strengths: Iterable[str]) -> str:
+    """What a chain yields: strict if any part is, else weak if any part is, else equal."""
+    strengths = set(strengths)
+    return next(strength for strength in ("strict", "weak", "equal") if strength in strengths)
 
 
 def yields(chain: str, goal: str) -> bool:
-    """Whether a chain's relation proves the goal's: x < y and x = y both prove x <= y."""
-    return chain == goal or goal == "<="
+    """Whether a chain of this strength proves the goal's relation: x < y and x = y both prove x <= y."""
+    return STRENGTH[goal] in (chain, "weak")
+
+
+def parse_step(text: str) -> Step | None:
+    """A step from `c < t`, or None."""
+    words = text.split(" ")
+    good = len(words) == 3 and words[0] in TERMS and words[1] in STRENGTH and words[2] in TERMS
+    return Step(*words) if good else None
 
 
 def parse_problem(text: str) -> Problem | None:
     """A problem from its text, or None where the text is not of the world's form."""
-    words = text.split()
-    if len(words) < 9 or words[0] != "given" or words[-4] != "show":
+    text = text.strip()
+    family = next((f for f in FAMILIES if text.startswith(f"{f.opening} $")), None)
+    if family is None:
         return None
-    body, goal = words[1:-4], Step(*words[-3:])
-    if len(body) % 4 or any(body[i + 3] != ";" for i in range(0, len(body), 4)):
+    given, _, goal = text.removeprefix(f"{family.opening} $").partition("$. Show that $")
+    facts = [parse_step(fact) for fact in re.split(r"\$, \$|\$ and \$", given)]
+    steps = [*facts, parse_step(goal.removesuffix("$."))]
+    if not all(step and step.relation in family.relations for step in steps):
         return None
-    facts = tuple(Step(*body[i : i + 3]) for i in range(0, len(body), 4))
-    if not all(_is_step(step) for step in (*facts, goal)):
-        return None
-    return Problem(facts, goal)
-
-
-def _is_step(step: Step) -> bool:
-    return step.left in TERMS and step.relation in RELATIONS and step.right in TERMS
+    problem = Problem(family, tuple(facts), steps[-1])
+    return problem if problem.text == text else None
 
 
 # --- proofs ---------------------------------------------------------------------------------------
 
 
-def write_proof(steps: list[Step] | tuple[Step, ...]) -> str:
-    return " ".join([steps[0].left, *(f"{s.relation} {s.right}" for s in steps), "qed"])
+def write_proof(steps: Sequence[Step]) -> str:
+    return f"Indeed, ${steps[0].left} {' '.join(f'{s.relation} {s.right}' for s in steps)}$."
 
 
 def parse_proof(text: str) -> tuple[Step, ...] | None:
-    """The steps of `a < b = c qed`, or None where the text is not of that form or names a term twice."""
-    words = text.split()
-    if len(words) < 4 or len(words) % 2 or words[-1] != "qed":
-        return None
-    terms = words[:-1:2]
+    """The steps of `Indeed, $a < b = c$.`; None where the text has another form or names a term twice."""
+    words = text.strip().removeprefix("Indeed, $").removesuffix("$.").split(" ")
+    terms = words[::2]
     if len(set(terms)) < len(terms):  # a chain that comes back to a term does not say which step is meant
         return None
-    steps = tuple(Step(words[i], words[i + 1], words[i + 2]) for i in range(0, len(words) - 3, 2))
-    return steps if all(_is_step(step) for step in steps) else None
+    steps = [parse_step(" ".join(words[i : i + 3])) for i in range(0, len(words) - 1, 2)]
+    return tuple(steps) if steps and all(steps) and write_proof(steps) == text.strip() else None
 
 
 class Finding(NamedTuple):
     """What a critique says of one step: the relation that the facts give for its pair, and the verdict."""
 
     step: Step
-    relation: str
-    verdict: str
+    relation: str | None
+    verdict: str  # of VERDICTS
 
 
 class Critique(NamedTuple):
     """Findings for each step, then for the whole chain, then the score s'."""
 
     findings: tuple[Finding, ...]
-    ends: str  # "ends" or "astray"
-    strict: str  # "strict" or "weak"
+    ends: bool  # the chain runs from the goal's left side to its right side
+    strong: bool  # what the chain yields proves the goal
     score: float
 
     @property
-    def issues(self) -> int:
-        """How many issues the critique claims."""
-        verdicts = [f.verdict for f in self.findings]
-        return sum(v != "ok" for v in verdicts) + (self.ends == "astray") + (self.strict == "weak")
+    def claims(self) -> tuple[Finding, ...]:
+        """The findings against steps."""
+        return tuple(f for f in self.findings if f.verdict != "ok")
 
 
-def verdict(stated: str, given: str) -> str:
+def verdict(stated: str, given: str | None) -> str:
     """ok: the facts say just that. slip: they give the pair another relation. gap: they do not give it."""
-    return "ok" if given == stated else "gap" if given == "none" else "slip"
+    return "ok" if given == stated else "gap" if given is None else "slip"
 
 
-def rubric(findings: tuple[Finding, ...], ends: str, strict: str) -> float:
+def rubric(verdicts: Iterable[str], ends: bool, strong: bool) -> float:
     """The score of a proof: 0 for a gap, a wrong end or two slips; 0.5 for one slip; 1 for none.
 
     A chain too weak for its goal counts as one slip. A gap is fatal on purpose: where one gap was worth
     half, a generator learnt to restate the goal in a single step.
     """
-    verdicts = [f.verdict for f in findings]
-    slips = verdicts.count("slip") + (strict == "weak")
-    if "gap" in verdicts or ends == "astray" or slips >= 2:
+    verdicts = list(verdicts)
+    slips = verdicts.count("slip") + (not strong)
+    if "gap" in verdicts or not ends or slips >= 2:
         return 0.0
     return 0.5 if slips else 1.0
 
 
-def examine(problem: Problem, steps: tuple[Step, ...]) -> Critique:
+def examine(problem: Problem, steps: Sequence[Step]) -> Critique:
     """The exact critique of a proof."""
-    findings = []
-    for step in steps:
-        given = problem.says(step.left, step.right)
-        findings.append(Finding(step, given, verdict(step.relation, given)))
-    on_goal = steps[0].left == problem.goal.left and steps[-1].right == problem.goal.right
-    ends = "ends" if on_goal else "astray"
-    chain = weakest([step.relation for step in steps])
-    strict = "strict" if yields(chain, problem.goal.relation) else "weak"
-    return Critique(tuple(findings), ends, strict, rubric(tuple(findings), ends, strict))
+    given = [problem.says(step.left, step.right) for step in steps]
+    findings = [Finding(step, g, verdict(step.relation, g)) for step, g in zip(steps, given, strict=True)]
+    ends = (steps[0].left, steps[-1].right) == (problem.goal.left, problem.goal.right)
+    strong = yields(combined(STRENGTH[step.relation] for step in steps), problem.goal.relation)
+    return Critique(tuple(findings), ends, strong, rubric([f.verdict for f in findings], ends, strong))
 
 
 def grade_proof(problem: Problem, proof: str) -> float:
@@ -206,104 +318,161 @@ def grade_proof(problem: Problem, proof: str) -> float:
 # --- critiques ------------------------------------------------------------------------------------
 
 
+def write_finding(finding: Finding) -> str:
+    return f"- ${' '.join(finding.step)}${GIVEN[finding.relation]}{VERDICTS[finding.verdict]}"
+
+
+def parse_finding(line: str) -> Finding | None:
+    """What one line of a critique says of a step, or None."""
+    pair, dollar, said = line.removeprefix("- $").partition("$")
+    step = parse_step(pair)
+    for relation, given in GIVEN.items():
+        for name, words in VERDICTS.items():
+            if step and said == given + words and line == f"- ${pair}{dollar}{said}":
+                return Finding(step, relation, name)
+    return None
+
+
+def _key(words: dict, text: str) -> object:
+    """The key of a phrase, or None."""
+    return next((key for key, phrase in words.items() if phrase == text), None)
+
+
 def write_critique(critique: Critique) -> str:
-    parts = [f"{' '.join(f.step)} {f.relation} {f.verdict}" for f in critique.findings]
-    return " ".join([*parts, critique.ends, critique.strict, BOXED[critique.score]])
+    findings = [write_finding(f) for f in critique.findings]
+    whole = [ENDS[critique.ends], STRONG[critique.strong]]
+    return "\n".join([V_START, *findings, *whole, f"{V_END} {BOXED[critique.score]}"])
 
 
 def parse_critique(text: str) -> Critique | None:
-    """A critique from its text, or None where the text is not of the form (R_format = 0)."""
-    words = text.split()
-    if len(words) < 8 or (len(words) - 3) % 5:
+    """A critique from its text, or None where the text is not of the world's form."""
+    lines = text.strip().split("\n")
+    if len(lines) < 5:
         return None
-    *body, ends, strict, boxed = words
-    findings = tuple(Finding(Step(*body[i : i + 3]), *body[i + 3 : i + 5]) for i in range(0, len(body), 5))
-    good = all(
-        _is_step(f.step) and f.relation in (*RELATIONS, "none") and f.verdict in ("ok", "slip", "gap")
-        for f in findings
-    )
-    if not good or ends not in ("ends", "astray") or strict not in ("strict", "weak") or boxed not in UNBOXED:
+    findings = [parse_finding(line) for line in lines[1:-3]]
+    ends, strong = _key(ENDS, lines[-3]), _key(STRONG, lines[-2])
+    score = _key(BOXED, lines[-1].removeprefix(f"{V_END} "))
+    if None in (*findings, ends, strong, score):
         return None
-    return Critique(findings, ends, strict, UNBOXED[boxed])
+    critique = Critique(tuple(findings), ends, strong, score)
+    return critique if write_critique(critique) == text.strip() else None
+
+
+def meta_rubric(real: Sequence[bool], follows: bool) -> float:
+    """ms, from whether each claimed issue is real, and whether the score follows from the findings.
+
+    1: all are real and the score follows (to claim no issue is reasonable); 0: all are invented; else 0.5.
+    What a critique misses does not count: that is what R_score pays for.
+    """
+    if real and not any(real):
+        return 0.0
+    return 1.0 if all(real) and follows else 0.5
 
 
 def grade_critique(problem: Problem, proof: str, critique: str) -> CritiqueGrade:
-    """Grade a critique's text against the truth: are the findings real, and does the score follow?
+    """Grade a critique's text against the truth: are the claimed issues real, and does the score follow?
 
-    A critique that does not parse, or of a proof that does not parse, has quality 0.
+    An issue is real where its line is true: the facts give just the relation that it names, or none, and that
+    is a fault of the step. The score is read as everywhere (`language.read`). A line that cannot be read, a
+    step that the proof does not have, and a second line about one step are wrong findings; with an
+    unreadable line nobody can say that the score follows. A critique without a score, or of a proof that does
+    not parse, has quality 0.
     """
-    steps, claimed = parse_proof(proof), parse_critique(critique)
-    if steps is None or claimed is None:
+    steps, score = parse_proof(proof), read(critique).score
+    if steps is None or score is None:
         return CritiqueGrade(0.0, (), 0, 0)
     truth = examine(problem, steps)
-    pairs = list(zip(claimed.findings, truth.findings, strict=False))
-    marks = [c == t for c, t in pairs] + [claimed.ends == truth.ends, claimed.strict == truth.strict]
-    invented = sum(c.verdict != "ok" and t.verdict == "ok" for c, t in pairs)
-    invented += claimed.ends == "astray" and truth.ends == "ends"
-    invented += claimed.strict == "weak" and truth.strict == "strict"
-    missed = sum(c.verdict == "ok" and t.verdict != "ok" for c, t in pairs)
-    missed += claimed.ends == "ends" and truth.ends == "astray"
-    missed += claimed.strict == "strict" and truth.strict == "weak"
-    # Steps left out of, or added to, the critique are wrong findings too.
-    wrong = marks.count(False) + abs(len(claimed.findings) - len(truth.findings))
-    follows = claimed.score == rubric(claimed.findings, claimed.ends, claimed.strict)
-    if wrong == 0 and follows:
-        quality = 1.0
-    elif wrong == 1 and claimed.score == truth.score:
-        quality = 0.5
-    else:
-        quality = 0.0
-    return CritiqueGrade(quality, tuple(marks), invented, missed)
+    due = {f.step: f for f in truth.findings}
+    said: dict[Step | str, Finding | bool] = {}
+    marks, real, unreadable = [], [], False
+    for line in filter(None, map(str.strip, critique.split("\n"))):
+        if line.lower().startswith(V_START.lower()) or "\\boxed" in line:
+            continue
+        finding, ends, strong = parse_finding(line), _key(ENDS, line), _key(STRONG, line)
+        if finding:
+            subject, right, claims = finding.step, due.get(finding.step) == finding, finding.verdict != "ok"
+        elif ends is not None:
+            subject, finding, right, claims = "ends", ends, ends == truth.ends, not ends
+        elif strong is not None:
+            subject, finding, right, claims = "strong", strong, strong == truth.strong, not strong
+        else:
+            unreadable = True
+            marks.append(False)
+            continue
+        marks.append(right and subject not in said)
+        if claims and subject not in said:
+            real.append(right)
+        said.setdefault(subject, finding)
+    verdicts = [f.verdict for f in said.values() if isinstance(f, Finding)]
+    follows = score == rubric(verdicts, said.get("ends", True), said.get("strong", True)) and not unreadable
+    claimed = {s for s, f in said.items() if (f.verdict != "ok" if isinstance(f, Finding) else not f)}
+    issues = {f.step for f in truth.claims} | {n for n in ("ends", "strong") if not getattr(truth, n)}
+    return CritiqueGrade(meta_rubric(real, follows), tuple(marks), real.count(False), len(issues - claimed))
 
 
 # --- meta-critiques -------------------------------------------------------------------------------
 
 
 class MetaCritique(NamedTuple):
-    """A second look at each finding (own relation, agreement), at the score, and the quality."""
+    """A second look at each claimed issue, whether the score follows, and the quality of the critique."""
 
-    looks: tuple[tuple[Step, str, bool], ...]  # step as the critique has it, relation looked up, agree
-    ends: tuple[str, bool]  # the critique's word, agree
-    strict: tuple[str, bool]
-    score: tuple[float, bool]  # the score that the proof deserves, agree
+    looks: tuple[tuple[Step, str | None, bool], ...]  # the step, what the facts give for it, real
+    ends: bool | None  # whether the claim against the ends is real; None: there is none
+    strong: bool | None
+    follows: bool
     quality: float
 
 
-def meta_quality(wrong: int, score_agrees: bool) -> float:
-    """Quality from the marks: 1 nothing wrong; 0.5 one finding wrong and the score right; 0 otherwise."""
-    if not score_agrees or wrong > 1:
-        return 0.0
-    return 1.0 if wrong == 0 else 0.5
+def examine_critique(problem: Problem, steps: Sequence[Step], critique: Critique) -> MetaCritique:
+    """The exact meta-critique."""
+    truth = examine(problem, steps)
+    looks = [
+        (claim.step, problem.says(claim.step.left, claim.step.right), claim in truth.findings)
+        for claim in critique.claims
+    ]
+    ends = None if critique.ends else not truth.ends
+    strong = None if critique.strong else not truth.strong
+    verdicts = [f.verdict for f in critique.findings]
+    return conclude(looks, ends, strong, critique.score == rubric(verdicts, critique.ends, critique.strong))
+
+
+def conclude(
+    looks: Sequence[tuple[Step, str | None, bool]], ends: bool | None, strong: bool | None, follows: bool
+) -> MetaCritique:
+    """A meta-critique with the quality that its own findings give."""
+    real = [*(real for *_, real in looks), *(claim for claim in (ends, strong) if claim is not None)]
+    return MetaCritique(tuple(looks), ends, strong, follows, meta_rubric(real, follows))
 
 
 def write_meta(meta: MetaCritique) -> str:
-    said = {True: "agree", False: "wrong"}
-    parts = [f"{' '.join(step)} {relation} {said[agree]}" for step, relation, agree in meta.looks]
-    parts += [f"{word} {said[agree]}" for word, agree in (meta.ends, meta.strict)]
-    parts += [PLAIN[meta.score[0]], said[meta.score[1]], BOXED[meta.quality]]
-    return " ".join(parts)
+    lines = [f"- ${' '.join(step)}${GIVEN[relation]}{REAL[real]}" for step, relation, real in meta.looks]
+    lines += [ENDS_REAL[meta.ends]] if meta.ends is not None else []
+    lines += [STRONG_REAL[meta.strong]] if meta.strong is not None else []
+    return "\n".join(
+        [MV_START, *(lines or [NO_CLAIM]), FOLLOWS[meta.follows], f"{MV_END} {BOXED[meta.quality]}"]
+    )
 
 
 def parse_meta(text: str) -> MetaCritique | None:
-    """A meta-critique from its text, or None where the text is not of the form."""
-    words = text.split()
-    if len(words) < 12 or (len(words) - 7) % 5:
+    """A meta-critique from its text, or None where the text is not of the world's form."""
+    lines = text.strip().split("\n")
+    if len(lines) < 4:
         return None
-    body, tail = words[:-7], words[-7:]
-    looks = tuple((Step(*body[i : i + 3]), *body[i + 3 : i + 5]) for i in range(0, len(body), 5))
-    ends, ends_said, strict, strict_said, score, score_said, boxed = tail
-    said = {"agree": True, "wrong": False}
-    good = all(_is_step(s) and r in (*RELATIONS, "none") and a in said for s, r, a in looks)
-    good = good and ends in ("ends", "astray") and strict in ("strict", "weak") and score in UNPLAIN
-    if not good or boxed not in UNBOXED or not {ends_said, strict_said, score_said} <= said.keys():
+    follows, quality = _key(FOLLOWS, lines[-2]), _key(BOXED, lines[-1].removeprefix(f"{MV_END} "))
+    looks, whole = [], {}
+    for line in lines[1:-2]:
+        pair, _, said = line.removeprefix("- $").partition("$")
+        step = parse_step(pair)
+        found = [(r, real) for r in GIVEN for real in REAL if said == GIVEN[r] + REAL[real]]
+        if step and found:
+            looks.append((step, *found[0]))
+        for name, words in (("ends", ENDS_REAL), ("strong", STRONG_REAL)):
+            if (real := _key(words, line)) is not None:
+                whole[name] = real
+    if None in (follows, quality):
         return None
-    return MetaCritique(
-        tuple((s, r, said[a]) for s, r, a in looks),
-        (ends, said[ends_said]),
-        (strict, said[strict_said]),
-        (UNPLAIN[score], said[score_said]),
-        UNBOXED[boxed],
-    )
+    meta = MetaCritique(tuple(looks), whole.get("ends"), whole.get("strong"), follows, quality)
+    return meta if write_meta(meta) == text.strip() else None
 
 
 # --- problems -------------------------------------------------------------------------------------
@@ -332,21 +501,22 @@ class Difficulty:
 
 
 def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
-    """A consistent random problem with just one chain (the facts form a forest, `=` aside).
+    """A consistent random problem of any family with just one chain (the facts form a forest).
 
     Distractors hang off the chain: dead ends that leave it, facts that run into it, branches that go on,
     and pairs that have nothing to do with it.
     """
+    family = rng.choice(FAMILIES)
     length = rng.randint(*difficulty.chain)
     count = max(length, rng.randint(*difficulty.facts))
     names = iter(rng.sample(TERMS, min(len(TERMS), 2 * count + 2)))
     chain = [next(names) for _ in range(length + 1)]
 
     def draw_relation() -> str:
-        return rng.choices(RELATIONS, weights=(9, 6, 5))[0]
+        return rng.choices(family.relations, weights=(9, 6, 5))[0]
 
     steps = [Step(a, draw_relation(), b) for a, b in zip(chain, chain[1:], strict=False)]
-    goal = Step(chain[0], weakest([s.relation for s in steps]), chain[-1])
+    goal = Step(chain[0], getattr(family, combined(STRENGTH[s.relation] for s in steps)), chain[-1])
     facts, branches = list(steps), []
     while len(facts) < count:
         way = rng.random()
@@ -362,6 +532,6 @@ def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
             fact = Step(next(names), draw_relation(), next(names))
         facts.append(fact)
     # An equation holds both ways, and is given both ways: looking it up is then like any other look-up.
-    facts += [Step(f.right, "=", f.left) for f in facts if f.relation == "="]
+    facts += [Step(f.right, f.relation, f.left) for f in facts if f.relation == family.equal]
     rng.shuffle(facts)
-    return Problem(tuple(facts), goal)
+    return Problem(family, tuple(facts), goal)
