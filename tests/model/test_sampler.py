@@ -156,7 +156,7 @@ def test_a_turn_that_opens_with_more_than_announced_is_an_error(tokenizer, promp
 def test_no_turn_begins_once_the_budget_is_spent(tokenizer, prompts, model):
     task = SelfVerifyTask(prompts, None, max_turns=5, budget=10)
     rollouts = sample(
-        model, tokenizer, [prompts.prove("a")] * 20, 4, Sampling(1.0, 30), 0, task.next_turn, task.max_turns
+        model, tokenizer, [prompts.prove("a")] * 20, 20, Sampling(1.0, 30), 0, task.next_turn, task.max_turns
     )
     assert any(len(r.turns) > 1 for r in rollouts)
     for r in rollouts:

@@ -22,7 +22,7 @@ CONFIG = GRPOConfig(prompts=4, samples=4, max_tokens=12, refill=0)
 
 
 class LengthTask:
-    """A reward that needs no judge: short answers are better. Turns as given."""
+    """A reward that needs no judge: a small first id is better. Turns as given."""
 
     max_turns = max_given = 1
 
@@ -36,7 +36,7 @@ class LengthTask:
         return None
 
     def rewards(self, items, rollouts):
-        return Rewards(self.given or [1.0 / len(r.ids) for r in rollouts])
+        return Rewards(self.given or [1.0 / (1 + r.ids[0]) for r in rollouts])
 
 
 def some_groups(model, tokenizer, prompts, n=4, samples=4, temperature=1.0):
