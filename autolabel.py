@@ -30,9 +30,10 @@ from nanov2.method.judges import meta_judge, verifier_judge
 from nanov2.method.labels import clear, label_all, label_samples, label_table, measure_labels, merge, unclear
 from nanov2.records import ProofRecord, read_jsonl, write_jsonl
 from nanov2.rl.logs import print_table
-from nanov2.run.cli import InputError, open_folder, parse, script
+from nanov2.run.cli import InputError, open_folder, parse, read_config, script
 from nanov2.run.folder import Run
 from nanov2.run.phase import generator_proofs, graded
+from nanov2.run.phases import check_request
 
 
 def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = True) -> list[list[Assessed]]:
@@ -61,6 +62,7 @@ def autolabel(run: Run, lap: int) -> None:
     begin, c, truth = time.time(), run.config.autolabel, run.domain.truth
     folder = run.folder("autolabel", lap)
     run.need("selfverify", lap)
+    run.begin("autolabel", lap)
     new = run.domain.new_problems(lap, c.problems)
     proofs = generator_proofs(run, lap, new, c.proofs, folder / "trajectories.jsonl", f"lap{lap}")
     held_out = generator_proofs(run, lap, run.hardest, 2, folder / "held_out_trajectories.jsonl", f"lap{lap}")
@@ -134,13 +136,17 @@ def main() -> None:
     args, overrides = parse(__doc__, real.FLAGS | FLAGS)
     if config := real.wanted(args, overrides):
         return real.autolabel_main(config, args)
+    check_request("autolabel", args.lap, read_config(args, overrides))
     run = open_folder(args, overrides)
-    run.lock()
     if args.calibrate:
+        run.need("selfverify", args.lap)
+        run.lock()
         calibration(run, args.lap, args.calibrate, args.proofs)
     elif args.proofs:
         label_file(run, args.lap, Path(args.proofs), Path(args.out))
     else:
+        run.need("selfverify", args.lap)
+        run.claim()
         autolabel(run, args.lap)
 
 

@@ -37,6 +37,8 @@ from nanov2.model.sampler import sample
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl
 from nanov2.run.cli import open_folder, parse, script
 from nanov2.run.folder import Run
+from nanov2.run.phases import check_name
+from nanov2.settings import Within
 
 MODEL = {
     "prove": "generator",
@@ -157,8 +159,8 @@ def main() -> None:
         "output": ("", "JSONL file for the answers instead of the terminal"),
         "phase": ("", "phase whose model to use instead of the default"),
         "lap": (0, "lap of that phase (0: the newest)"),
-        "n": (1, "answers per item"),
-        "rounds": (8, "refine: at most so many proofs in a row"),
+        "n": (1, "answers per item", Within(1, 100_000)),
+        "rounds": (8, "refine: at most so many proofs in a row", Within(1, 1000)),
         "budget": (0, "refine: tokens of a trajectory after which no revision begins (0: no limit)"),
         "limit": (0, "only so many items of --data (0: all)"),
         "draw": (0, "seed of the samples, and of the random problem"),
@@ -166,8 +168,9 @@ def main() -> None:
     args, overrides = parse(__doc__, real.FLAGS | flags, modes)
     if config := real.wanted(args, overrides):
         return real.sample_main(config, args)
-    run = open_folder(args, overrides)
     phase = args.phase or MODEL[args.mode]
+    check_name(phase)
+    run = open_folder(args, overrides)
     lap = args.lap or newest_lap(run, phase)
     if run.config.pretrained.folder:
         folder = run.folder(phase, lap)

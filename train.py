@@ -16,7 +16,6 @@ from nanov2.distributed.startup import prepare
 
 prepare()
 
-import difflib
 import os
 import time
 from collections import Counter
@@ -27,7 +26,6 @@ import torch
 from autolabel import autolabel
 from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.domains.domain import Truth
-from nanov2.errors import InputError
 from nanov2.method import figures as ev
 from nanov2.method.experts import ExactExpert, make_expert
 from nanov2.method.judges import meta_judge, verifier_judge
@@ -41,7 +39,7 @@ from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.logs import print_table
 from nanov2.rl.trainer import counted_tokens, supervised_loss, train_supervised
 from nanov2.run.cli import open_folder, parse, read_config, script
-from nanov2.run.folder import PHASES, Run
+from nanov2.run.folder import Run
 from nanov2.run.phase import (
     balanced,
     both,
@@ -56,6 +54,7 @@ from nanov2.run.phase import (
     spread,
     write_trajectories,
 )
+from nanov2.run.phases import PHASES, check_request, flywheel, needed
 from nanov2.run.plan import HARDWARE, dry_run
 
 
@@ -375,7 +374,6 @@ STEPS = {
     "generator": generator,
     "selfverify": selfverify,
 }
-FIRST_LAP_ONLY = ("base", "coldstart", "verifier", "meta")
 
 
 def do_phase(run: Run, phase: str, lap: int) -> None:
@@ -384,6 +382,7 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         autolabel(run, lap)
     elif not run.is_done(phase, lap):
         begin = time.time()
+        run.begin(phase, lap)
         result = STEPS[phase](run, lap)
         parts = {"before": {}, "after": {}, "beside": {}, "curve": []}
         figures = {k: result.get(k, empty) for k, empty in parts.items()}
@@ -392,7 +391,8 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         facts = {k: result[k] for k in ("notes", "tables", "steps") if k in result}
         run.finish(phase, lap, time.time() - begin, **facts)
         if run.ranks.main:
-            print_table(f"{PHASES[phase]} ({time.time() - begin:.0f} s)", figures["before"], figures["after"])
+            title = f"{PHASES[phase].title} ({time.time() - begin:.0f} s)"
+            print_table(title, figures["before"], figures["after"])
     if run.ranks.main:
         build_report(run.dir)
 
@@ -413,24 +413,15 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(dry_run(read_config(args, overrides), ranks, args.hardware))
         return
+    check_request(args.phase, args.lap, read_config(args, overrides))
     run = open_folder(args, overrides)
-    run.lock()
-    phases = [*STEPS, "autolabel"]
-    if args.phase == "flywheel":
-        for lap in range(1, run.config.laps + 1):
-            for phase in phases:
-                if phase == "consolidate":
-                    wanted = lap > 1 and run.config.consolidates
-                else:
-                    wanted = lap == 1 or phase not in FIRST_LAP_ONLY
-                if wanted:
-                    do_phase(run, phase, lap)
-    elif args.phase in phases:
-        do_phase(run, args.phase, args.lap)
-    else:
-        near = difflib.get_close_matches(args.phase, [*phases, "flywheel"], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join([*phases, 'flywheel'])}"
-        raise InputError(f"unknown phase {args.phase!r}; {hint}")
+    wanted = flywheel(run.config) if args.phase == "flywheel" else [(args.phase, args.lap)]
+    if not run.is_done(*wanted[0]):
+        for earlier in needed(*wanted[0]):
+            run.need(*earlier)
+    run.claim()
+    for phase, lap in wanted:
+        do_phase(run, phase, lap)
     if run.ranks.main:
         print(f"\nreport: {run.dir / 'report.html'}")
     run.ranks.close()

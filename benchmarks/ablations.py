@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.runs import add_table, do_phase, figures_after, phase_folder
 from nanov2.pages.report import build_report
-from nanov2.run.folder import PHASES
+from nanov2.run.phases import PHASES
 
 
 @dataclass(frozen=True)

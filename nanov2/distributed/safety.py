@@ -89,10 +89,13 @@ class Lock:
             raise InputError(f"{folder} cannot be a run folder: a file is in its place") from e
         except OSError as e:
             raise InputError(f"cannot write {folder}: {e.strerror}; use another --dir") from e
+        self.folder = folder
+
+    def sign(self) -> None:
+        """Write down who holds the lock, for those who are refused."""
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_atomically(
-            folder / "owner", f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
-        )
+        who = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
+        write_atomically(self.folder / "owner", who)
 
     def release(self) -> None:
         self.lock.release()

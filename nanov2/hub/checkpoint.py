@@ -64,4 +64,4 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(str(path), framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as e:
-        raise InputError(f"cannot read {path}: {e}; delete it, and what it holds is made again") from e
+        raise InputError(f"cannot read {path}: {e}; it is damaged or no safetensors file") from e

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nanov2.errors import InputError
 from nanov2.rl.logs import read_rows
-from nanov2.run.folder import PHASES
+from nanov2.run.phases import PHASES
 
 FIRST_LAP_ONLY = ("base", "coldstart", "verifier", "meta")
 
@@ -111,7 +111,7 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         name,
         lap,
         str(here.relative_to(run)),
-        str(done.get("title") or PHASES[name]),
+        str(done.get("title") or PHASES[name].title),
         number(done.get("seconds")),
         number(done.get("peak_memory_mb")),
         figures(measured.get("before", {})),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import Stopped
@@ -15,8 +18,29 @@ from nanov2.distributed.startup import set_threads
 from nanov2.errors import InputError
 from nanov2.run.config import Config, describe, load_config
 from nanov2.run.folder import Run
+from nanov2.settings import Within
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "proofworld.toml"
+DISK = {  # what a user can put right
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are InputErrors: one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
 
 
 def parse(
@@ -24,10 +48,10 @@ def parse(
 ) -> tuple[argparse.Namespace, list[str]]:
     """The command line, and what of it overrides the configuration.
 
-    `flags` are name → (default, help); `--config` and `--dir` are always there. Whatever else is given as
-    --section.field=value overrides the configuration.
+    `flags` are name → (default, help) or (default, help, bounds); `--config` and `--dir` are always there.
+    Whatever else is given as --section.field=value overrides the configuration.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=description,
         epilog=describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,7 +63,8 @@ def parse(
     )
     for name, options in (positional or {}).items():
         parser.add_argument(name, **options)
-    for name, (default, text) in flags.items():
+    for name, (default, text, *_) in flags.items():
+        text = text.replace("%", "%%")
         if default is False:
             parser.add_argument(f"--{name}", action="store_true", help=text)
             continue
@@ -49,13 +74,26 @@ def parse(
     stray = [o for o in overrides if not o.startswith("--") or "=" not in o]
     if stray:
         raise InputError(f"cannot read argument {stray[0]!r}: write --section.field=value, or see --help")
+    for name, (_, _, *bounds) in flags.items():
+        _check_bounds(name, getattr(args, name.replace("-", "_")), bounds)
     return args, overrides
+
+
+def _check_bounds(name: str, value: object, bounds: list[Within]) -> None:
+    """Numbers without bounds of their own are from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    allowed = bounds[0] if bounds else Within(0, 2**63 - 1)
+    if value not in allowed:
+        raise InputError(f"--{name} must be {allowed}, found {value}")
 
 
 def _config_path(args: argparse.Namespace) -> tuple[Path, Path]:
     """The file with the settings, and the run folder."""
     path = Path(args.config) if args.config else DEFAULT_CONFIG
     folder = Path(args.dir) if args.dir else Path("runs") / path.stem
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--dir={folder} is a file, not a run folder")
     if not args.config and (folder / "config.json").is_file():  # go on with the settings that the run has
         path = folder / "config.json"
     return path, folder
@@ -67,7 +105,7 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> Config:
 
 
 def open_folder(args: argparse.Namespace, overrides: list[str]) -> Run:
-    """The run folder that the arguments name."""
+    """The run that the arguments name. Nothing is written: `Run.claim` does that."""
     path, folder = _config_path(args)
     config = load_config(path, overrides)
     threads, ranks = set_threads(), Ranks()
@@ -77,22 +115,43 @@ def open_folder(args: argparse.Namespace, overrides: list[str]) -> Run:
 
 
 def script(main: Callable[[], None]) -> None:
-    """Run a script's main; what a user can mend is one line and exit status 1, not a traceback.
+    """Run a script's main; an error caused by input or by the disk is one line and exit status 1.
 
     SIGTERM and SIGINT end it at once with status 0, but in a training loop after its step (CleanStop).
     """
+    threading.excepthook = _quiet_about_the_disk
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         main()
     except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"error: {e}")
     except Stopped as e:
         if os.environ.get("RANK", "0") == "0":
             print(f"\n{e}", file=sys.stderr)
     except BrokenPipeError:
-        sys.exit(1)
+        _end("")
+    except OSError as e:
+        if e.errno not in DISK:
+            raise
+        where = f" {e.filename}" if e.filename else ""
+        _end(
+            f"error: cannot write{where}: {e.strerror}; free space or fix permissions and run again: "
+            "what was finished or checkpointed is kept"
+        )
+
+
+def _end(message: str) -> NoReturn:
+    """Exit status 1, at once: writers of curves may still hold what the disk does not take."""
+    if message:
+        print(InputError(message), file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _quiet_about_the_disk(args: threading.ExceptHookArgs) -> None:
+    """A thread's OSError is raised again in the main thread, which tells of it."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def _stop(number: int, frame) -> None:

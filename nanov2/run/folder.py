@@ -3,7 +3,8 @@
 runs/NAME/run.json, config.json      settings, seed, commit, versions
 runs/NAME/base/ coldstart/ …         a folder per phase of lap 1
 runs/NAME/lap2/verifier2/ …          later laps
-…/phase.json                         written last: the phase is done
+…/settings.json                      written first: what the phase is made with
+…/phase.json                         written last: the phase is done; checksums of its files
 …/metrics.jsonl, eval.json, samples.jsonl, model.safetensors, records; snapshots/ while it is under way
 """
 
@@ -13,7 +14,6 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import time
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from nanov2.distributed.ranks import Ranks
-from nanov2.distributed.safety import Lock
+from nanov2.distributed.safety import Lock, Stopped
 from nanov2.domains.domain import open_domain
 from nanov2.domains.language import Language
 from nanov2.domains.order.tokenizer import Tokenizer
@@ -32,23 +32,14 @@ from nanov2.errors import InputError
 from nanov2.hub import chat, checkpoint
 from nanov2.method.figures import Bench
 from nanov2.model.decoder import Model
-from nanov2.records import ProblemRecord, Record, read_jsonl, write_atomically, write_jsonl
+from nanov2.records import ProblemRecord, Record, read_json, read_jsonl, write_atomically, write_jsonl
 from nanov2.rl.logs import hyperparameters
-from nanov2.run.config import Config, load_config
+from nanov2.run import seal
+from nanov2.run.config import Config
+from nanov2.run.phases import PHASES, section_of
+from nanov2.run.start import check_start
 
-PHASES = {
-    "base": "Base: supervised training on imperfect demonstrations",
-    "coldstart": "1A: weak proofs, refined, drawn and scored by the expert (𝒟v)",
-    "verifier": "1B: verifier πφ v1, R_format · R_score",
-    "meta": "1C: graded critiques (𝒟mv) and the meta-verifier πη",
-    "consolidate": "Base of a later lap: rejection fine-tuning on the best samples of the lap before",
-    "verifier2": "1D: enhanced verifier πφ v2, R_format · R_score · R_meta",
-    "generator": "2: generator πθ, the verifier's score as its only reward",
-    "selfverify": "3: self-verifying generator, draft → critique → revision → final",
-    "autolabel": "4: labels by consensus for new hard proofs",
-}
-
-
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a folder that holds a model
 AnyTokenizer = Tokenizer | chat.ChatTokenizer
 
 
@@ -56,30 +47,12 @@ class Run:
     """A run folder and this process's place in the run."""
 
     def __init__(self, folder: str | Path, config: Config, ranks: Ranks):
+        """Reads data files and writes nothing; `claim` makes the folder one's own."""
         self.dir, self.config, self.ranks = Path(folder), config, ranks
         ranks.use(config.parallel.shard, config.parallel.precision)
         self.domain = open_domain(config)
         self.problems = self.domain.problems()
-        if ranks.main:
-            self._open()
-        ranks.barrier()
-
-    def _open(self) -> None:
-        settings = json.loads(json.dumps(self.config.to_dict()))
-        path = self.dir / "config.json"
-        if path.is_file():
-            old = json.loads(json.dumps(load_config(path).to_dict()))  # settings new since have defaults
-            done = {p.parent.name for p in self.dir.glob("**/phase.json")}
-            fixed = done | ({"seed", "model", "world", "noise"} if done else set())
-            changed = sorted(k for k in fixed if _differ(settings.get(k), old.get(k)))
-            if changed:
-                raise InputError(
-                    f"{path} was made with other settings of {', '.join(changed)}: "
-                    "use another --dir, or delete the folder"
-                )
-        write_atomically(path, json.dumps(settings, indent=1))
-        if not (self.dir / "run.json").is_file():
-            write_atomically(self.dir / "run.json", json.dumps(self._facts(settings), indent=1))
+        self._checked: set[Path] = set()
 
     def _facts(self, settings: dict) -> dict:
         packages = ("torch", "numpy", "safetensors", "tokenizers", "tqdm", "tensorboard")
@@ -100,9 +73,45 @@ class Run:
         }
 
     def lock(self) -> None:
-        """Claim the folder for writing; InputError where another process has it."""
+        """Claim the folder for writing, without changing its settings.
+
+        InputError, before a byte is written, where another process has it or a phase was made otherwise.
+        """
+        self._on_main(self._lock)
+
+    def claim(self) -> None:
+        """Claim the folder, and give it this run's settings."""
+        self.lock()
+        self._on_main(self._open)
+
+    def _lock(self) -> None:
+        check_start(self.config, self.domain, self.ranks)
+        seal.check_run(self.dir, self.config)
+        self._held = Lock(self.dir)
+        seal.check_run(self.dir, self.config)  # again: somebody may have written until now
+        self._held.sign()
+        seal.clear_leftovers(self.dir)
+
+    def _open(self) -> None:
+        settings = json.loads(json.dumps(self.config.to_dict()))
+        write_atomically(self.dir / "config.json", json.dumps(settings, indent=1))
+        if not (self.dir / "run.json").is_file():
+            write_atomically(self.dir / "run.json", json.dumps(self._facts(settings), indent=1))
+
+    def _on_main(self, do: Callable[[], None]) -> None:
+        """`do()` on the main rank. Its error is raised there; the others end without a word."""
+        error = None
         if self.ranks.main:
-            self._lock = Lock(self.dir)
+            try:
+                do()
+            except InputError as e:
+                error = e
+        if self.ranks.from_main(error is not None):
+            raise error or Stopped("the main rank was refused the folder")
+
+    def begin(self, phase: str, lap: int) -> None:
+        """Write down what a phase is made with, before anything else of it is written."""
+        self._on_main(lambda: seal.begin(self.folder(phase, lap), phase, lap, self.config))
 
     def hard_problems(self, name: str, lap: int) -> list[ProblemRecord]:
         """The harder problems "train_hard" or "validation_hard" of a lap."""
@@ -120,18 +129,30 @@ class Run:
     def is_done(self, phase: str, lap: int = 1) -> bool:
         return (self.folder(phase, lap) / "phase.json").is_file()
 
+    def command(self, phase: str, lap: int) -> str:
+        """What makes a phase."""
+        return f"python train.py --phase={phase}{f' --lap={lap}' if lap > 1 else ''} --dir={self.dir}"
+
     def need(self, phase: str, lap: int = 1) -> Path:
         """The folder of an earlier phase; InputError says how to make it where it is not done."""
         if not self.is_done(phase, lap):
-            lap_flag = f" --lap={lap}" if lap > 1 else ""
             raise InputError(
-                f"{self.folder(phase, lap)} is missing or unfinished: run "
-                f"`python train.py --phase={phase}{lap_flag} --dir={self.dir}` first"
+                f"{self.folder(phase, lap)} is missing or unfinished: run `{self.command(phase, lap)}` first"
             )
         return self.folder(phase, lap)
 
+    def file(self, phase: str, lap: int, name: str) -> Path:
+        """A file of an earlier phase; InputError where it is not as the phase left it."""
+        path = self.need(phase, lap) / name
+        if path not in self._checked:
+            seal.check_file(path, self.command(phase, lap))
+            self._checked.add(path)
+        return path
+
     def load(self, phase: str, lap: int = 1) -> tuple[Model, AnyTokenizer]:
         folder = self.need(phase, lap)
+        for name in sorted(p.name for p in folder.iterdir() if p.suffix in MODEL_FILES):
+            self.file(phase, lap, name)
         kind = chat if (folder / "tokenizer_config.json").is_file() else checkpoint
         return kind.load_model(folder, self.ranks.device)
 
@@ -145,8 +166,7 @@ class Run:
         return Bench.of(language, self.domain.truth, self.config, self.ranks)
 
     def records(self, phase: str, lap: int, name: str, kind: type[Record]) -> list[Record]:
-        path = self.need(phase, lap) / name
-        return read_jsonl(path, kind)
+        return read_jsonl(self.file(phase, lap, name), kind)
 
     def once(self, path: Path, kind: type[Record], make: Callable[[], Iterable[Record]]) -> list[Record]:
         """Records of a file, made and written first if it is not there yet: work done is not done again.
@@ -174,11 +194,11 @@ class Run:
 
     def finish(self, phase: str, lap: int, seconds: float, **facts) -> None:
         """Write phase.json: from here on the phase is done."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        done = {"phase": phase, "lap": lap, "title": PHASES[phase], "seconds": round(seconds, 1)}
+        done = {"phase": phase, "lap": lap, "title": PHASES[phase].title, "seconds": round(seconds, 1)}
         self.ranks.barrier()
-        self.write(phase, lap, "phase.json", done | {"peak_memory_mb": round(peak)} | facts)
         if self.ranks.main:
+            files = {"files": seal.checksums(self.folder(phase, lap))}
+            self.write(phase, lap, "phase.json", done | {"peak_memory_mb": _peak_memory()} | facts | files)
             shutil.rmtree(self.folder(phase, lap) / "snapshots", ignore_errors=True)
             self._tell_tensorboard(phase, lap)
         self.ranks.barrier()
@@ -186,17 +206,18 @@ class Run:
     def _tell_tensorboard(self, phase: str, lap: int) -> None:
         path = self.folder(phase, lap) / "eval.json"
         if path.is_file():
-            section = getattr(self.config, f"lap_{phase}", None) if lap > 1 else None
-            settings = dataclasses.asdict(section or getattr(self.config, phase))
-            figures = json.loads(path.read_text())["after"]
+            settings = dataclasses.asdict(getattr(self.config, section_of(phase, lap, self.config)))
+            figures = read_json(path)["after"]
             hyperparameters(path.parent, {"seed": self.config.seed} | settings, figures)
 
 
-def _differ(new: object, old: object) -> bool:
-    """Whether two settings differ; a field that only one version of the program knows does not count."""
-    if isinstance(new, dict) and isinstance(old, dict):
-        return any(_differ(new[k], old[k]) for k in new.keys() & old.keys())
-    return new != old
+def _peak_memory() -> int:
+    """The most memory that this process had, in MiB; 0 where the system does not tell."""
+    try:
+        import resource  # not on every system
+    except ImportError:
+        return 0
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _commit() -> str:

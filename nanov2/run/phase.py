@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from nanov2.method.judges import ChatJudge, meta_judge
 from nanov2.method.tasks import SelfVerifyTask, true_scores
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
-from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord
+from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, read_json
 from nanov2.rl.trainer import train_grpo
 from nanov2.run.folder import Run
 
@@ -203,4 +202,4 @@ def run_grpo(
 
 
 def read_eval(run: Run, phase: str, lap: int) -> dict:
-    return json.loads((run.need(phase, lap) / "eval.json").read_text())
+    return read_json(run.file(phase, lap, "eval.json"))

@@ -243,7 +243,7 @@ def test_bombs_are_refused_by_every_reader_of_json(tmp_path, name):
         load(DataConfig(str(path)), ProofRecord)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError):
-        Run(tmp_path, Config(), Ranks())
+        Run(tmp_path, Config(), Ranks()).claim()
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(InputError):
         frame(tmp_path, 80)

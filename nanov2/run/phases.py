@@ -1,0 +1,110 @@
+"""The phases of the cycle in their order: what train.py, the plan, the report and sample.py know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nanov2.errors import InputError
+from nanov2.run.config import Config
+from nanov2.settings import choose
+
+
+@dataclass(frozen=True)
+class PhaseInfo:
+    """One phase. Its settings are the section of its name; in laps 2, 3, … lap_NAME, where there is one."""
+
+    name: str
+    title: str
+    laps: Literal["first", "later", "all"] = "all"
+    needs: tuple[str, ...] = ()  # phases of the same lap that it reads, or of the lap that has them
+    trains: Literal["", "verify", "meta", "prove"] = ""  # the task that GRPO trains in it
+    answers: tuple[str, ...] = field(default=())  # modes of sample.py that its model is for
+
+    def belongs_to(self, lap: int) -> bool:
+        return self.laps == "all" or (lap == 1) == (self.laps == "first")
+
+
+CYCLE = (
+    PhaseInfo("base", "Base: supervised training on imperfect demonstrations", "first"),
+    PhaseInfo(
+        "coldstart", "1A: weak proofs, refined, drawn and scored by the expert (𝒟v)", "first", ("base",)
+    ),
+    PhaseInfo("verifier", "1B: verifier πφ v1, R_format · R_score", "first", ("coldstart",), "verify"),
+    PhaseInfo("meta", "1C: graded critiques (𝒟mv) and the meta-verifier πη", "first", ("verifier",), "meta"),
+    PhaseInfo(
+        "consolidate",
+        "Base of a later lap: rejection fine-tuning on the best samples of the lap before",
+        "later",
+        ("autolabel",),
+    ),
+    PhaseInfo(
+        "verifier2",
+        "1D: enhanced verifier πφ v2, R_format · R_score · R_meta",
+        needs=("meta",),
+        trains="verify",
+        answers=("verify", "meta"),
+    ),
+    PhaseInfo(
+        "generator",
+        "2: generator πθ, the verifier's score as its only reward",
+        needs=("verifier2",),
+        trains="prove",
+        answers=("prove",),
+    ),
+    PhaseInfo(
+        "selfverify",
+        "3: self-verifying generator, draft → critique → revision → final",
+        needs=("generator",),
+        trains="prove",
+        answers=("refine", "search"),
+    ),
+    PhaseInfo("autolabel", "4: labels by consensus for new hard proofs", needs=("selfverify",)),
+)
+PHASES = {phase.name: phase for phase in CYCLE}
+
+
+def flywheel(config: Config) -> list[tuple[str, int]]:
+    """(phase, lap) of everything that the flywheel does; consolidation only where a phase starts from it."""
+    return [
+        (phase.name, lap)
+        for lap in range(1, config.laps + 1)
+        for phase in CYCLE
+        if phase.belongs_to(lap) and (phase.name != "consolidate" or config.consolidates)
+    ]
+
+
+def check_name(phase: str, *others: str) -> None:
+    """InputError, with the nearest name, where there is no such phase."""
+    try:
+        choose(phase, (*PHASES, *others), "--phase")
+    except ValueError as e:
+        raise InputError(f"unknown phase: {e}") from e
+
+
+def needed(phase: str, lap: int) -> list[tuple[str, int]]:
+    """(phase, lap) of what has to be done before a phase."""
+    return [
+        (name, 1 if PHASES[name].laps == "first" else lap - (phase == "consolidate"))
+        for name in PHASES[phase].needs
+    ]
+
+
+def check_request(phase: str, lap: int, config: Config) -> None:
+    """InputError where there is no such phase, or where it does not belong to the lap."""
+    check_name(phase, "flywheel")
+    if phase == "flywheel":
+        if lap != 1:
+            raise InputError(f"--lap={lap}: the flywheel does all laps; name one phase with --phase=NAME")
+        return
+    info = PHASES[phase]
+    if not 1 <= lap <= config.laps:
+        raise InputError(f"--lap={lap}: this run has laps 1 to {config.laps} (laps = {config.laps})")
+    if not info.belongs_to(lap):
+        where = "to lap 1 alone: leave out --lap" if lap > 1 else "to later laps: give --lap=2 or more"
+        raise InputError(f"--phase={phase} --lap={lap}: {phase} belongs {where}")
+
+
+def section_of(phase: str, lap: int, config: Config) -> str:
+    """The section that holds the settings of a phase in a lap."""
+    return f"lap_{phase}" if lap > 1 and hasattr(config, f"lap_{phase}") else phase

@@ -1,0 +1,77 @@
+"""What is checked before a run makes anything: whether its parts fit together, and into memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from nanov2.distributed.ranks import Ranks
+from nanov2.domains.domain import Domain
+from nanov2.errors import InputError
+from nanov2.method.config import JudgedConfig, ProverConfig
+from nanov2.run.config import EXPERTS, Config, trained_sections
+from nanov2.run.costs import Costs, Hardware
+
+STATE = 16  # bytes a parameter in training: weight, gradient, AdamW's two moments, in fp32
+
+
+def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
+    """InputError for what would end a run hours later: an expert or judge that cannot be asked, a model that
+    does not fit into memory."""
+    _check_expert(config, domain)
+    _check_judges(config, domain)
+    _check_memory(config, ranks)
+
+
+def _check_expert(config: Config, domain: Domain) -> None:
+    folder = config.pretrained.folder
+    if config.expert not in EXPERTS and not Path(config.expert).is_file():
+        raise InputError(f"expert {config.expert!r}: no such file, and none of {', '.join(EXPERTS)}")
+    if config.expert == "exact" and domain.truth is None:
+        raise InputError(
+            'expert = "exact": nobody knows the truth here; set --expert=page, person, or a file'
+        )
+    if config.expert == "grades" and not any(domain.graded_proofs().values()):
+        raise InputError(
+            f'expert = "grades" uses the grades of people, and domain {config.domain!r} has none: '
+            "set --expert=exact, person, page, or a file"
+        )
+    if folder and not (Path(folder) / "config.json").is_file():
+        raise InputError(f"pretrained.folder {folder!r} is no model folder: config.json is missing")
+
+
+def _check_judges(config: Config, domain: Domain) -> None:
+    for name in trained_sections():
+        section = getattr(config, name)
+        if isinstance(section, ProverConfig) and section.keep_best == "truth" and domain.truth is None:
+            raise InputError(f'{name}.keep_best = "truth": nobody knows the truth here; set "none"')
+        if not isinstance(section, JudgedConfig) or section.judge != "endpoint":
+            continue
+        if not config.pretrained.folder:
+            raise InputError(f'{name}.judge = "endpoint" is for pretrained models: set pretrained.folder')
+        if not config.endpoint.url.startswith(("http://", "https://")) or not config.endpoint.model:
+            raise InputError(f'{name}.judge = "endpoint" needs endpoint.url (http://…/v1) and endpoint.model')
+
+
+def _check_memory(config: Config, ranks: Ranks) -> None:
+    device = Hardware(1.0, 1.0, 1.0, memory_of(ranks.device), gpu=ranks.device.type == "cuda")
+    costs = Costs(config, ranks.size, ranks.per_node, device)
+    together = 1 if device.gpu else min(ranks.size, ranks.per_node)  # ranks that share a machine's memory
+    need = together * STATE * costs.params / costs.over
+    if need > device.memory:
+        raise InputError(
+            f"training {costs.params:,} parameters holds {need / 1e9:,.0f} GB, and this machine has "
+            f"{device.memory / 1e9:,.0f} GB: take a smaller model, or shards over more ranks (see --dry-run)"
+        )
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of a device; infinity where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
