@@ -31,7 +31,7 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.packing import Completion, Pack
-from nanov2.rl.grpo import make_optimizer
+from nanov2.rl.optimizer import make_optimizer
 from nanov2.rl.trainer import supervised_loss
 
 LLAMA = dict(rope_theta=500_000.0, embed_conv=0, vocab_size=128_256, n_kv_heads=8)

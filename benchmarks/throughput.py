@@ -77,7 +77,9 @@ def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, st
     from nanov2.model.rollout import Sampling
     from nanov2.model.sampler import sample
     from nanov2.rl.config import GRPOConfig
-    from nanov2.rl.grpo import Clock, Group, Rewards, make_optimizer, rollout_groups, train_on_groups
+    from nanov2.rl.grpo import Clock, rollout_groups, train_on_groups
+    from nanov2.rl.optimizer import make_optimizer
+    from nanov2.rl.task import Group, Rewards
 
     class Task:
         max_turns = max_given = 1

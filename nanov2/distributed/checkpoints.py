@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from nanov2.distributed.ranks import Ranks
+from nanov2.distributed.safety import on_main
 from nanov2.errors import InputError
 from nanov2.records import write_atomically
 
@@ -74,7 +75,7 @@ class Snapshots:
         self._writing = None
         failed = [e for e in self.ranks.gather([_failure(future)]) if e]
         if failed:
-            raise InputError(f"cannot write {self.folder}: {failed[0]}; earlier snapshots are kept")
+            raise InputError(f"cannot write {self.folder}: {failed[0]}; earlier checkpoints are kept")
         sums = self._checksums(part)
         self._on_main(lambda: self._complete(part, final, sums))
 
@@ -103,15 +104,7 @@ class Snapshots:
         return sorted(paths, key=lambda p: int(p.name[len(name) + 1 :]), reverse=True)
 
     def _on_main(self, do) -> None:
-        """`do()` on the main rank, while the others wait; its error is raised on all."""
-        error = None
-        if self.ranks.main:
-            try:
-                do()
-            except (OSError, InputError) as e:
-                error = f"cannot write {self.folder}: {e}; earlier snapshots are kept"
-        if error := self.ranks.from_main(error):
-            raise InputError(error)
+        on_main(self.ranks, self.folder, do)
 
     def _write(self, part: Path, tensors: dict[str, Tensor]) -> Future:
         """Begin to write the tensors; whole ones are written when this returns."""
@@ -207,7 +200,7 @@ def _fresh(part: Path, need: int) -> None:
         shutil.rmtree(left)
     free = shutil.disk_usage(part.parent).free
     if free < need + (16 << 20):
-        raise InputError(f"{free >> 20} MiB free on the disk, {(need >> 20) + 16} MiB wanted")
+        raise OSError(f"{free >> 20} MiB free on the disk, {(need >> 20) + 16} MiB wanted")
     part.mkdir()
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -108,6 +108,29 @@ def _first_line(path: Path) -> str:
         return ""
 
 
+def on_disk(path: Path, do: Callable[[], None]) -> None:
+    """`do()`, which writes; InputError, in one line, where the disk is full or may not be written."""
+    try:
+        do()
+    except OSError as e:
+        raise InputError(
+            f"cannot write {path}: {e.strerror or e}; checkpoints are kept: make room (or the folder "
+            "writable), and the same command goes on from the last one"
+        ) from e
+
+
+def on_main(ranks: Ranks, path: Path, do: Callable[[], None]) -> None:
+    """`do()`, which writes to `path`, on the main rank while the others wait; its error is raised on all."""
+    error = None
+    if ranks.main:
+        try:
+            on_disk(path, do)
+        except InputError as e:
+            error = str(e)
+    if error := ranks.from_main(error):
+        raise InputError(error)
+
+
 def check_space(folder: Path, n_params: int) -> None:
     """InputError where the disk has no room for two training states (weights and AdamW's two moments)."""
     need = 2 * 3 * 4 * n_params + (64 << 20)
@@ -129,7 +152,8 @@ class Guard:
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if self.in_a_row >= self.most:
             path = self.folder / f"bad_batch_rank{self.ranks.rank}.json"
-            write_atomically(path, json.dumps({"step": step, "batch": batch()}, indent=1, ensure_ascii=False))
+            text = json.dumps({"step": step, "batch": batch()}, indent=1, ensure_ascii=False)
+            on_disk(path, lambda: write_atomically(path, text))
             raise InputError(
                 f"{self.most} steps in a row, up to {step + 1}, had gradients that are not finite or too "
                 f"large: lower lr or raise skip_norm; the last batch is in {path}, beside the last checkpoint"

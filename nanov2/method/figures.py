@@ -28,7 +28,7 @@ from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
 from nanov2.records import LEVELS, CritiqueRecord, ProblemRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.config import GRPOConfig
-from nanov2.rl.grpo import Task
+from nanov2.rl.task import Task
 
 if TYPE_CHECKING:
     from nanov2.run.config import Config

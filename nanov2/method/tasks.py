@@ -14,7 +14,7 @@ from nanov2.method.judges import Judge
 from nanov2.method.rewards import R_Z, R_format, R_gated, R_generator, R_score
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
-from nanov2.rl.grpo import Rewards
+from nanov2.rl.task import Rewards
 
 
 def true_scores(truth: Truth | None, items: list, proofs: list[str | None]) -> list[float]:

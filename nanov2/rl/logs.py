@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nanov2 import journal
 from nanov2.distributed.ranks import Ranks
+from nanov2.distributed.safety import on_main
 from nanov2.records import write_atomically, write_jsonl
 
 
@@ -18,53 +21,70 @@ def read_rows(path: Path) -> list[dict]:
 
 
 class Log:
-    """Scalars and samples of one phase. Only the main rank writes; every rank may call."""
+    """Scalars and samples of one phase. Every rank calls; only the main rank writes.
+
+    Where the disk does not take it, that is an InputError on every rank.
+    """
 
     def __init__(self, folder: Path, name: str, ranks: Ranks, start: int, steps: int):
-        self.main, self.path, self.writer = ranks.main, folder / "metrics.jsonl", None
-        if not self.main:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
+        self.ranks, self.folder, self.path, self.name = ranks, folder, folder / "metrics.jsonl", name
+        self.writer = None
+        threading.excepthook = _quietly
+        on_main(ranks, folder, partial(self._open, start))
+        hidden = not ranks.main or not sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=start, desc=name, disable=hidden, leave=False)
+
+    def _open(self, start: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         # what came after the checkpoint is done again
         kept = [row for row in read_rows(self.path) if row["step"] < start] if start else []
         write_jsonl(self.path, kept)
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-        self.name = name
-        self.bar = tqdm(total=steps, initial=start, desc=name, disable=not sys.stderr.isatty(), leave=False)
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start)
 
     def step(self, step: int, scalars: dict) -> None:
-        if not self.main:
-            return
+        on_main(self.ranks, self.folder, partial(self._write, step, scalars))
+        shown = {k: f"{scalars[k]:.3f}" for k in ("loss", "reward", "truth") if k in scalars}
+        text = " ".join(f"{k} {x}" for k, x in shown.items())
+        self.bar.set_postfix_str(text)
+        self.bar.update(1)
+        if self.ranks.main and self.bar.disable and (step + 1) % 20 == 0:
+            print(f"[{self.name}] step {step + 1}/{self.bar.total} {text}", file=sys.stderr, flush=True)
+
+    def _write(self, step: int, scalars: dict) -> None:
         journal.append(self.path, [{"step": step} | _rounded(scalars)])
         for key, value in scalars.items():
             for name, x in value.items() if isinstance(value, dict) else ((None, value),):
                 self.writer.add_scalar(f"{self.name}/{key}" + (f"/{name}" if name else ""), x, step)
-        self.bar.set_postfix_str(
-            " ".join(f"{k} {scalars[k]:.3f}" for k in ("loss", "reward", "truth") if k in scalars)
-        )
-        self.bar.update(1)
-        if self.bar.disable and (step + 1) % 20 == 0:
-            shown = " ".join(f"{k} {scalars[k]:.3f}" for k in ("loss", "reward", "truth") if k in scalars)
-            print(f"[{self.name}] step {step + 1}/{self.bar.total} {shown}", file=sys.stderr, flush=True)
 
     def metrics(self, step: int, metrics: dict) -> None:
         """Held-out figures, {name: {"value", …}}."""
-        if self.main:
+
+        def write():
             for name, m in metrics.items():
                 self.writer.add_scalar(f"{self.name}/held-out/{name}", m["value"], step)
 
+        on_main(self.ranks, self.folder, write)
+
     def text(self, step: int, title: str, text: str) -> None:
-        if self.main:
+        def write():
             write_atomically(self.path.with_name("last_sample.txt"), text)
             body = "\n".join("    " + line for line in text.splitlines())
             self.writer.add_text(f"{self.name}/{title}", body, step)
 
+        on_main(self.ranks, self.folder, write)
+
     def close(self) -> None:
-        if self.main and self.writer:
-            self.bar.close()
-            self.writer.close()
+        self.bar.close()
+        on_main(self.ranks, self.folder, lambda: self.writer.close())
+
+
+def _quietly(args) -> None:
+    """TensorBoard's writing thread shows a traceback where the disk is full; its error comes up again in
+    `Log`, at the next figure that is written."""
+    if not (issubclass(args.exc_type, OSError) and "tensorboard" in type(args.thread).__module__):
+        threading.__excepthook__(args)
 
 
 def hyperparameters(folder: Path, settings: dict, metrics: dict) -> None:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from nanov2.distributed.checkpoints import Snapshots, fingerprint
 from nanov2.distributed.ranks import Ranks
-from nanov2.distributed.safety import check_space
+from nanov2.distributed.safety import CleanStop, Guard, check_space, on_disk
 from nanov2.distributed.sharding import place, whole
 from nanov2.errors import InputError
 from nanov2.model.decoder import Model
-from nanov2.rl.grpo import Task, make_optimizer
+from nanov2.rl.optimizer import make_optimizer, schedule, set_lr
 
 
 class Phase:
-    """What a training phase holds: the model as it is trained, its optimiser, its judges, its snapshots.
+    """What a training phase holds: the model as it is trained, its optimiser, its judges, its checkpoints.
 
     `model` is what the caller gave, or its twin in shards; `whole()` fills the caller's and the judges'
-    for sampling and measuring.
+    for sampling and measuring. It begins where the newest checkpoint left off: `start` is the step to go on
+    from, `curve` the figures so far, `saved` whatever else was given to `save`.
     """
 
     def __init__(
         self, folder: Path, model: Model, config, ranks: Ranks, judges: dict | None = None, reference=None
     ):
-        folder.mkdir(parents=True, exist_ok=True)
+        on_disk(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         check_space(folder, model.n_params)
-        frozen = {name: judge.model for name, judge in (judges or {}).items()}
+        frozen = {n: j.model for n, j in (judges or {}).items() if getattr(j, "model", None) is not None}
         if reference is not None:
             frozen["reference"] = reference
         self.hashes = {name: fingerprint(m) for name, m in frozen.items()}
@@ -36,12 +38,29 @@ class Phase:
         self.model = self.trained.model
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay)
         self.reference = self.frozen["reference"].model if reference is not None else None
+        self.stop, self.guard = CleanStop(ranks), Guard(folder, config.max_skipped, ranks)
+        self.start, self.curve, self.saved = self._resume()
+        self.guard.in_a_row = self.saved.get("skipped_in_a_row", 0)
 
     def whole(self) -> AbstractContextManager[None]:
         return whole([self.trained, *(p for name, p in self.frozen.items() if name != "reference")])
 
-    def resume(self) -> tuple[int, list[dict], dict]:
-        """The step to go on from, the curve so far, and whatever else was saved."""
+    def steps(self, lowest: float) -> Iterator[int]:
+        """The steps that are left, or up to the one in which the run is asked to stop, each at its learning
+        rate: linear warm-up, flat, then linear down to `lowest` of the peak."""
+        c = self.config
+        for step in self.stop.until(self.start, c.steps):
+            set_lr(self.optimizer, c.lr * schedule(step, c.steps, c.warmup, c.decay, lowest))
+            yield step
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def measures(self, step: int) -> bool:
+        return (step + 1) % self.config.eval_every == 0
+
+    def _resume(self) -> tuple[int, list[dict], dict]:
         path = self.snapshots.newest("step")
         if path is None:
             return 0, [], {}
@@ -54,10 +73,12 @@ class Phase:
             )
         return extra["step"], extra["curve"], extra
 
-    def save(self, step: int, stopping: bool, progress: dict) -> None:
-        """A snapshot after every `save_every` steps, after the last, and when the run is asked to stop."""
+    def save(self, step: int, **progress) -> None:
+        """A checkpoint after every `save_every` steps, after the last, and when the run is asked to stop."""
+        stopping = self.stop.now()
         if (step + 1) % self.config.save_every == 0 or step + 1 == self.config.steps or stopping:
-            extra = {"step": step + 1, "judges": self.hashes} | progress
+            state = {"curve": self.curve, "skipped_in_a_row": self.guard.in_a_row, "judges": self.hashes}
+            extra = {"step": step + 1} | state | progress
             self.snapshots.save("step", self.model, self.optimizer, extra)
         self.snapshots.poll()
 
@@ -78,9 +99,3 @@ class Phase:
         self.snapshots.finish()
         for placed in (self.trained, *self.frozen.values()):
             placed.give_back()
-
-
-def judges_of(task: Task) -> dict:
-    """A task's frozen judges in this process, by name."""
-    found = {name: getattr(task, name, None) for name in ("verifier", "meta")}
-    return {name: judge for name, judge in found.items() if hasattr(judge, "model")}

@@ -9,22 +9,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import torch
-
 from nanov2.distributed.ranks import Ranks, derive_rng, derive_seed
-from nanov2.distributed.safety import CleanStop, Guard, usable
 from nanov2.distributed.sharding import in_step
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.model.decoder import Model
-from nanov2.model.deepseek import balance
 from nanov2.model.packing import Pack, collate, micro_batches
 from nanov2.model.sampler import Tokenizer
 from nanov2.rl.config import BaseConfig, GRPOConfig
-from nanov2.rl.grpo import Clock, Group, Task, rollout_groups, schedule, train_on_groups
+from nanov2.rl.grpo import Clock, rollout_groups, train_on_groups
 from nanov2.rl.logs import Log
-from nanov2.rl.state import Phase, judges_of
+from nanov2.rl.optimizer import descend
+from nanov2.rl.state import Phase
+from nanov2.rl.stats import Stats
+from nanov2.rl.task import Group, Task
 
 Metrics = dict[str, dict]  # name → {"value", "n", "low", "high"}
 MICRO_TOKENS = 1024  # of a supervised micro-batch: small ones stay in the processor's cache
@@ -66,34 +66,28 @@ def train_supervised(
 ) -> list[dict]:
     """Train on `draw(step, i)`, i < batch. Returns the curve of `measure` every `eval_every` steps."""
     phase = Phase(folder, model, config, ranks)
-    start, curve, extra = phase.resume()
-    log = Log(folder, name, ranks, start, config.steps)
-    clock = Clock()
-    stop, guard = CleanStop(ranks), Guard(folder, config.max_skipped, ranks)
-    guard.in_a_row = extra.get("skipped_in_a_row", 0)
-    for step in stop.until(start, config.steps):
-        _set_lr(phase.optimizer, config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.05))
+    log, clock = Log(folder, name, ranks, phase.start, config.steps), Clock()
+    for step in phase.steps(lowest=0.05):
         packs = [draw(step, i) for i in ranks.mine(list(range(config.batch)))]
         tokens = ranks.sum({"tokens": counted_tokens(packs)})["tokens"]
         clock.lap("data")
         loss = supervised_loss(phase.model, packs, tokenizer, tokens, backward=True)
         loss = ranks.sum({"loss": loss})["loss"]
-        norm = _descend(phase.model, phase.optimizer, config, ranks)
-        guard.step(step, norm is None, lambda packs=packs: [_text(tokenizer, p) for p in packs])
+        norm = descend(phase.model, phase.optimizer, config, ranks)
+        phase.guard.step(step, norm is None, lambda packs=packs: [_text(tokenizer, p) for p in packs])
         clock.lap("train")
-        if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
+        if phase.measures(step) and step + 1 < config.steps:
             with phase.whole():
-                curve.append({"step": step + 1, **measure(model, step + 1)})
-            log.metrics(step + 1, curve[-1] | {"step": {"value": step + 1}})
+                phase.curve.append({"step": step + 1, **measure(model, step + 1)})
+            log.metrics(step + 1, phase.curve[-1] | {"step": {"value": step + 1}})
             clock.lap("eval")
-        figures = {"tokens": tokens, "skipped": float(norm is None), "seconds": dict(clock.seconds)}
+        figures = {"tokens": tokens, "skipped": float(norm is None), "seconds": clock.take()}
         log.step(step, figures if norm is None else {"loss": loss, "grad_norm": norm} | figures)
-        clock.seconds.clear()
-        phase.save(step, stop.now(), {"curve": curve, "skipped_in_a_row": guard.in_a_row})
+        phase.save(step)
     phase.end()
     log.close()
-    stop.finish(name)
-    return curve
+    phase.stop.finish(name)
+    return phase.curve
 
 
 def train_grpo(
@@ -116,69 +110,64 @@ def train_grpo(
     them, and at once, ending the phase, where `validation/hacking_gap` passes `config.max_gap`.
     """
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
-    phase = Phase(folder, model, config, ranks, judges_of(task), reference)
-    start, curve, extra = phase.resume()
-    stream = Stream(items, seed, extra.get("cursor", 0))
-    best, notes = extra.get("best", -math.inf), extra.get("notes", [])
-    log = Log(folder, name, ranks, start, config.steps)
-    clock = Clock()
-
-    if not curve:
+    phase = Phase(folder, model, config, ranks, task.judges, reference)
+    stream = Stream(items, seed, phase.saved.get("cursor", 0))
+    best = Best(phase, keep_best)
+    log, clock = Log(folder, name, ranks, phase.start, config.steps), Clock()
+    if not phase.curve:
         with phase.whole():
-            curve.append({"step": 0, **measure(model, 0)})
-    stop, guard = CleanStop(ranks), Guard(folder, config.max_skipped, ranks)
-    guard.in_a_row = extra.get("skipped_in_a_row", 0)
-    for step in stop.until(start, config.steps):
-        lr = config.lr * schedule(step, config.steps, config.warmup, config.decay, 0.1)
-        _set_lr(phase.optimizer, lr)
-        step_seed = derive_seed(seed, "rollout", step)
+            phase.curve.append({"step": 0, **measure(model, 0)})
+    for step in phase.steps(lowest=0.1):
+        rollout_seed = derive_seed(seed, "rollout", step)
         with phase.whole():
-            groups, sums = rollout_groups(
-                model, tokenizer, task, stream.take, config, ranks, step_seed, clock
+            groups, stats = rollout_groups(
+                model, tokenizer, task, stream.take, config, ranks, rollout_seed, clock
             )
-        trained = train_on_groups(
-            phase.model, phase.optimizer, groups, config, ranks, step_seed, phase.reference, task.max_turns
+        stats |= train_on_groups(
+            phase.model, phase.optimizer, groups, config, ranks, rollout_seed, phase.reference, task.max_turns
         )
-        skipped = trained.get("skipped", 0) > 0
-        guard.step(step, skipped, lambda groups=groups: [_readable(tokenizer, g) for g in groups])
+        text = partial(_readable, tokenizer, groups)
+        phase.guard.step(step, stats.maxima["skipped"] > 0, text)
         clock.lap("train")
-        measured = (step + 1) % config.eval_every == 0 or step + 1 == config.steps
+        measured = phase.measures(step) or step + 1 == config.steps
         if measured:
             with phase.whole():
-                curve.append({"step": step + 1, **measure(model, step + 1)})
-            log.metrics(step + 1, {k: v for k, v in curve[-1].items() if k != "step"})
-            for group in groups[:1]:
-                log.text(step + 1, "group", "\n".join(_readable(tokenizer, group)))
+                phase.curve.append({"step": step + 1, **measure(model, step + 1)})
+            log.metrics(step + 1, {k: v for k, v in phase.curve[-1].items() if k != "step"})
+            log.text(step + 1, "group", "\n".join(text()[:1]))
             clock.lap("eval")
-        figures = _summary(sums, trained, ranks)
-        rates = {  # over all ranks, in the main rank's seconds
-            "sample": sums["sampled_tokens"] / max(clock.seconds["sample"], 1e-9),
-            "train": figures["trained_tokens"] / max(clock.seconds["train"], 1e-9),
-        }
-        timeline = {"seconds": dict(clock.seconds), "tokens_per_second": rates}
-        log.step(step, figures | {"lr": lr} | timeline)
-        clock.seconds.clear()
-        if measured and keep_best:
-            value = curve[-1][keep_best]["value"]
-            if value >= best:
-                best = value
-                phase.save_best(step)
-            gap = curve[-1].get("validation/hacking_gap", {"value": 0.0})["value"]
-            if gap > config.max_gap or (step + 1 == config.steps and value < best - 0.02):
-                at = phase.load_best()
-                why = (
-                    f"gap of reward over truth {gap:.3f}"
-                    if gap > config.max_gap
-                    else f"{keep_best} {value:.3f}"
-                )
-                notes.append(f"fell back to step {at} ({keep_best} {best:.3f}) at step {step + 1}: {why}")
-                break
-        progress = {"cursor": stream.cursor, "best": best, "notes": notes}
-        phase.save(step, stop.now(), {"curve": curve, "skipped_in_a_row": guard.in_a_row} | progress)
+        log.step(step, _figures(stats.over_ranks(ranks), clock.take()) | {"lr": phase.lr})
+        if measured and best.ends(step):
+            break
+        phase.save(step, cursor=stream.cursor, best=best.value, notes=best.notes)
     phase.end()
     log.close()
-    stop.finish(name)
-    return curve, notes
+    phase.stop.finish(name)
+    return phase.curve, best.notes
+
+
+class Best:
+    """Keeps the weights that did best on the figure `name` of the curve; without a name it does nothing."""
+
+    def __init__(self, phase: Phase, name: str):
+        self.phase, self.name = phase, name
+        self.value, self.notes = phase.saved.get("best", -math.inf), phase.saved.get("notes", [])
+
+    def ends(self, step: int) -> bool:
+        """After a measurement: whether the phase ends, back at its best weights."""
+        if not self.name:
+            return False
+        config, last = self.phase.config, self.phase.curve[-1]
+        value, gap = last[self.name]["value"], last.get("validation/hacking_gap", {"value": 0.0})["value"]
+        if value >= self.value:
+            self.value = value
+            self.phase.save_best(step)
+        if gap <= config.max_gap and (step + 1 < config.steps or value >= self.value - 0.02):
+            return False
+        at = self.phase.load_best()
+        why = f"gap of reward over truth {gap:.3f}" if gap > config.max_gap else f"{self.name} {value:.3f}"
+        self.notes.append(f"fell back to step {at} ({self.name} {self.value:.3f}) at step {step + 1}: {why}")
+        return True
 
 
 class Stream:
@@ -200,68 +189,26 @@ class Stream:
         return taken
 
 
-def _readable(tokenizer: Tokenizer, group: Group) -> list[str]:
-    """A group as lines: the prompt, then each completion with its advantage."""
-    pairs = zip(group.rollouts, group.advantages, strict=True)
-    return [tokenizer.decode(group.prompt), *(f"{a:+.2f}  {tokenizer.decode(r.ids)}" for r, a in pairs)]
+def _readable(tokenizer: Tokenizer, groups: list[Group]) -> list[str]:
+    """Each group as lines: the prompt, then each completion with its advantage."""
+    texts = []
+    for group in groups:
+        rows = zip(group.rollouts, group.advantages, strict=True)
+        lines = [tokenizer.decode(group.prompt), *(f"{a:+.2f}  {tokenizer.decode(r.ids)}" for r, a in rows)]
+        texts.append("\n".join(lines))
+    return texts
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def _descend(
-    model: Model, optimizer: torch.optim.Optimizer, config: BaseConfig, ranks: Ranks
-) -> float | None:
-    """A step on the summed gradients; returns their norm, or None where it was unusable and skipped."""
-    ranks.sum_gradients(model)
-    norm = ranks.clip_gradients(model, config.max_grad_norm)
-    good = usable(norm, config.skip_norm)
-    if good:
-        optimizer.step()
-        balance(model, ranks)
-    optimizer.zero_grad(set_to_none=True)
-    return norm if good else None
-
-
-def _summary(sums: dict[str, float], trained: dict[str, float], ranks: Ranks) -> dict[str, float]:
-    """A step's figures for the curves, over all ranks."""
-    trained = ranks.sum({k: trained.get(k, 0.0) for k in _TRAINED})
-    answered, rows = max(sums["answered"], 1), max(sums["rows"], 1)
-    mean = sums["reward"] / answered
-    out = {
-        "reward": mean,
-        "reward_std": math.sqrt(max(sums["reward_sq"] / answered - mean**2, 0.0)),
-        "groups_kept": sums["groups_kept"],
-        "groups_sampled": sums["groups_sampled"],
-        "unanswered": (sums["rows"] - sums["answered"]) / rows,
-        "cut": sums["cut"] / rows,
-        "overlong": sums["overlong"],
-        # −log p of sampled tokens has the entropy as its mean
-        "entropy": sums["neg_logprob"] / max(sums["sampled_tokens"], 1),
-        "tokens": sums["sampled_tokens"],
-        "trained_tokens": trained["tokens"],
-        "skipped": trained["skipped"],
-        "loss": trained["loss"],
-        "grad_norm": trained["grad_norm"] / max(trained["optimizer_steps"], 1),
-        "kl": trained["kl_sum"] / max(trained["tokens"], 1),
-        "clip_fraction": (trained["clip_low_count"] + trained["clip_high_count"]) / max(trained["tokens"], 1),
+def _figures(stats: Stats, seconds: dict[str, float]) -> dict:
+    """A step's figures over all ranks, for the curves; `seconds` are the main rank's."""
+    figures = stats.figures()
+    squared = figures.pop("reward_squared", 0.0)
+    mean = figures.setdefault("reward", 0.0)
+    figures["reward_std"] = math.sqrt(max(squared - mean**2, 0.0))
+    rates = {
+        "sample": figures["tokens"] / max(seconds.get("sample", 0.0), 1e-9),
+        "train": figures.setdefault("trained_tokens", 0.0) / max(seconds.get("train", 0.0), 1e-9),
     }
-    for name in sums:
-        key = name.removeprefix("log.")
-        if key != name and sums["log_n." + key]:  # only of what somebody knows
-            out[key] = sums[name] / sums["log_n." + key]
-    return out
-
-
-_TRAINED = (
-    "loss",
-    "grad_norm",
-    "optimizer_steps",
-    "skipped",
-    "kl_sum",
-    "tokens",
-    "clip_low_count",
-    "clip_high_count",
-)
+    for name in ("loss", "grad_norm", "kl", "clip_fraction"):  # of a step without anything to learn from
+        figures.setdefault(name, 0.0)
+    return figures | {"seconds": seconds, "tokens_per_second": rates}

@@ -17,8 +17,8 @@ from nanov2.distributed import checkpoints as snapshots_module
 from nanov2.distributed.checkpoints import Snapshots, fingerprint
 from nanov2.distributed.ranks import Ranks
 from nanov2.errors import InputError
-from nanov2.rl.grpo import make_optimizer
 from nanov2.rl.logs import Log
+from nanov2.rl.optimizer import make_optimizer
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_ones(state, snapshots, monkey
     snapshots.save("step", *state, {"step": 1})
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(snapshots_module.shutil, "disk_usage", lambda _: usage(1, 1, 1 << 20))
-    with pytest.raises(InputError, match="1 MiB free on the disk.*earlier snapshots are kept"):
+    with pytest.raises(InputError, match="1 MiB free on the disk.*checkpoints are kept"):
         snapshots.save("step", *state, {"step": 2})
     assert step_of(snapshots.newest("step")) == 1
 

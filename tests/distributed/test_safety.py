@@ -1,12 +1,15 @@
 """Long runs: stopping cleanly, one writer, bad gradients, a full disk."""
 
+import errno
 import json
 import os
+import pkgutil
 import signal
 import time
 from collections import namedtuple
 
 import pytest
+import torch
 from conftest import small_model
 from safetensors.torch import load_file
 from scripts import TINY, flywheel, run
@@ -18,6 +21,7 @@ from nanov2.domains.language import Demonstration
 from nanov2.domains.order.prompts import WorldPrompts
 from nanov2.errors import InputError
 from nanov2.rl.config import BaseConfig
+from nanov2.rl.logs import Log
 from nanov2.rl.trainer import train_supervised
 
 BASE = ["--phase=base", "--base.save_every=1000"]
@@ -102,3 +106,52 @@ def test_skipped_steps_are_in_the_metrics(tokenizer, tmp_path):
     train(tmp_path, tokenizer, small_model(tokenizer), BaseConfig(steps=3, batch=1, skip_norm=1e-9))
     rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["skipped"] for r in rows] == [1, 1, 1] and "grad_norm" not in rows[0]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_step_is_one_line_and_the_same_figures_after_it(
+    tokenizer, tmp_path, monkeypatch
+):
+    """Whatever is being written: figures, TensorBoard's, checkpoints."""
+    config = BaseConfig(steps=6, batch=1, save_every=2, warmup=1)
+
+    def rows(folder):
+        found = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [r for r in found if r.pop("seconds")]
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train(tmp_path / "whole", tokenizer, whole := small_model(tokenizer), config)
+    places = {
+        "figures": "nanov2.journal.append",
+        "tensorboard": "torch.utils.tensorboard.SummaryWriter.add_scalar",
+        "checkpoint": "nanov2.distributed.checkpoints.write_atomically",
+    }
+    for name, place in places.items():
+        calls, real = [], pkgutil.resolve_name(place)
+
+        def third(*args, real=real, calls=calls, **options):
+            calls.append(1)
+            return (full if len(calls) > 3 else real)(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, third)
+            with pytest.raises(InputError, match="cannot write .*No space left on device"):
+                train(tmp_path / name, tokenizer, small_model(tokenizer), config)
+        train(tmp_path / name, tokenizer, model := small_model(tokenizer), config)
+        assert rows(tmp_path / name) == rows(tmp_path / "whole")
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters()))
+
+
+def test_the_error_of_tensorboards_thread_is_not_a_traceback(tmp_path, capfd):
+    log = Log(tmp_path, "x", Ranks(), 0, 9)
+    log.writer._get_file_writer().event_writer._async_writer._worker._record_writer.write = _fail
+    with pytest.raises(InputError, match="cannot write .*No space left on device"):
+        for step in range(100):
+            log.step(step, {"loss": 1.0})
+            time.sleep(0.01)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def _fail(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -22,7 +22,7 @@ from nanov2.method.tasks import SelfVerifyTask, VerifierTask
 from nanov2.model.deepseek import ExpertsConfig, LatentConfig
 from nanov2.records import ProblemRecord, ProofRecord
 from nanov2.rl.config import BaseConfig, GRPOConfig
-from nanov2.rl.grpo import make_optimizer
+from nanov2.rl.optimizer import make_optimizer
 from nanov2.rl.trainer import supervised_loss, train_grpo, train_supervised
 
 STEPS = 20
@@ -47,7 +47,6 @@ class RewardOfLength:
     def rewards(self, items, rollouts):
         out = super().rewards(items, rollouts)
         out.reward = [(0.0 if r != r else r) + len(x.ids) / 50 for r, x in zip(out.reward, rollouts)]
-        out.gates = []
         return out
 
 

@@ -14,7 +14,8 @@ from nanov2.model.layers import Linear, RMSNorm, rotate
 from nanov2.model.packing import Completion, collate, make_packs
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
-from nanov2.rl.grpo import batch_logprobs, make_optimizer
+from nanov2.rl.grpo import batch_logprobs
+from nanov2.rl.optimizer import make_optimizer
 
 DEEPSEEK = {"latent": LATENT, "experts": EXPERTS, "n_kv_heads": 4}
 

@@ -11,12 +11,14 @@ from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.kernels.advantage import group_advantage
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.kernels.policy_loss import LOSS_TYPES, policy_loss
-from nanov2.method.rewards import NAN
+from nanov2.method.rewards import NAN, R_gated
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
 from nanov2.records import ProblemRecord
 from nanov2.rl.config import GRPOConfig
-from nanov2.rl.grpo import Clock, Group, Rewards, rollout_groups, train_on_groups
+from nanov2.rl.grpo import Clock, rollout_groups, train_on_groups
+from nanov2.rl.stats import Stats
+from nanov2.rl.task import Group, Rewards
 
 CONFIG = GRPOConfig(prompts=4, samples=4, max_tokens=12, refill=0)
 
@@ -144,22 +146,21 @@ def test_C4_temperature_divides_the_logits():
 def test_C6_on_policy_the_ratio_is_exactly_one(tokenizer, prompts, model, ranks):
     groups = some_groups(model, tokenizer, prompts)
     config = dataclasses.replace(CONFIG, max_grad_norm=math.inf)
-    sums = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
-    assert sums["ratio_sum"] == sums["tokens"]
-    assert sums["clip_low_count"] == sums["clip_high_count"] == 0
+    figures = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0).figures()
+    assert figures["ratio"] == 1 and figures["clip_fraction"] == 0
     # and with several optimiser steps, at the first of them: the old log-probs are the trainer's own
     config = dataclasses.replace(config, epochs=2)
-    sums = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
-    assert sums["ratio_sum"] == sums["tokens"]  # this optimiser does not move
+    figures = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0).figures()
+    assert figures["ratio"] == 1  # this optimiser does not move
 
 
 def test_several_steps_on_a_rollout_move_the_ratio_and_can_clip(tokenizer, prompts, model, ranks):
     groups = some_groups(model, tokenizer, prompts)
     config = dataclasses.replace(CONFIG, epochs=4, minibatches=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    sums = train_on_groups(model, optimizer, groups, config, ranks, 0)
-    assert sums["optimizer_steps"] == 8
-    assert sums["clip_low_count"] + sums["clip_high_count"] > 0
+    stats = train_on_groups(model, optimizer, groups, config, ranks, 0)
+    assert stats.means["grad_norm"][1] == 8
+    assert stats.figures()["clip_fraction"] > 0
 
 
 def test_C9_groups_without_variance_have_no_advantage():
@@ -178,10 +179,11 @@ def test_C9_groups_without_variance_are_left_out_and_refilled(tokenizer, prompts
         return items[len(drawn) - n : len(drawn)]
 
     task = LengthTask(prompts, rewards=[1.0] * 16)
-    groups, sums = rollout_groups(model, tokenizer, task, next_items, config, ranks, 0, Clock())
-    assert groups == [] and sums["groups_sampled"] == 12 and sums["groups_kept"] == 0
+    groups, stats = rollout_groups(model, tokenizer, task, next_items, config, ranks, 0, Clock())
+    figures = stats.figures()
+    assert groups == [] and figures["groups_sampled"] == 12 and figures["groups_kept"] == 0
     trained = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
-    assert "optimizer_steps" not in trained  # nothing to learn from: no step, and no error
+    assert "grad_norm" not in trained.figures()  # nothing to learn from: no step, and no error
 
 
 def test_C30_an_overlong_prompt_is_counted_and_left_out(tokenizer, prompts, ranks):
@@ -189,10 +191,51 @@ def test_C30_an_overlong_prompt_is_counted_and_left_out(tokenizer, prompts, rank
     task = LengthTask(prompts)
     lengths = sorted(len(task.prompt(item)) for item in items)
     model = small_model(tokenizer, context=lengths[-1])  # no room for an answer to the longest
-    groups, sums = rollout_groups(model, tokenizer, task, lambda n: items[:n], CONFIG, ranks, 0, Clock())
-    overlong = sum(n == lengths[-1] for n in lengths)
-    assert sums["overlong"] == overlong and sums["groups_sampled"] == 4 - overlong
+    groups, stats = rollout_groups(model, tokenizer, task, lambda n: items[:n], CONFIG, ranks, 0, Clock())
+    overlong, figures = sum(n == lengths[-1] for n in lengths), stats.figures()
+    assert figures["overlong"] == overlong and figures["groups_sampled"] == 4 - overlong
     assert groups and all(len(g.prompt) < lengths[-1] for g in groups)
+
+
+def test_C23_how_far_the_sampler_is_from_the_trainer_is_logged(tokenizer, prompts, model, ranks):
+    groups = some_groups(model, tokenizer, prompts)
+    figures = train_on_groups(model, KeepGradients(model), groups, CONFIG, ranks, 0).figures()
+    assert figures["importance_weight"] == pytest.approx(1, abs=1e-5) and figures["sampler_gap"] < 1e-5
+    for group in groups:
+        for r in group.rollouts:
+            r.logprobs = [x - 1 for x in r.logprobs]
+    far = train_on_groups(model, KeepGradients(model), groups, CONFIG, ranks, 0).figures()
+    assert far["importance_weight_max"] == pytest.approx(math.e, rel=1e-4)
+    assert far["sampler_gap"] == pytest.approx(1, abs=1e-4)
+
+
+def test_C23_in_bf16_tokens_that_the_sampler_found_unlikely_count_twice_at_most(
+    tokenizer, prompts, model, ranks
+):
+    groups = some_groups(model, tokenizer, prompts)
+    plain = gradient(model, tokenizer, groups, ranks)
+    for group in groups:
+        for r in group.rollouts:
+            r.logprobs = [x - 1 for x in r.logprobs]  # weights of e, capped at 2
+    assert torch.equal(gradient(model, tokenizer, groups, ranks), plain)  # fp32: nothing to weigh away
+    ranks.use("none", "bf16")
+    assert torch.allclose(gradient(model, tokenizer, groups, ranks), 2 * plain, rtol=1e-4, atol=1e-6)
+    off = gradient(model, tokenizer, groups, ranks, is_cap=0.0)
+    assert torch.allclose(off, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_means_of_unequal_parts_are_those_of_the_whole():
+    whole, parts = Stats(), [Stats(), Stats(), Stats()]
+    for stats, values in zip(parts, ([1.0, math.nan], [2.0, 3.0, 7.0], [])):
+        for s in (stats, whole):
+            s.each("x", values)
+            s.add("n", len(values))
+    parts[1].peak("top", -2.0)
+    whole.peak("top", -2.0)
+    joined = Stats()
+    for part in parts:
+        joined |= part
+    assert joined.figures() == whole.figures() == {"n": 5, "x": 13 / 4, "top": -2.0}
 
 
 def test_C10_groups_are_made_by_prompt_not_by_place():
@@ -216,16 +259,15 @@ def test_C11_one_nan_reward_never_reaches_a_batch(tokenizer, prompts, model, ran
     items = [ProblemRecord(p.text) for p in some_problems(4)]
     rewards = [NAN if i % 5 == 0 else float(i % 3) for i in range(16)]
     task = LengthTask(prompts, rewards)
-    groups, sums = rollout_groups(model, tokenizer, task, lambda n: items[:n], CONFIG, ranks, 0, Clock())
-    assert sums["answered"] == 12 and all(math.isfinite(a) for g in groups for a in g.advantages)
+    groups, stats = rollout_groups(model, tokenizer, task, lambda n: items[:n], CONFIG, ranks, 0, Clock())
+    assert stats.means["reward"][1] == 12 and all(math.isfinite(a) for g in groups for a in g.advantages)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train_on_groups(model, optimizer, groups, CONFIG, ranks, 0)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_a_shut_gate_is_zero_even_where_the_judge_failed():
-    total = Rewards([1.0, 1.0, 0.0], [[0.0, 1.0, 1.0], [NAN, NAN, NAN]]).total
-    assert total[0] == 0 and math.isnan(total[1]) and total[2] == 0
+    assert R_gated(0.0, 1.0, NAN) == R_gated(1.0, 0.0, NAN) == 0 and math.isnan(R_gated(1.0, 1.0, NAN))
 
 
 def test_C18_the_kl_gradient_agrees_with_exact_enumeration():
@@ -292,8 +334,8 @@ def _two_rank_gradient(rank, port, path, loss_type):
     groups = some_groups(model, tokenizer, WorldPrompts(tokenizer), n=5)  # ragged: 3 and 2 groups
     config = dataclasses.replace(CONFIG, loss_type=loss_type)
     keep = KeepGradients(model)
-    sums = train_on_groups(model, keep, ranks.mine(groups), config, ranks, 0)
-    torch.save((keep.seen, sums["grad_norm"]), f"{path}/{rank}.pt")
+    stats = train_on_groups(model, keep, ranks.mine(groups), config, ranks, 0)
+    torch.save((keep.seen, stats.figures()["grad_norm"]), f"{path}/{rank}.pt")
     ranks.close()
 
 
@@ -304,10 +346,10 @@ def test_C1_C17_two_ranks_have_the_gradient_and_norm_of_one(
     groups = some_groups(model, tokenizer, prompts, n=5)
     keep = KeepGradients(model)
     config = dataclasses.replace(CONFIG, loss_type=loss_type)
-    sums = train_on_groups(model, keep, groups, config, ranks, 0)
+    figures = train_on_groups(model, keep, groups, config, ranks, 0).figures()
     port = 20000 + derive_seed(str(tmp_path)) % 20000
     torch.multiprocessing.spawn(_two_rank_gradient, (port, str(tmp_path), loss_type), nprocs=2)
     for rank in range(2):
         seen, norm = torch.load(tmp_path / f"{rank}.pt")
         assert torch.allclose(seen, keep.seen, atol=1e-5 * keep.seen.abs().max())
-        assert norm == pytest.approx(sums["grad_norm"], rel=1e-4)
+        assert norm == pytest.approx(figures["grad_norm"], rel=1e-4)
