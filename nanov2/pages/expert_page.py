@@ -68,7 +68,7 @@ def view(record: ProofRecord | CritiqueRecord) -> dict:
         "steps": steps(record.proof),
         "critique": critique,
         "claims": claims(critique) if critique is not None else [],
-        "rubric": rubrics[critique is not None],
+        "rubric": rubrics[critique is not None].replace("\n  ", " "),
     }
 
 
@@ -123,9 +123,8 @@ def steps(text: str) -> list[str]:
         if HEADING.fullmatch(part):
             heading += part + "\n\n"
             continue
-        alone = not re.sub(r"\ue000\d+\ue001|[\s.,;:]", "", part)
         goes_on = parts and parts[-1].rstrip(".,;: ").endswith("\ue001") and part.lstrip()[0].islower()
-        if parts and not heading and (alone or goes_on):
+        if parts and not heading and (goes_on or part.lstrip()[0] == "\ue000"):
             parts[-1] += "\n\n" + part
         else:
             parts.append(heading + part)
@@ -273,13 +272,15 @@ class Desk:
         def first(queue: Queue) -> int:  # the wanted item's file, then that of the item before her
             return 0 if wanted and self.name(queue) == wanted[0] else 1 if expert in queue.held else 2
 
-        for queue in sorted(queues, key=first):
-            id = queue.next(expert, wanted[1] if wanted and first(queue) == 0 else None)
-            if id:
-                for other in queues:
-                    if other is not queue:
-                        other.release(expert)
-                return queue, id
+        queues = sorted(queues, key=first)
+        for again in (False, True):  # what she skipped comes last of all files
+            for queue in queues:
+                named = wanted[1] if wanted and first(queue) == 0 else None
+                if id := queue.next(expert, named, again or named is not None):
+                    for other in queues:
+                        if other is not queue:
+                            other.release(expert)
+                    return queue, id
         return None
 
     def show(self, queue: Queue, id: str) -> dict:

@@ -362,22 +362,22 @@ class Queue:
         said = {"label": item.label()} if item.votes or item.settled else {}
         return dataclasses.replace(record, **{self.field: item.final}, **said)
 
-    def next(self, expert: str, wanted: str | None = None) -> str | None:
+    def next(self, expert: str, wanted: str | None = None, again: bool = True) -> str | None:
         """The item to show, leased to this expert; None where nothing waits for her.
 
         The item `wanted`, if it is open to her; else the one that she has; else the first in order that is
-        with nobody else; those that she skipped come last.
+        with nobody else; those that she skipped come last, or where `again` is off not at all.
         """
         now = time.monotonic()
         with self.lock:
             held, skipped = self.held.get(expert), self.skipped.get(expert, {})
             for id in (wanted, held):
-                if id in self.items and self.items[id].open_to(expert, now):
+                if id in self.items and (again or id not in skipped) and self.items[id].open_to(expert, now):
                     return self._hold(id, expert, now)
             for id in self.open:
                 if id not in skipped and self.items[id].open_to(expert, now):
                     return self._hold(id, expert, now)
-            for id in skipped:
+            for id in skipped if again else ():
                 if self.items[id].open_to(expert, now):
                     return self._hold(id, expert, now)
             self.held.pop(expert, None)
