@@ -92,7 +92,7 @@ def open_page(browser, address: str, **options):
 
 
 def look_through(browser, address: str, count: int, report=print) -> list[str]:
-    """What is wrong with how the items of the page at `address` are shown; each is scored 1 and the next seen."""
+    """What is wrong with how the items of the page at `address` are shown. Each is scored 1."""
     page = open_page(browser, address, viewport={"width": 390, "height": 800})
     alone = browser.new_context(bypass_csp=True).new_page()
     alone.goto(

@@ -108,7 +108,7 @@ function inline(node, text, made, depth = 0) {
     }
     part.split(MARK).forEach((piece, i) => {
       if (i % 2) node.append(made[Number(piece)] || "");
-      else if (piece) node.append(piece.replace(/\\([$*_`#])/g, "$1"));
+      else if (piece) node.append(piece.replace(/\\([$*_`#])/g, "$1").replace(/[^\S\n]{2,}/g, " "));
     });
   }
 }
