@@ -26,7 +26,7 @@ from pathlib import Path
 
 from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.domains.natural import real
-from nanov2.domains.order.prompts import WorldPrompts, claimed_quality, claimed_score
+from nanov2.domains.order.domain import OrderLanguage
 from nanov2.domains.order.world import grade_critique, grade_proof, make_problem, parse_problem
 from nanov2.errors import InputError
 from nanov2.method.figures import sample_trajectories, sampling, trajectory_records
@@ -80,7 +80,7 @@ def newest_lap(run: Run, phase: str) -> int:
     return max(laps, default=1)
 
 
-def answers(run: Run, mode: str, model, prompts: WorldPrompts, items: list, args) -> list[dict]:
+def answers(run: Run, mode: str, model, prompts: OrderLanguage, items: list, args) -> list[dict]:
     """n answers to each item, each with the exact expert's opinion."""
     question = {
         "prove": lambda r: prompts.prove(r.problem),
@@ -103,18 +103,18 @@ def answers(run: Run, mode: str, model, prompts: WorldPrompts, items: list, args
             grade = grade_critique(problem, item.proof, shown)
             row |= {
                 "critique": shown,
-                "score": claimed_score(text),
+                "score": prompts.claimed_score(text),
                 "true_score": grade_proof(problem, item.proof),
             }
             row |= {"true_quality": grade.quality, "invented_issues": grade.invented}
         else:
-            row |= {"meta": shown, "quality": claimed_quality(text)}
+            row |= {"meta": shown, "quality": prompts.claimed_quality(text)}
             row |= {"true_quality": grade_critique(problem, item.proof, item.critique).quality}
         rows.append(row)
     return rows
 
 
-def refine(run: Run, model, prompts: WorldPrompts, items: list, args) -> list[dict]:
+def refine(run: Run, model, prompts: OrderLanguage, items: list, args) -> list[dict]:
     """Draft, critique, revise until no issue is found, --rounds proofs are written, or --budget is spent."""
     task = SelfVerifyTask(prompts, None, max_turns=2 * args.rounds, budget=args.budget)
     items = [i for i in items for _ in range(args.n)]
@@ -135,7 +135,7 @@ def refine(run: Run, model, prompts: WorldPrompts, items: list, args) -> list[di
     return rows
 
 
-def search(run: Run, model, prompts: WorldPrompts, items: list, args) -> list[dict]:
+def search(run: Run, model, prompts: OrderLanguage, items: list, args) -> list[dict]:
     """The best proof found for each problem, with its critiques. Goes on where it was stopped."""
     verifier, _ = run.load("verifier2", args.lap or newest_lap(run, "verifier2"))
     limit = run.config.selfverify.max_tokens
@@ -176,7 +176,7 @@ def main() -> None:
         folder = run.folder(phase, lap)
         raise InputError(f"the run's models are chat models: use one with --model={folder}")
     model, tokenizer = run.load(phase, lap)
-    prompts, items = WorldPrompts(tokenizer), read_items(run, args)
+    prompts, items = OrderLanguage(tokenizer, strict=True), read_items(run, args)
     if args.mode == "refine":
         rows = refine(run, model, prompts, items, args)
     elif args.mode == "search":

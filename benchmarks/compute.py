@@ -20,10 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanov2.distributed.ranks import Ranks, derive_seed
-from nanov2.domains.order.prompts import WorldPrompts, claimed_score, true_score
 from nanov2.method import figures as ev
 from nanov2.method.search import RunVoices, Search
-from nanov2.method.tasks import SelfVerifyTask
+from nanov2.method.tasks import SelfVerifyTask, judged_proofs, true_scores
 from nanov2.model.rollout import Sampling
 from nanov2.pages.report import build_report
 from nanov2.run.config import load_config
@@ -35,16 +34,17 @@ ROUNDS = 8
 def rounds(run: Run, lap: int, problems: list, k: int) -> dict[str, list[tuple[float, float]]]:
     """Pass@1 and Best@k after at most 1 … 8 proofs in a row."""
     model, tokenizer = run.load("selfverify", lap)
-    task = SelfVerifyTask(WorldPrompts(tokenizer), None, max_turns=2 * ROUNDS)
+    task = SelfVerifyTask(run.domain.language(tokenizer), None, max_turns=2 * ROUNDS)
     items = [p for p in problems for _ in range(k)]
     limit = run.config.selfverify.max_tokens
     seed = derive_seed(run.config.seed, "compute")
-    turns = ev.sample_trajectories(model, task, items, run.config, seed, run.ranks, limit)
+    how = Sampling(run.config.eval.temperature, limit)
+    turns = ev.sample_trajectories(model, task, items, how, seed, run.ranks)
     after: list[dict[str, list]] = [defaultdict(list) for _ in range(ROUNDS)]
     for item, trajectory in zip(items, turns, strict=True):
-        proofs = [true_score(item.problem, text) for task_name, text in trajectory if task_name == "prove"]
-        claims = [claimed_score(text) or 0.0 for task_name, text in trajectory if task_name == "verify"]
-        claims += [0.0] * (len(proofs) - len(claims))
+        judged = judged_proofs(trajectory)
+        proofs = true_scores(run.domain.truth, [item] * len(judged), [proof for proof, _ in judged])
+        claims = [task.language.claimed_score(critique) or 0.0 for _, critique in judged]
         for r in range(ROUNDS):
             last = min(r, len(proofs) - 1)
             after[r][item.problem].append((claims[last], proofs[last]))
@@ -63,10 +63,10 @@ def search_curves(run: Run, lap: int, problems: list) -> dict[str, list[tuple[fl
 
     def point(**changes) -> tuple[float, float]:
         config = dataclasses.replace(run.config.search, **changes)
-        prompts, limit = WorldPrompts(tokenizer), run.config.selfverify.max_tokens
+        prompts, limit = run.domain.language(tokenizer), run.config.selfverify.max_tokens
         voices = RunVoices(model, verifier, verifier, prompts, Sampling(config.temperature, limit), 0)
         pools = Search(voices, config).run([p.problem for p in problems])
-        scores = [true_score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
+        scores = [run.domain.truth.score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
         return statistics.mean(p.tokens for p in pools), statistics.mean(scores)
 
     return {

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from autolabel import label_proofs
 from nanov2.distributed.ranks import Ranks
-from nanov2.domains.order.prompts import true_score
 from nanov2.method.consensus import Rule, calibrate, settled
 from nanov2.run.config import load_config
 from nanov2.run.folder import Run
@@ -32,7 +31,7 @@ def judged(run: Run, lap: int, problems: str, samples: int) -> tuple[list[list],
         path = Path(folder) / "trajectories.jsonl"
         proofs = generator_proofs(run, lap, run.problems[problems], samples, path, problems)
     critiques = label_proofs(run, lap, proofs, settle=False)
-    return critiques, [true_score(r.problem, r.proof) for r in proofs]
+    return critiques, [run.domain.truth.score(r.problem, r.proof) for r in proofs]
 
 
 def figures(labels: list, truth: list[float], drawn: list[int]) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanov2.distributed.ranks import Ranks
-from nanov2.domains.order.prompts import WorldPrompts, true_score
+from nanov2.domains.order.domain import OrderDomain, OrderLanguage
 from nanov2.method.search import Pool, RunVoices, Search
 from nanov2.model.rollout import Sampling
 from nanov2.run.config import load_config
@@ -27,7 +27,7 @@ from nanov2.run.folder import Run
 
 
 def true_scores(pools: list[Pool]) -> list[float]:
-    return [true_score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
+    return [OrderDomain.truth.score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
 
 
 def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float]]:
@@ -40,7 +40,7 @@ def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float]]:
         config = dataclasses.replace(run.config.search, **changes)
         limit = run.config.selfverify.max_tokens
         how = Sampling(config.temperature, limit)
-        voices = RunVoices(model, verifier, verifier, WorldPrompts(tokenizer), how, 0)
+        voices = RunVoices(model, verifier, verifier, OrderLanguage(tokenizer, strict=True), how, 0)
         return Search(voices, config).run(problems)
 
     def figures(pools: list[Pool]) -> tuple[float, float]:

@@ -14,8 +14,8 @@ import torch
 
 from nanov2.distributed.ranks import Ranks, derive_rng
 from nanov2.domains.order.demos import Noise, weak_proof
-from nanov2.domains.order.prompts import WorldPrompts
-from nanov2.domains.order.tokenizer import Tokenizer
+from nanov2.domains.order.domain import OrderLanguage
+from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.domains.order.world import Difficulty, make_problem, write_proof
 from nanov2.model.decoder import Model, ModelConfig
 
@@ -24,12 +24,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return Tokenizer.for_world()
+    return order_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def prompts(tokenizer):
-    return WorldPrompts(tokenizer)
+    return OrderLanguage(tokenizer, strict=True)
 
 
 @pytest.fixture

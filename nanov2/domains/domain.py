@@ -7,10 +7,13 @@ its arguments. `Domain` is what the phases of train.py read problems, proofs and
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
 
 from nanov2.domains.language import Demonstration, Language
 from nanov2.errors import InputError
@@ -83,6 +86,12 @@ class Domain(Protocol):
 
     def view(self, record: object) -> View:
         """How a page shows a ProblemRecord, ProofRecord or CritiqueRecord."""
+
+
+def fresh_model(config: Config, tokenizer: ChatTokenizer) -> Model:
+    """A model with random weights drawn by the seed, of the shape of [model]."""
+    model = Model(dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    return model.init_weights(torch.Generator().manual_seed(config.seed))
 
 
 NAMES = {

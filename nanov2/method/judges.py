@@ -17,7 +17,6 @@ from typing import Protocol
 
 from nanov2.distributed.ranks import derive_seed
 from nanov2.domains import language as natural
-from nanov2.domains.order.prompts import Domain
 from nanov2.hub.endpoint import Answer
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
@@ -43,7 +42,7 @@ class Judge:
     def __init__(
         self,
         model: Model,
-        prompts: Domain,
+        prompts: natural.Language,
         read: Callable[[str | None], float | None],
         samples: int = 1,
         temperature: float = 1.0,
@@ -76,12 +75,12 @@ class Judge:
         return [self.known[k] for k in keys]
 
 
-def verifier_judge(model: Model, prompts: Domain, **options) -> Judge:
+def verifier_judge(model: Model, prompts: natural.Language, **options) -> Judge:
     """πφ as a judge of proofs: answers are critiques, scores are s'."""
     return Judge(model, prompts, prompts.claimed_score, **options)
 
 
-def meta_judge(model: Model, prompts: Domain, **options) -> Judge:
+def meta_judge(model: Model, prompts: natural.Language, **options) -> Judge:
     """πη as a judge of critiques: answers are meta-critiques, scores are R_meta."""
     return Judge(model, prompts, prompts.claimed_quality, **options)
 

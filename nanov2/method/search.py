@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from nanov2 import journal
 from nanov2.distributed.ranks import derive_seed
-from nanov2.domains.order.prompts import Domain
+from nanov2.domains.language import Language
 from nanov2.errors import InputError
 from nanov2.method.config import SearchConfig
 from nanov2.method.tasks import judged_proofs
@@ -115,7 +115,7 @@ class Written:
 class Voices(Protocol):
     """Who writes and who judges: models of a run, or a chat model."""
 
-    prompts: Domain
+    prompts: Language
     names: dict  # what a state file must agree with
 
     def write(self, questions: list, keys: list[tuple[str, int, int]]) -> list[Written]:
@@ -130,7 +130,7 @@ class RunVoices:
     """`generator` writes and revises (a self-verifying one), `verifier` judges, `meta` weighs."""
 
     def __init__(
-        self, generator: Model, verifier: Model, meta: Model, prompts: Domain, how: Sampling, seed: int
+        self, generator: Model, verifier: Model, meta: Model, prompts: Language, how: Sampling, seed: int
     ):
         self.generator, self.judges, self.prompts = generator, (verifier, meta), prompts
         self.sampling, self.seed, self.names = how, seed, {"seed": seed}

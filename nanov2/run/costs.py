@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from nanov2.domains.order.tokenizer import Tokenizer
+from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.errors import InputError
 from nanov2.hub import hf
 from nanov2.model.cache import BLOCK
@@ -47,7 +47,7 @@ HARDWARE = {
 def shape_of(config: Config) -> ModelConfig:
     """The model's shape: of the pretrained folder, of the file that stands for it, or of [model]."""
     if not config.pretrained.folder:
-        return ModelConfig(**config.model.to_dict() | {"vocab_size": Tokenizer.for_world().vocab_size})
+        return ModelConfig(**config.model.to_dict() | {"vocab_size": order_tokenizer().vocab_size})
     paths = [Path(config.pretrained.folder) / "config.json", Path(config.pretrained.shape or "-")]
     for path in paths:
         if path.is_file():

@@ -27,9 +27,9 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import Lock, Stopped
 from nanov2.domains.domain import open_domain
 from nanov2.domains.language import Language
-from nanov2.domains.order.tokenizer import Tokenizer
 from nanov2.errors import InputError
-from nanov2.hub import chat, checkpoint
+from nanov2.hub import chat
+from nanov2.hub.chat import ChatTokenizer
 from nanov2.method.figures import Bench
 from nanov2.model.decoder import Model
 from nanov2.records import ProblemRecord, Record, read_json, read_jsonl, write_atomically, write_jsonl
@@ -40,7 +40,6 @@ from nanov2.run.phases import PHASES, section_of
 from nanov2.run.start import check_start
 
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a folder that holds a model
-AnyTokenizer = Tokenizer | chat.ChatTokenizer
 
 
 class Run:
@@ -149,17 +148,15 @@ class Run:
             self._checked.add(path)
         return path
 
-    def load(self, phase: str, lap: int = 1) -> tuple[Model, AnyTokenizer]:
+    def load(self, phase: str, lap: int = 1) -> tuple[Model, ChatTokenizer]:
         folder = self.need(phase, lap)
         for name in sorted(p.name for p in folder.iterdir() if p.suffix in MODEL_FILES):
             self.file(phase, lap, name)
-        kind = chat if (folder / "tokenizer_config.json").is_file() else checkpoint
-        return kind.load_model(folder, self.ranks.device)
+        return chat.load_model(folder, self.ranks.device)
 
-    def save(self, phase: str, lap: int, model: Model, tokenizer: AnyTokenizer) -> None:
+    def save(self, phase: str, lap: int, model: Model, tokenizer: ChatTokenizer) -> None:
         if self.ranks.main:
-            kind = chat if isinstance(tokenizer, chat.ChatTokenizer) else checkpoint
-            kind.save_model(self.folder(phase, lap), model, tokenizer)
+            chat.save_model(self.folder(phase, lap), model, tokenizer)
 
     def bench(self, language: Language) -> Bench:
         """What models that speak the language are measured with."""

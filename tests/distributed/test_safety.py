@@ -18,7 +18,7 @@ from nanov2.distributed import safety
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import CleanStop, Stopped
 from nanov2.domains.language import Demonstration
-from nanov2.domains.order.prompts import WorldPrompts
+from nanov2.domains.order.domain import OrderLanguage
 from nanov2.errors import InputError
 from nanov2.rl.config import BaseConfig
 from nanov2.rl.logs import Log
@@ -87,7 +87,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
 
 def train(folder, tokenizer, model, config):
     demonstration = Demonstration("given a < b ; show a < b", (("prove", "a < b qed"),))
-    pack = WorldPrompts(tokenizer).document(demonstration)
+    pack = OrderLanguage(tokenizer, strict=True).document(demonstration)
     train_supervised(folder, "base", model, tokenizer, lambda *_: pack, config, Ranks(), lambda *_: {})
 
 

@@ -15,8 +15,8 @@ from nanov2.distributed.checkpoints import Snapshots
 from nanov2.distributed.ranks import Ranks, derive_rng, derive_seed
 from nanov2.distributed.sharding import Sharded, local_bytes
 from nanov2.domains.order.demos import Noise, make_demonstration
-from nanov2.domains.order.prompts import WorldPrompts
-from nanov2.domains.order.tokenizer import Tokenizer
+from nanov2.domains.order.domain import OrderLanguage
+from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.method.judges import meta_judge, verifier_judge
 from nanov2.method.tasks import SelfVerifyTask, VerifierTask
 from nanov2.model.deepseek import ExpertsConfig, LatentConfig
@@ -65,13 +65,17 @@ def nothing(model, step):
 def example(step, i):
     rng = derive_rng("demo", step, i)
     written = make_demonstration(rng, some_problems(1, seed=step * 10 + i)[0], Noise())
-    return WorldPrompts(Tokenizer.for_world()).document(written)
+    return OrderLanguage(order_tokenizer(), strict=True).document(written)
 
 
 def train(kind, folder, ranks, **changes):
     """Train one kind of phase; returns the model, and the losses of its steps."""
-    tokenizer = Tokenizer.for_world()
-    prompts, model, judge = WorldPrompts(tokenizer), small_model(tokenizer), small_model(tokenizer, seed=1)
+    tokenizer = order_tokenizer()
+    prompts, model, judge = (
+        OrderLanguage(tokenizer, strict=True),
+        small_model(tokenizer),
+        small_model(tokenizer, seed=1),
+    )
     if kind == "experts":  # of DeepSeek's architecture, balanced as it is trained
         model = small_model(
             tokenizer,
@@ -147,12 +151,12 @@ def test_two_ranks_in_shards_train_as_one_process_does(tmp_path):
 def _bytes(ranks, path):
     """Bytes of weights, gradients and optimiser state on this rank, after a step; and of the whole model."""
     ranks.shard = "full"
-    model = small_model(Tokenizer.for_world(), dim=64, n_layers=4)
+    model = small_model(order_tokenizer(), dim=64, n_layers=4)
     whole = 4 * 4 * model.n_params  # fp32 weights, gradients, and AdamW's two moments
     placed = Sharded(model, ranks)
     optimizer = make_optimizer(placed.model, 1e-3, 0.0)
     packs = [example(0, i) for i in range(2)]
-    supervised_loss(placed.model, packs, Tokenizer.for_world(), 100.0, backward=True)
+    supervised_loss(placed.model, packs, order_tokenizer(), 100.0, backward=True)
     gradients = [p.grad for p in placed.model.parameters()]
     optimizer.step()
     moments = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
@@ -189,7 +193,7 @@ def test_hybrid_shards_over_two_nodes_train_as_one_process_does(tmp_path):
 
 def _bf16(ranks, path):
     ranks.shard, ranks.precision = "full", "bf16"
-    model = small_model(Tokenizer.for_world())
+    model = small_model(order_tokenizer())
     placed = Sharded(model, ranks)
     with placed.whole():
         sampled = model.output_weight.dtype
@@ -249,7 +253,7 @@ def _write_state(ranks, path):
 def _read_state(ranks, path):
     """Load what one process wrote, into shards."""
     ranks.shard = "full"
-    model = small_model(Tokenizer.for_world(), seed=3)
+    model = small_model(order_tokenizer(), seed=3)
     placed = Sharded(model, ranks)
     optimizer = make_optimizer(placed.model, 1e-3, 0.0)
     snapshots = Snapshots(path / "one", ranks)
@@ -266,7 +270,7 @@ def test_snapshots_of_two_ranks_are_read_by_one_and_back(tmp_path):
     assert len([f for f in files if f.endswith(".safetensors")]) == 2 and not any(
         "distcp" in f for f in files
     )
-    model = small_model(Tokenizer.for_world(), seed=5)
+    model = small_model(order_tokenizer(), seed=5)
     optimizer = make_optimizer(model, 1e-3, 0.0)
     extra = snapshots.load(snapshots.newest("step"), model, optimizer)
     assert extra["step"] == STEPS and extra["cursor"] == STEPS * GRPO.prompts

@@ -9,7 +9,7 @@ from test_sampler import packs_of
 
 from nanov2.distributed.checkpoints import fingerprint
 from nanov2.distributed.ranks import Ranks
-from nanov2.hub.checkpoint import load_model, save_model
+from nanov2.hub.chat import load_model, save_model
 from nanov2.model.deepseek import Experts, ExpertsConfig, LatentConfig, balance
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
 from nanov2.model.rollout import Sampling
@@ -38,7 +38,7 @@ def logprobs(model, packs, micro):
 
 
 def test_C7_the_cache_of_latents_gives_the_trainers_logprobs(tokenizer, prompts, deepseek):
-    questions = [prompts.prove(p.text) for p in some_problems(5)]
+    questions = [prompts.ids(prompts.prove(p.text)) for p in some_problems(5)]
     rollouts = sample(deepseek, tokenizer, questions, 4, Sampling(1.0, 40), 3)
     assert any(len(r.ids) > 33 for r in rollouts)  # more than one block of the cache
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_the_cache_holds_one_vector_a_token(deepseek):
 
 
 def test_C7_a_shared_prompt_gives_the_gradients_of_separate_rows(tokenizer, prompts, deepseek):
-    questions = [prompts.prove(p.text) for p in some_problems(3)]
+    questions = [prompts.ids(prompts.prove(p.text)) for p in some_problems(3)]
     rollouts = sample(deepseek, tokenizer, questions, 3, Sampling(1.0, 12), 3)
 
     def gradients(packs):
@@ -106,7 +106,9 @@ def test_the_bias_evens_the_load_out_and_leaves_the_weights_alone():
 
 
 def test_nothing_is_counted_while_sampling(deepseek, tokenizer, prompts):
-    sample(deepseek, tokenizer, [prompts.prove(some_problems(1)[0].text)], 2, Sampling(1.0, 8), 0)
+    sample(
+        deepseek, tokenizer, [prompts.ids(prompts.prove(some_problems(1)[0].text))], 2, Sampling(1.0, 8), 0
+    )
     assert sum(deepseek.layers[0].mlp.load) == 0
 
 

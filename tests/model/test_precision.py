@@ -33,7 +33,7 @@ def packed(questions, rollouts):
 def test_C23_in_bf16_the_sampler_is_nearly_the_trainer(tokenizer, prompts, shape):
     model = small_model(tokenizer, **({"dim": 64} | shape))
     model.set_precision("bf16")
-    questions = [prompts.prove(p.text) for p in some_problems(6)]
+    questions = [prompts.ids(prompts.prove(p.text)) for p in some_problems(6)]
     rollouts = sample(model, tokenizer, questions, 8, Sampling(1.0, 30), 0)
     ratios = []
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_C23_in_bf16_the_sampler_is_nearly_the_trainer(tokenizer, prompts, shape
 @pytest.mark.parametrize("shape", [{}, {"qkv_bias": True}, DEEPSEEK])
 def test_in_bf16_gradients_are_in_fp32_and_near_those_of_fp32(tokenizer, prompts, shape):
     model = small_model(tokenizer, **shape)
-    questions = [prompts.prove(p.text) for p in some_problems(3)]
+    questions = [prompts.ids(prompts.prove(p.text)) for p in some_problems(3)]
     batch = packed(questions, sample(model, tokenizer, questions, 4, Sampling(1.0, 12), 0))
 
     def gradient(precision):

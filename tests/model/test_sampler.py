@@ -18,7 +18,7 @@ from nanov2.rl.grpo import batch_logprobs
 
 
 def rollouts_of(model, tokenizer, prompts, n=3, temperature=1.0, turns=3, count=5, max_tokens=12):
-    questions = [prompts.prove(p.text) for p in some_problems(count)]
+    questions = [prompts.ids(prompts.prove(p.text)) for p in some_problems(count)]
     how = Sampling(temperature, max_tokens)
 
     def next_turn(rollout):
@@ -125,7 +125,7 @@ def test_C16_after_a_step_the_sampler_uses_the_new_weights(tokenizer, prompts, m
 
 
 def test_a_rows_sample_does_not_depend_on_its_neighbours(tokenizer, prompts, model):
-    questions = [prompts.prove(p.text) for p in some_problems(6)]
+    questions = [prompts.ids(prompts.prove(p.text)) for p in some_problems(6)]
     how, seeds = Sampling(1.0, 20), list(range(6))
     together = sample(model, tokenizer, questions, 2, how, seeds)
     alone = [r for q, s in zip(questions, seeds) for r in sample(model, tokenizer, [q], 2, how, [s])]
@@ -134,7 +134,7 @@ def test_a_rows_sample_does_not_depend_on_its_neighbours(tokenizer, prompts, mod
 
 
 def test_greedy_takes_the_likeliest_and_limits_are_counted(tokenizer, prompts, model):
-    questions = [prompts.prove(p.text) for p in some_problems(4)]
+    questions = [prompts.ids(prompts.prove(p.text)) for p in some_problems(4)]
     a = sample(model, tokenizer, questions, 2, Sampling(0.0, 5), 1)
     b = sample(model, tokenizer, questions, 2, Sampling(0.0, 5), 2)
     assert [r.ids for r in a] == [r.ids for r in b]
@@ -148,7 +148,7 @@ def test_a_log_prob_is_never_positive(tokenizer, prompts, model):
 
 
 def test_a_turn_that_opens_with_more_than_announced_is_an_error(tokenizer, prompts, model):
-    questions = [prompts.prove(some_problems(1)[0].text)]
+    questions = [prompts.ids(prompts.prove(some_problems(1)[0].text))]
     with pytest.raises(ValueError, match="opens with 2 tokens, max_given is 1"):
         sample(model, tokenizer, questions, 50, Sampling(1.0, 30), 0, lambda r: [1, 2], 2)
 
@@ -156,7 +156,14 @@ def test_a_turn_that_opens_with_more_than_announced_is_an_error(tokenizer, promp
 def test_no_turn_begins_once_the_budget_is_spent(tokenizer, prompts, model):
     task = SelfVerifyTask(prompts, None, max_turns=5, budget=10)
     rollouts = sample(
-        model, tokenizer, [prompts.prove("a")] * 20, 20, Sampling(1.0, 30), 0, task.next_turn, task.max_turns
+        model,
+        tokenizer,
+        [prompts.ids(prompts.prove("a"))] * 20,
+        20,
+        Sampling(1.0, 30),
+        0,
+        task.next_turn,
+        task.max_turns,
     )
     assert any(len(r.turns) > 1 for r in rollouts)
     for r in rollouts:

@@ -32,7 +32,7 @@ class LengthTask:
         self.prompts, self.given = prompts, rewards
 
     def prompt(self, item):
-        return self.prompts.prove(item.problem)
+        return self.prompts.ids(self.prompts.prove(item.problem))
 
     def next_turn(self, rollout):
         return None
@@ -42,7 +42,7 @@ class LengthTask:
 
 
 def some_groups(model, tokenizer, prompts, n=4, samples=4, temperature=1.0):
-    questions = [prompts.prove(p.text) for p in some_problems(n)]
+    questions = [prompts.ids(prompts.prove(p.text)) for p in some_problems(n)]
     rollouts = sample(model, tokenizer, questions, samples, Sampling(temperature, 12), 3)
     rewards = torch.tensor([len(set(r.ids)) + 0.1 * i for i, r in enumerate(rollouts)])
     advantages, _ = group_advantage(rewards, torch.tensor([r.group for r in rollouts]))
@@ -326,12 +326,14 @@ def _two_rank_gradient(rank, port, path, loss_type):
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    from nanov2.domains.order.prompts import WorldPrompts
-    from nanov2.domains.order.tokenizer import Tokenizer
+    from nanov2.domains.order.domain import OrderLanguage
+    from nanov2.domains.order.tokenizer import order_tokenizer
 
-    ranks, tokenizer = Ranks(), Tokenizer.for_world()
+    ranks, tokenizer = Ranks(), order_tokenizer()
     model = small_model(tokenizer)
-    groups = some_groups(model, tokenizer, WorldPrompts(tokenizer), n=5)  # ragged: 3 and 2 groups
+    groups = some_groups(
+        model, tokenizer, OrderLanguage(tokenizer, strict=True), n=5
+    )  # ragged: 3 and 2 groups
     config = dataclasses.replace(CONFIG, loss_type=loss_type)
     keep = KeepGradients(model)
     stats = train_on_groups(model, keep, ranks.mine(groups), config, ranks, 0)

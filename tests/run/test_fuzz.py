@@ -18,9 +18,10 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.domains import language as natural
 from nanov2.domains.natural.data import DataConfig, load
 from nanov2.domains.order import world
-from nanov2.domains.order.tokenizer import CONTROL, PHRASES, Tokenizer
+from nanov2.domains.order.tokenizer import PHRASES, order_tokenizer
+from nanov2.domains.phrases import CONTROL
 from nanov2.errors import InputError
-from nanov2.hub.checkpoint import load_model, save_model
+from nanov2.hub.chat import load_model, save_model
 from nanov2.hub.endpoint import Cache
 from nanov2.method.consensus import RULES, Assessed, Rule
 from nanov2.method.search import open_state
@@ -157,7 +158,7 @@ def test_long_texts_do_not_hang_a_parser(text):
 
 # --- control tokens -------------------------------------------------------------------------------
 
-TOKENIZER = Tokenizer.for_world()
+TOKENIZER = order_tokenizer()
 
 
 @fuzz

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from nanov2.domains.domain import open_domain
 from nanov2.domains.language import Demonstration
-from nanov2.domains.order.domain import OrderDomain
-from nanov2.domains.order.prompts import WorldPrompts
+from nanov2.domains.order.domain import OrderDomain, OrderLanguage
 from nanov2.errors import InputError
 from nanov2.method.consensus import (
     RULES,
@@ -316,7 +315,7 @@ def test_best_samples_are_critiques_that_give_the_label_rightly():
 
 def test_a_turn_that_is_only_read_is_not_counted(tokenizer):
     turns = (("prove", "a < b qed"), ("verify", "a < b < ok ends strict \\boxed{1}"))
-    document, problem = WorldPrompts(tokenizer).document, "given a < b ; show a < b"
+    document, problem = OrderLanguage(tokenizer, strict=True).document, "given a < b ; show a < b"
     whole = counted_tokens([document(Demonstration(problem, turns))])
     part = counted_tokens([document(Demonstration(problem, turns, learnt=(False, True)))])
     assert part == whole - len(tokenizer.encode(turns[0][1])) - 1

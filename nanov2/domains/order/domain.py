@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from typing import TYPE_CHECKING
 
-import torch
-
 from nanov2.distributed.ranks import derive_rng
-from nanov2.domains.domain import CritiqueGrade, View
-from nanov2.domains.language import Demonstration, Language
+from nanov2.domains.domain import CritiqueGrade, View, fresh_model
+from nanov2.domains.language import Demonstration, Language, TurnLanguage
 from nanov2.domains.order.demos import make_demonstration
-from nanov2.domains.order.prompts import WorldPrompts
-from nanov2.domains.order.tokenizer import Tokenizer
-from nanov2.domains.order.world import Difficulty, grade_critique, grade_proof, make_problem, parse_problem
+from nanov2.domains.order.tokenizer import order_tokenizer
+from nanov2.domains.order.world import (
+    Difficulty,
+    grade_critique,
+    grade_proof,
+    make_problem,
+    parse_critique,
+    parse_problem,
+    parse_proof,
+)
+from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.model.decoder import Model
 from nanov2.records import ProblemRecord, ProofRecord
 
@@ -37,19 +42,39 @@ class OrderTruth:
         return grade_critique(parsed, proof, critique) if parsed else None
 
 
+class OrderLanguage(TurnLanguage):
+    """The world's own models write proofs that can be read as chains, or none."""
+
+    def is_proof(self, text: str | None) -> bool:
+        return text is not None and parse_proof(text) is not None
+
+    def claims_issue(self, critique: str) -> bool:
+        """Any finding against the proof, or a score below 1."""
+        parsed = parse_critique(critique)
+        if parsed is None:
+            return super().claims_issue(critique)
+        return bool(parsed.claims) or not (parsed.ends and parsed.strong and parsed.score == 1)
+
+
 class OrderDomain:
+    """Problems made from the seed; nothing is read from anywhere."""
+
     truth = OrderTruth()
 
     def __init__(self, config: Config):
         self.config = config
 
-    def start(self):
-        c, tokenizer = self.config, Tokenizer.for_world()
-        model = Model(dataclasses.replace(c.model, vocab_size=tokenizer.vocab_size))
-        return model.init_weights(torch.Generator().manual_seed(c.seed)), tokenizer
+    def start(self) -> tuple[Model, ChatTokenizer]:
+        if self.config.pretrained.folder:
+            return load_model(self.config.pretrained.folder)
+        tokenizer = order_tokenizer()
+        return fresh_model(self.config, tokenizer), tokenizer
 
-    def language(self, tokenizer) -> Language:
-        return WorldPrompts(tokenizer)
+    def language(self, tokenizer: ChatTokenizer | None) -> Language:
+        """Turn by turn for a model from scratch, in one answer for a chat model."""
+        if tokenizer and tokenizer.task:
+            return OrderLanguage(tokenizer, strict=True)
+        return Language(tokenizer, self.config.pretrained.strict)
 
     def problems(self) -> dict[str, list[ProblemRecord]]:
         seen: set[str] = set()

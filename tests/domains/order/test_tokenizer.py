@@ -1,6 +1,5 @@
 """The world's tokenizer: phrases as tokens, other text whole, and control ids out of any text's reach."""
 
-import json
 import random
 
 import pytest
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nanov2.domains.language import HEADING, Language
 from nanov2.domains.order.demos import make_demonstration, weak_critique
-from nanov2.domains.order.tokenizer import CONTROL, NAMES, PHRASES, TEMPLATE, Tokenizer, make_tokenizer
+from nanov2.domains.order.tokenizer import PHRASES, order_tokenizer
 from nanov2.domains.order.world import (
     RELATIONS,
     TERMS,
@@ -19,8 +18,9 @@ from nanov2.domains.order.world import (
     parse_proof,
     write_critique,
 )
+from nanov2.domains.phrases import CONTROL
 
-TOKENIZER = Tokenizer.for_world()
+TOKENIZER = order_tokenizer()
 KNOWN = {*PHRASES, *TERMS, *(f" {r} " for r in RELATIONS)}
 PIECES = [*CONTROL, *sorted(KNOWN), "é", "<0x41>"]
 
@@ -95,9 +95,7 @@ def growing_sequences(n):
 def folder(tmp_path_factory):
     """tokenizer.json and tokenizer_config.json, as in a model's folder."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer().save(str(folder / "tokenizer.json"))
-    settings = NAMES | {"chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    order_tokenizer().save(folder)
     return folder
 
 
