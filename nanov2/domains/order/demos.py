@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanov2.domains.language import HEADING, Demonstration
 from nanov2.domains.order.world import (
@@ -54,12 +54,14 @@ class Noise:
     lookup: Rate = setting(0.03, "findings whose relation is looked up wrongly, habit or not")
     whole: Rate = setting(0.03, "findings about the ends and the strength of a chain that are wrong")
     score: Rate = setting(0.08, "scores that do not follow from the findings")
+    others: Rate = setting(0.6, "first proofs that are somebody else's, of all kinds: read, not learnt")
     share_revision: Rate = setting(0.4, "proofs found wanting that are shown being revised")
 
 
 # How a proof gets a gap, where it has neither a jump nor a slip alone; weights. That something is
 # *not* among the facts is what a verifier learns last, and the error that a generator finds.
 GAPS = {"skip": 25, "term": 30, "walk": 20, "backwards": 25}
+OTHERS = {"proof_right": 0.15, "jump": 0.15, "slip": 0.4}  # what somebody else's proofs are like
 PROOFS = 2  # at most this many in one demonstration: a draft and its revisions
 
 
@@ -200,8 +202,13 @@ def weak_meta(
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
-    """A proof and its critique; then a meta-critique, or, where it found issues, revisions and their own."""
-    steps = weak_proof(rng, problem, noise)
+    """A proof and its critique; then a meta-critique, or, where it found issues, revisions and their own.
+
+    Where the first proof is somebody else's it is read, not learnt: a critic who saw the prover's habit alone
+    would know where the gaps are without looking anything up.
+    """
+    read = rng.random() < noise.others
+    steps = weak_proof(rng, problem, replace(noise, **OTHERS) if read else noise)
     critique = weak_critique(rng, problem, steps, noise)
     turns = [("prove", HEADING + write_proof(steps)), ("verify", write_critique(critique))]
     if critique.score < 1 and rng.random() < noise.share_revision:
@@ -211,4 +218,4 @@ def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> De
             turns += [("prove", HEADING + write_proof(steps)), ("verify", write_critique(critique))]
     else:
         turns.append(("meta", write_meta(weak_meta(rng, problem, steps, critique, noise))))
-    return Demonstration(problem.text, tuple(turns))
+    return Demonstration(problem.text, tuple(turns), (not read, *[True] * (len(turns) - 1)))
