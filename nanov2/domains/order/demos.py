@@ -42,10 +42,11 @@ from nanov2.settings import Rate, setting
 class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
-    proof_right: Rate = setting(0.27, "first proofs that are the right chain")
-    jump: Rate = setting(0.56, "first proofs that jump to the conclusion one step early")
-    slip: Rate = setting(0.15, "first proofs whose only fault is a relation that is not the given one")
-    second_fault: Rate = setting(0.4, "proofs with a gap that have a further fault")
+    jump: Rate = setting(0.62, "first proofs that jump to the conclusion one step early")
+    overstate: Rate = setting(0.6, "first proofs that state every weak relation as a strict one")
+    stray: Rate = setting(
+        0.1, "first proofs with another fault: a wrong relation or a step that is not given"
+    )
     revision_same: Rate = setting(0.6, "revisions that hand the same proof in again")
     revision_right: Rate = setting(0.3, "revisions that are the right chain")
     lenient: Rate = setting(0.62, "critiques that pass over relations that are not the given ones")
@@ -58,26 +59,24 @@ class Noise:
     share_revision: Rate = setting(0.4, "proofs found wanting that are shown being revised")
 
 
-# How a proof gets a gap, where it has neither a jump nor a slip alone; weights. That something is
-# *not* among the facts is what a verifier learns last, and the error that a generator finds.
+# How a stray proof gets a step that is not given; weights. That something is *not* among the facts is what a
+# verifier learns last, and the error that a generator finds.
 GAPS = {"skip": 25, "term": 30, "walk": 20, "backwards": 25}
-OTHERS = {"proof_right": 0.15, "jump": 0.15, "slip": 0.4}  # what somebody else's proofs are like
+OTHERS = {"jump": 0.15, "overstate": 0.15, "stray": 0.75}  # what somebody else's proofs are like
 PROOFS = 2  # at most this many in one demonstration: a draft and its revisions
 
 
 def weak_proof(rng: random.Random, problem: Problem, noise: Noise) -> tuple[Step, ...]:
-    """The right chain, a jump, a slip, or another gap, at the stated rates."""
-    steps, mood = list(problem.solution), rng.random()
-    if mood < noise.proof_right:
-        return tuple(steps)
-    if (mood := mood - noise.proof_right) < noise.jump:
-        if rng.random() < noise.second_fault:
-            steps = _slip(rng, problem, steps) if rng.random() < 0.5 else _gap(rng, problem, steps)
-        return tuple(_jump(rng, problem, steps))
-    if mood - noise.jump < noise.slip:
-        return tuple(_slip(rng, problem, steps))
-    steps = _gap(rng, problem, steps)
-    return tuple(_slip(rng, problem, steps) if rng.random() < noise.second_fault else steps)
+    """The right chain, with the faults of its author's habits."""
+    steps = list(problem.solution)
+    if rng.random() < noise.stray:
+        steps = (_slip if rng.random() < 0.55 else _gap)(rng, problem, steps)
+    if rng.random() < noise.overstate:
+        strict = problem.family.strict
+        steps = [s._replace(relation=strict) if STRENGTH[s.relation] == "weak" else s for s in steps]
+    if rng.random() < noise.jump:
+        steps = _jump(rng, problem, steps)
+    return tuple(steps)
 
 
 def _jump(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]:
@@ -89,13 +88,9 @@ def _jump(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]
 
 
 def _slip(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]:
-    """A relation that is not the given one: mostly a strict one where it is given weak."""
-    weak = [i for i, step in enumerate(steps) if STRENGTH[step.relation] == "weak"]
-    if weak and rng.random() < 0.7:
-        i, other = rng.choice(weak), problem.family.strict
-    else:
-        i = rng.randrange(len(steps))
-        other = rng.choice([r for r in problem.family.relations if r != steps[i].relation])
+    """A relation that is not the given one."""
+    i = rng.randrange(len(steps))
+    other = rng.choice([r for r in problem.family.relations if r != steps[i].relation])
     return [*steps[:i], steps[i]._replace(relation=other), *steps[i + 1 :]]
 
 

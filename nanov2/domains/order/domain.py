@@ -1,31 +1,52 @@
-"""The embedded world as a domain: problems made from a seed, exact truth, imperfect demonstrations."""
+"""The embedded world as a domain: problems made from a seed, exact truth, imperfect demonstrations.
+
+Its own small models have tokens for its phrases and read turns of one growing sequence. A pretrained model
+(`pretrained.folder`) reads and writes the same texts through its own tokenizer and chat template.
+"""
 
 from __future__ import annotations
 
 import math
 import random
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import CritiqueGrade, View, fresh_model
-from nanov2.domains.language import Demonstration, Language, TurnLanguage
+from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage
 from nanov2.domains.order.demos import make_demonstration
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.domains.order.world import (
+    ENDS,
+    STRONG,
     Difficulty,
+    Problem,
     grade_critique,
     grade_proof,
     make_problem,
     parse_critique,
+    parse_finding,
     parse_problem,
     parse_proof,
 )
+from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.model.decoder import Model
-from nanov2.records import ProblemRecord, ProofRecord
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
 if TYPE_CHECKING:
     from nanov2.run.config import Config
+
+RUBRIC_V = """\
+1: every step is a given fact, and the chain proves the goal.
+0.5: one slip: a step states another relation than the given one, or the chain is too weak for the goal.
+0: a step that is not given, a wrong end, or two slips."""
+RUBRIC_MV = """\
+Only the issues that the critique claims count. An issue is real where its line is true.
+1: all are real, and the score follows from the findings (to claim none is reasonable).
+0.5: some are invented, or the score does not follow.
+0: all are invented."""
+DRAWS = 10_000  # problems drawn in a row without a new one, before a difficulty is called too narrow
 
 
 class OrderTruth:
@@ -57,7 +78,7 @@ class OrderLanguage(TurnLanguage):
 
 
 class OrderDomain:
-    """Problems made from the seed; nothing is read from anywhere."""
+    """Chains of relations in four families."""
 
     truth = OrderTruth()
 
@@ -71,54 +92,112 @@ class OrderDomain:
         return fresh_model(self.config, tokenizer), tokenizer
 
     def language(self, tokenizer: ChatTokenizer | None) -> Language:
-        """Turn by turn for a model from scratch, in one answer for a chat model."""
         if tokenizer and tokenizer.task:
             return OrderLanguage(tokenizer, strict=True)
         return Language(tokenizer, self.config.pretrained.strict)
 
+    # --- problems
+
     def problems(self) -> dict[str, list[ProblemRecord]]:
-        seen: set[str] = set()
-        w = self.config.world
-        sizes = {
+        """Held-out and validation problems differ from all others, and from those of the demonstrations, also
+        up to renaming terms, reordering facts and changing the family."""
+        return self._sets
+
+    @cached_property
+    def _sets(self) -> dict[str, list[ProblemRecord]]:
+        w, laps = self.config.world, self.config.laps
+        measured = {
             "held_out": (w.labelled, w.held_out),
             "held_out_hard": (w.hard, w.held_out),
             "validation": (w.labelled, w.validation),
             "validation_hard": (w.hard, w.validation),
-            "train": (w.labelled, w.problems),
-            "train_hard": (w.hard, w.hard_problems),
         }
-        if w.gets_harder:  # after the others, which are the same whether laps get harder or not
-            sizes["held_out_hardest"] = (w.hard_in(self.config.laps), w.held_out)
-            for lap in range(2, self.config.laps + 1):
-                sizes[f"validation_hard{lap}"] = (w.hard_in(lap), w.validation)
-                sizes[f"train_hard{lap}"] = (w.hard_in(lap), w.hard_problems)
-        return {name: self._draw(name, d, n, seen) for name, (d, n) in sizes.items()}
+        trained = {"train": (w.labelled, w.problems), "train_hard": (w.hard, w.hard_problems)}
+        if w.gets_harder:
+            measured["held_out_hardest"] = (w.hard_in(laps), w.held_out)
+            for lap in range(2, laps + 1):
+                measured[f"validation_hard{lap}"] = (w.hard_in(lap), w.validation)
+                trained[f"train_hard{lap}"] = (w.hard_in(lap), w.hard_problems)
+        self._kept_out: set[str] = set()  # forms of problems that models are measured on
+        sets = {}
+        for name, (difficulty, n) in measured.items():
+            drawn = self._draw(name, difficulty, n, self._kept_out)
+            self._kept_out |= {p.form for p in drawn}
+            sets[name] = drawn
+        seen: set[str] = set()
+        for name, (difficulty, n) in trained.items():
+            sets[name] = self._draw(name, difficulty, n, self._kept_out, seen)
+            seen |= {p.text for p in sets[name]}
+        return {name: [ProblemRecord(p.text, p.kind) for p in drawn] for name, drawn in sets.items()}
 
-    def new_problems(self, lap: int, n: int) -> list[ProblemRecord]:
-        seen = {p.problem for problems in self.problems().values() for p in problems}
-        return self._draw(f"autolabel lap {lap}", self.config.world.hard_in(lap), n, seen)
-
-    def _draw(self, purpose: str, difficulty: Difficulty, n: int, avoid: set[str]) -> list[ProblemRecord]:
-        records, i = [], 0
-        while len(records) < n:
+    def _draw(
+        self, purpose: str, difficulty: Difficulty, n: int, forms: set[str], texts: set[str] | None = None
+    ) -> list[Problem]:
+        """n problems by (seed, purpose): none has a form of `forms`. With `texts` none of those texts either,
+        and all texts differ; without, all forms differ."""
+        forms, known = set(forms), None if texts is None else set(texts)
+        drawn, i, last = [], 0, 0
+        while len(drawn) < n:
             problem = make_problem(derive_rng(self.config.seed, purpose, i), difficulty)
             i += 1
-            if problem.text not in avoid:
-                avoid.add(problem.text)
-                records.append(ProblemRecord(problem.text, problem.kind))
-        return records
+            if problem.form not in forms and (known is None or problem.text not in known):
+                drawn.append(problem)
+                last = i
+                (forms if known is None else known).add(problem.form if known is None else problem.text)
+            elif i - last >= DRAWS:
+                raise InputError(
+                    f"world: there are too few different problems of {difficulty.chain} steps among "
+                    f"{difficulty.facts} facts ({len(drawn)} of {n} for {purpose}): raise facts or chain, or "
+                    "ask for fewer"
+                )
+        return drawn
+
+    def new_problems(self, lap: int, n: int) -> list[ProblemRecord]:
+        seen = {p.problem for problems in self._sets.values() for p in problems}
+        drawn = self._draw(f"autolabel lap {lap}", self.config.world.hard_in(lap), n, self._kept_out, seen)
+        return [ProblemRecord(p.text, p.kind) for p in drawn]
 
     def graded_proofs(self) -> dict[str, list[ProofRecord]]:
         return {}
 
+    # --- demonstrations
+
     def demonstration(self, rng: random.Random, progress: float) -> Demonstration:
-        w = self.config.world
+        """Short chains first: a look-up is learnt on few facts."""
+        w, _ = self.config.world, self._sets
         everything = Difficulty(
             (w.labelled_chain[0], w.hard_chain[1]), (w.labelled_facts[0], w.hard_facts[1])
         )
-        stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))), (1.1, everything))
-        difficulty = next(d for share, d in stages if progress < share)
-        return make_demonstration(rng, make_problem(rng, difficulty), self.config.noise)
+        stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))))
+        difficulty = next((d for share, d in stages if progress < share), everything)
+        for _ in range(DRAWS):
+            problem = make_problem(rng, difficulty)
+            if problem.form not in self._kept_out:
+                return make_demonstration(rng, problem, self.config.noise)
+        raise InputError("world: nearly all problems are held out: lower held_out, or raise chain or facts")
 
-    def view(self, record: object) -> View:
-        return View(statement=record.problem)
+    # --- pages
+
+    def view(self, record: ProblemRecord | ProofRecord | CritiqueRecord) -> View:
+        problem, critique = parse_problem(record.problem), getattr(record, "critique", None)
+        steps = parse_proof(getattr(record, "proof", "")) or ()
+        return View(
+            statement=record.problem,
+            facts=tuple(f"${' '.join(fact)}$" for fact in problem.facts) if problem else (),
+            steps=tuple(f"${' '.join(step)}$" for step in steps),
+            findings=findings(critique, steps) if critique is not None else (),
+            rubric=RUBRIC_V if critique is None else RUBRIC_MV,
+        )
+
+
+def findings(critique: str, steps: tuple) -> tuple[tuple[int | None, str, bool], ...]:
+    """A critique's lines without those of the form: (step it is about, text, whether it claims an issue)."""
+    found = []
+    for line in filter(None, map(str.strip, critique.split("\n"))):
+        if line.startswith(V_START) or "\\boxed" in line:
+            continue
+        said = parse_finding(line)
+        at = steps.index(said.step) if said and said.step in steps else None
+        claims = said.verdict != "ok" if said else line in (ENDS[False], STRONG[False])
+        found.append((at, line.removeprefix("- "), claims))
+    return tuple(found)

@@ -17,6 +17,7 @@ from nanov2.domains.order.demos import (
 )
 from nanov2.domains.order.world import (
     FAMILIES,
+    STRENGTH,
     examine,
     examine_critique,
     grade_critique,
@@ -27,7 +28,7 @@ from nanov2.domains.order.world import (
 )
 
 PROBLEMS = some_problems(1500, seed=30)
-SOUND = Noise(**{f.name: 0.0 for f in dataclasses.fields(Noise)} | {"proof_right": 1.0})
+SOUND = Noise(**{f.name: 0.0 for f in dataclasses.fields(Noise)})
 
 
 def share(flags):
@@ -54,16 +55,24 @@ def test_without_noise_all_is_right():
 
 
 def test_first_proofs_have_their_faults_at_the_stated_rates():
-    found = proofs(NOISE)
-    scores = [grade_proof(p, write_proof(steps)) for p, steps in found]
-    assert share(s == 1 for s in scores) == pytest.approx(NOISE.proof_right, abs=0.05)
-    jumps = share(
-        steps[-1].right == p.goal.right and p.says(steps[-1].left, steps[-1].right) is None
-        for p, steps in found
-    )
-    assert jumps == pytest.approx(NOISE.jump, abs=0.08)
-    slips = share(s == 0.5 for s in scores)
-    assert slips == pytest.approx(NOISE.slip, abs=0.06)
+    def rate(flag, **habit):
+        return share(flag(p, steps) for p, steps in proofs(dataclasses.replace(SOUND, **habit)))
+
+    def jumps(p, steps):
+        return steps[-1].right == p.goal.right and p.says(steps[-1].left, steps[-1].right) is None
+
+    assert rate(jumps, jump=0.6) == pytest.approx(0.6, abs=0.05)
+    # a random walk among the facts now and then is the right chain
+    assert rate(lambda p, steps: steps != p.solution, stray=0.6) == pytest.approx(0.56, abs=0.06)
+    overstated = [
+        any(STRENGTH[s.relation] == "weak" for s in p.solution)
+        and not any(STRENGTH[s.relation] == "weak" for s in steps)
+        for p, steps in proofs(dataclasses.replace(SOUND, overstate=0.6))
+        if any(STRENGTH[s.relation] == "weak" for s in p.solution)
+    ]
+    assert share(overstated) == pytest.approx(0.6, abs=0.05)
+    scores = [grade_proof(p, write_proof(steps)) for p, steps in proofs(NOISE)]
+    assert 0.15 < share(s == 1 for s in scores) < 0.35
 
 
 def test_every_proof_has_each_term_once_and_every_family_its_share():
@@ -131,7 +140,14 @@ def test_a_reviser_hands_the_same_proof_in_again_or_mends_it():
     pairs = [(p, a, b) for p, a, b in pairs if grade_proof(p, write_proof(a)) < 1]
     assert share(a == b for _, a, b in pairs) == pytest.approx(NOISE.revision_same, abs=0.06)
     right = share(grade_proof(p, write_proof(b)) == 1 for p, _, b in pairs)
-    assert right == pytest.approx(NOISE.revision_right, abs=0.08)
+    assert right == pytest.approx(NOISE.revision_right, abs=0.1)
+
+
+def test_the_prover_learns_nothing_of_the_proofs_that_critics_read():
+    rng = random.Random(7)
+    shown = [make_demonstration(rng, p, NOISE) for p in PROBLEMS]
+    assert all(d.learnt[1:] == (True,) * (len(d.turns) - 1) for d in shown)
+    assert share(not d.learnt[0] for d in shown) == pytest.approx(NOISE.others, abs=0.05)
 
 
 def test_a_demonstration_is_answers_of_the_papers_form_in_turn():
