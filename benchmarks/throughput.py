@@ -250,12 +250,10 @@ def work(who: str, what: str, shape: str, sizes: dict) -> None:
 
 def measure(who: str, what: str, shape: str, sizes: dict, ranks: int = 1) -> dict:
     """Runs `work` in a new process, or in one for each rank."""
-    from nanov2.distributed.startup import ALLOCATOR
-
     environment = (
         os.environ
-        | ALLOCATOR
-        | {"NANOV2_STARTED": "1", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
+        | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     )
     torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *torchrun, __file__, "--work", who, what, shape, json.dumps(sizes)]

@@ -4,6 +4,7 @@ report RUN    build report.html again, or put two runs side by side
 judge RUN     the page on which experts score proofs and critiques
 watch RUN     a running flywheel in the terminal
 hf FOLDER     look at or check a model folder
+torchrun …    torchrun with its own arguments, without its tracebacks where a run was stopped or refused
 """
 
 import runpy
@@ -14,6 +15,7 @@ COMMANDS = {
     "judge": "nanov2.pages.expert_page",
     "watch": "nanov2.pages.watch",
     "hf": "nanov2.hub.hf",
+    "torchrun": "nanov2.distributed.launch",
 }
 
 

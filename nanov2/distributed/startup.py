@@ -1,33 +1,32 @@
 """What must happen before torch is imported. Each script calls `prepare()` first.
 
 glibc gives large freed blocks back to the system and faults them in again, step after step; on a small
-model on CPUs that costs from a few per cent of a training step to half of it. The settings below keep
-freed memory in the process. They are read when a process starts, so the script starts itself once more.
+model on CPUs that costs from a few per cent of a training step to half of it. And OpenMP's threads spin while
+they wait for each other: beside other work two threads are then several times slower than one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
-import sys
 
+# glibc's numbers of its settings (malloc.h), and their values
 ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),  # no block is so large that it gets a mapping of its own
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),  # give nothing back before 8 GiB are free
-    "MALLOC_TOP_PAD_": str(256 << 20),  # grow in steps of 256 MiB
+    -4: 0,  # M_MMAP_MAX: no block gets a mapping of its own
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: give nothing back before 2 GiB are free
+    -2: 256 << 20,  # M_TOP_PAD: grow in steps of 256 MiB
 }
 
 
 def prepare() -> None:
-    """Set the allocator (glibc only) and keep quiet where torch warns about what does not matter here."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if platform.libc_ver()[0] != "glibc" or os.environ.get("NANOV2_STARTED"):
-        return
-    os.environ["NANOV2_STARTED"] = "1"
-    for name, value in ALLOCATOR.items():
-        os.environ.setdefault(name, value)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    """Set the allocator (glibc only, unless MALLOC_… variables do) and let waiting threads sleep."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns about what does not matter here
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+    if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
+        libc = ctypes.CDLL(None)
+        for number, value in ALLOCATOR.items():
+            libc.mallopt(number, value)
 
 
 def set_threads() -> int:
@@ -36,7 +35,11 @@ def set_threads() -> int:
 
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

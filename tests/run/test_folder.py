@@ -250,7 +250,7 @@ def test_a_full_disk_in_the_middle_of_a_step_is_one_line_and_the_figures_are_the
             [sys.executable, *start, "--config=configs/smoke.toml", *flags],
             capture_output=True,
             text=True,
-            env=os.environ | {"NANOV2_STARTED": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
     whole, full = tmp_path / "whole", tmp_path / "full"
