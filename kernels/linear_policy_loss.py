@@ -256,7 +256,7 @@ def linear_policy_loss(
         entropy_coef: of the entropy bonus: each token's entropy has the weight that its loss has.
         precision: "fp32"; "bf16": states and weights rounded to bfloat16 for the products, which are added
             up in float32 (log-probs, softmax and gradients' sums are float32 always); None: "bf16" for
-            bfloat16 inputs, else "fp32". On a GPU the inputs' dtype decides.
+            bfloat16 inputs, else "fp32".
         process_group: ranks that each hold a part of the vocabulary, as in `linear_logprob`.
         chunk: tokens at a time; None: as many as the form's buffer holds.
         The rest as in `policy_loss`.
@@ -279,6 +279,8 @@ def linear_policy_loss(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if precision not in (None, *PRECISIONS):
         raise ValueError(f"precision must be None or one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if form == "triton" and hidden.dtype != weight.dtype:
+        raise ValueError(f"impl='triton' needs one dtype, got {hidden.dtype} and {weight.dtype}")
     bf16 = precision == "bf16" or (precision is None and hidden.dtype == torch.bfloat16)
     a, share, denominator = _per_token(advantage, offsets, mask, o, denominator, precise(hidden))
     if form == "reference" or coefficients_need_rows(o, old_logp is not None, sampler_logp is not None):

@@ -5,9 +5,10 @@
               (the online softmax of flash attention). `logprob_cpu.merge` joins the splits, which are there
               only so that a few thousand tokens fill a whole GPU.
     backward  for one stretch of C vocabulary entries after the other: a kernel makes the logits again and
-              writes ∂loss/∂logits [N, C] in the dtype of the weights, and two matrix products of the
-              library turn them into ∂hidden (added up in float32) and this stretch of ∂weight (whole at
-              once, as it sums over all tokens). No atomics: two runs give the same bits.
+              writes ∂loss/∂logits [N, C] in the dtype of the weights, and two products
+              (`product_triton.py`) turn them into ∂hidden (added up in float32, with one read and one
+              write of it a stretch) and this stretch of ∂weight (whole at once, as it sums over all
+              tokens). No atomics: two runs give the same bits.
 
 Sums and logits are float32 whatever the inputs are. float32 inputs are multiplied in full precision ("ieee"),
 not in TF32, so the matrix units are for float16 and bfloat16.
@@ -21,10 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from nanov2.kernels.logprob_cpu import merge
+from nanov2.kernels.product_triton import BACKEND, add_product
 
-STRETCH = 1 << 25  # entries of ∂loss/∂logits in memory at once: 64 MB in bfloat16
+STRETCH = 64 << 20  # bytes of ∂loss/∂logits in memory at once, at least
 LOWEST = tl.constexpr(-3.0e38)  # in place of −inf: finite, so that 0 · LOWEST is 0 and not NaN
-INTERPRETED = triton.knobs.runtime.interpret
 
 
 def configurations(backend: str) -> list[triton.Config]:
@@ -43,7 +44,6 @@ def configurations(backend: str) -> list[triton.Config]:
     ]
 
 
-BACKEND = "interpreter" if INTERPRETED else "hip" if torch.version.hip else "cuda"
 tuned = triton.autotune(configurations(BACKEND), key=["V", "D"])
 
 
@@ -158,7 +158,7 @@ def _splits(n: int, v: int, device: torch.device) -> tuple[int, int]:
 
 def forward(hidden, weight, bias, target, temperature, softcap, with_moment):
     """See `logprob_cpu.forward`, whose signature this has."""
-    hidden, weight = _rows_contiguous(hidden), _rows_contiguous(weight)
+    hidden, weight = rows_contiguous(hidden), rows_contiguous(weight)
     (n, d), v = hidden.shape, len(weight)
     splits, width = _splits(n, v, hidden.device)
     parts = torch.empty(4, splits, n, dtype=torch.float32, device=hidden.device)
@@ -175,17 +175,15 @@ def backward(
     d_total, d_chosen, d_moment, hidden, weight, bias, target, m, temperature, softcap, with_moment, needs
 ):
     """See `logprob_cpu.backward`, whose signature this has."""
-    hidden, weight = _rows_contiguous(hidden), _rows_contiguous(weight)
+    hidden, weight = rows_contiguous(hidden), rows_contiguous(weight)
     (n, d), v = hidden.shape, len(weight)
-    dh = torch.zeros(n, d, dtype=torch.float32, device=hidden.device)
+    dh = torch.empty(n, d, dtype=torch.float32, device=hidden.device)
     dw, db = torch.zeros_like(weight), m.new_zeros(v)
-    unit = 1.0
-    if (
-        hidden.dtype == torch.float16 and n
-    ):  # gradients of 1e-8 would be lost: measured by the largest of them
+    unit = m.new_ones(())
+    if hidden.dtype == torch.float16 and n:  # gradients of 1e-8 would be lost: measured by the largest
         unit = torch.stack([d_total, d_chosen, d_moment]).abs().max().clamp(min=1e-30)
         d_total, d_chosen, d_moment = d_total / unit, d_chosen / unit, d_moment / unit
-    width = min(v, triton.cdiv(max(STRETCH // max(n, 1), 256), 256) * 256)
+    width = stretch_width(n, v, d, hidden.element_size())
     for v0 in range(0, v if n else 0, width):
         part = slice(v0, min(v0 + width, v))
         dz = torch.empty(n, part.stop - v0, dtype=hidden.dtype, device=hidden.device)
@@ -195,20 +193,23 @@ def backward(
             bias is not None, softcap is not None, with_moment, enable_fp_fusion=True,
         )  # fmt: skip
         if needs[0]:
-            dh += _product(dz, weight[part])
+            add_product(dh, dz, weight[part], unit, add=v0 > 0)
         if needs[1]:
-            dw[part] = _product(dz.T, hidden) * unit
+            add_product(dw[part], dz.T, hidden, unit, add=False)
         if needs[2]:
             db[part] = dz.sum(0, dtype=torch.float32) * unit
-    return (dh * unit).to(hidden.dtype), dw, db
+    return dh.to(hidden.dtype), dw, db
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
+def stretch_width(n: int, v: int, d: int, size: int) -> int:
+    """Vocabulary entries in a stretch: ∂loss/∂logits takes STRETCH bytes, or what ∂hidden takes in float32.
+
+    Each stretch reads and writes ∂hidden once: with memory that grows as ∂hidden does there are V / 2D
+    stretches of 16-bit numbers, whatever the number of tokens.
+    """
+    entries = max(STRETCH, 4 * n * d) // (size * max(n, 1))
+    return min(v, triton.cdiv(max(entries, 256), 256) * 256)
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32, from 16-bit inputs without a copy where the library can."""
-    if a.is_cuda and torch.version.cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a.float(), b.float())

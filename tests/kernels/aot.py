@@ -19,7 +19,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nanov2.kernels import advantage_triton, logprob_triton, policy_loss_triton
+from nanov2.kernels import (
+    advantage_triton,
+    linear_policy_loss_triton,
+    logprob_triton,
+    policy_loss_triton,
+    product_triton,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -60,6 +66,8 @@ def cases(target: str):
                 types = inputs | sums | {"dz_ptr": f"*{dtype}"}
                 name = f"{kernel.fn.__name__} {label}"
                 yield name, kernel, types, flags | c.kwargs, options, dtype == "bf16"
+    yield from product_cases(target)
+    yield from chunk_cases(target)
     tokens = ("logp_ptr", "old_ptr", "ref_ptr", "sampler_ptr", "advantage_ptr", "grad_ptr", "parts_ptr")
     types = {x: "*fp32" for x in tokens} | {"offsets_ptr": "*i64", "mask_ptr": "*u8"}
     types |= {x: "fp32" for x in ("clip_low", "clip_high", "kl_coef", "is_cap", "off_policy_delta")}
@@ -74,6 +82,40 @@ def cases(target: str):
     types |= {"eps": "fp32"}
     flags = {"SCALE": "std", "BLOCK": advantage_triton.BLOCK}
     yield "advantage_kernel", advantage_triton.advantage_kernel, types, flags, {}, False
+
+
+def product_cases(target: str):
+    """The product as ∂hidden and ∂weight of the log-prob take it, and of the policy loss: rows by a list."""
+    sizes = product_triton.configuration(TARGETS[target].backend)
+    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
+    waiting = {"order_ptr": "*i64", "count_ptr": "*i64", "unit_ptr": "*fp32"}
+    for dtype, some, transposed, out in (
+        ("bf16", "", False, "fp32"),
+        ("bf16", "", True, "bf16"),
+        ("bf16", "m", False, "fp32"),
+        ("bf16", "k", True, "fp32"),
+        ("fp32", "k", True, "fp32"),
+    ):
+        types = {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "out_ptr": f"*{out}"} | waiting
+        unit_stride = {"a_m" if transposed else "a_k": 1}  # as the launcher specialises it
+        constants = {"ADD": out == "fp32", "SOME": some} | unit_stride | sizes
+        name = f"product_kernel {dtype} {some or 'all'}{' transposed' if transposed else ''}"
+        yield name, product_triton.product_kernel, types, constants, options, dtype == "bf16"
+
+
+def chunk_cases(target: str):
+    """The two kernels of linear_policy_loss besides the product."""
+    module = linear_policy_loss_triton
+    for dtype in ("bf16", "fp32"):
+        sizes = module.sizes_of(TARGETS[target].backend)
+        options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
+        types = {x: f"*{dtype}" for x in ("h_ptr", "w_ptr", "e_ptr")}
+        types |= {x: "*i64" for x in ("target_ptr", "order_ptr", "count_ptr")} | {"temperature": "fp32"}
+        floats = ("parts_ptr", "m_ptr", "log_total_ptr", "logp_ptr", "entropy_ptr", "c_ptr", "bonus_ptr")
+        types |= {x: "*fp32" for x in floats}
+        yield f"scores_kernel {dtype}", module.scores_kernel, types, sizes, options, dtype == "bf16"
+        flags = {"BONUS": True, "BN": module.ROWS, "BV": sizes["BV"]}
+        yield f"dscores_kernel {dtype}", module.dscores_kernel, types, flags, {}, False
 
 
 def nvidia_figures(compiled, target: str) -> dict:

@@ -32,6 +32,8 @@ def test_every_configuration_is_compiled_for_every_target(figures):
         names = [row["kernel"] for row in figures if row["target"] == target]
         for kernel in ("forward_kernel bf16", "dlogits_kernel bf16"):
             assert sum(name.startswith(kernel) for name in names) == configurations
+        for kernel, cases in (("product_kernel", 5), ("scores_kernel", 2), ("dscores_kernel", 2)):
+            assert sum(name.startswith(kernel) for name in names) == cases
         for kernel in ("policy_kernel dapo", "policy_kernel gspo", "advantage_kernel"):
             assert kernel in names
 

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from kernel_helpers import generator
 
 from nanov2.kernels import logprob_cpu
+from nanov2.kernels.linear_policy_loss import linear_policy_loss
 from nanov2.kernels.logprob import linear_logprob
 
 PARTS = (5, 8)
@@ -36,6 +37,24 @@ def gradients(hidden, weight, bias, target, group, **options):
     return [logp.detach(), entropy.detach(), *(x.grad for x in leaves)]
 
 
+def policy_gradients(hidden, weight, target, ref_logp, group, **options):
+    leaves = [x.clone().requires_grad_() for x in (hidden, weight)]
+    loss, out = linear_policy_loss(
+        *leaves,
+        target,
+        torch.tensor([1.0, -0.5]),
+        torch.tensor([0, 5, 9]),
+        mask=target >= 0,
+        ref_logp=ref_logp,
+        kl_coef=0.1,
+        entropy_coef=0.1,
+        process_group=group,
+        **options,
+    )
+    loss.backward()
+    return [loss.detach(), out.logp, out.entropy, *(x.grad for x in leaves)]
+
+
 def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     logprob_cpu.TILE = 16
@@ -52,9 +71,14 @@ def rank_main(rank: int, folder: str) -> None:
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
         assert bool((found[0] <= 0).all())
+    ref_logp = linear_logprob(hidden, weight, target, impl="reference") + 0.3
+    found = policy_gradients(hidden, weight[mine], target, ref_logp, dist.group.WORLD, chunk=4)
+    wanted = policy_gradients(hidden, weight, target, ref_logp, None, impl="reference")
+    for a, b in zip(found, [*wanted[:4], wanted[4][mine]], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
     dist.destroy_process_group()
 
 
-def test_two_ranks_give_the_logprobs_and_gradients_of_one():
+def test_two_ranks_give_the_logprobs_losses_and_gradients_of_one():
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(rank_main, (folder,), nprocs=len(PARTS))
