@@ -40,6 +40,7 @@ class Sample:
 
     problem: list[Block]
     rows: list[list[Part]]
+    facts: list[str]  # such as its reward
     phase: str
     score: str  # the expert's score of its last proof; empty where nobody knows
     failures: list[str]
@@ -108,7 +109,8 @@ def critique_part(sample: dict, text: str, name: str = "critique") -> Part:
     score, marks = sample.get("score"), sample.get("marks")
     note = [said("says", score), said("expert: quality", sample.get("quality"))]
     warning = f"invents {sample['invented']} issue(s)" if sample.get("invented") else ""
-    shown = findings(blocks(text), marks, score)
+    lines = text.replace("\n", "\n\n") if marks else text  # each line is a finding
+    shown = findings(blocks(lines), marks, score)
     return Part(name, ", ".join(n for n in note if n), shown, warning, "critique")
 
 
@@ -157,12 +159,11 @@ def sample_view(sample: dict, phase: str) -> Sample:
         meta = sample.get("judge_meta")
         rows.append([said_, *([meta_part(str(meta), sample.get("judge_meta_quality"))] if meta else [])])
     rows += turn_rows(sample)
-    for key in ("reward", "label", "note"):
-        if sample.get(key) is not None:
-            value = sample[key]
-            text = f"{value:g}" if isinstance(value, (int, float)) else str(value)
-            rows.append([Part(key, "", blocks(text))])
     truth, step = final_truth(sample), sample.get("step")
     problem = str(sample.get("problem", ""))
     score = "" if truth is None else f"{truth:g}"
-    return Sample(blocks(problem), rows, phase, score, failures(sample), said("", step).strip(), problem)
+    facts = [said(key, sample.get(key)) for key in ("reward", "label", "note") if sample.get(key) is not None]
+    facts += [f"step {step}"] if step is not None else []
+    return Sample(
+        blocks(problem), rows, facts, phase, score, failures(sample), said("", step).strip(), problem
+    )

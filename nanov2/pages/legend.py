@@ -48,6 +48,12 @@ FIGURES = {
     "missed_issue_rate": Entry(
         "critiques with a missed issue", "Share of critiques that pass over an issue of the proof.", LOWER
     ),
+    "invented_in_failed_rate": Entry(
+        "invented issues in failed proofs",
+        "Of critiques of proofs with true score 0, the share that also claims an issue where there is none: "
+        "the score cannot show it.",
+        LOWER,
+    ),
     # the meta-verifier
     "meta_accuracy": Entry(
         "quality accuracy", "Share of meta-critiques that give a critique the expert's quality.", HIGHER
@@ -56,6 +62,9 @@ FIGURES = {
         "balanced quality accuracy",
         "Quality accuracy averaged over the qualities 0, 0.5 and 1: a constant answer has a third.",
         HIGHER,
+    ),
+    "meta_constant_accuracy": Entry(
+        "accuracy of a constant answer", "Quality accuracy of always answering the commonest quality."
     ),
     "meta_unparsed_rate": Entry(
         "meta-critiques without a quality", "Share of meta-critiques without a readable quality.", LOWER
@@ -70,6 +79,11 @@ FIGURES = {
     "hacking_gap": Entry(
         "reward − truth",
         "How far the verifier's score lies above the true score: what the generator gains by fooling it.",
+        LOWER,
+    ),
+    "false_accept_rate": Entry(
+        "undeserved full marks",
+        "Of the proofs to which the frozen verifier gives full marks, the share whose true score is less.",
         LOWER,
     ),
     # the self-verifying generator
@@ -97,7 +111,36 @@ FIGURES = {
     "label_coverage": Entry("label coverage", "Share of proofs that got a label.", HIGHER),
     "single_critique_agreement": Entry(
         "agreement of one critique",
-        "Share of proofs whose first critique alone gives the true score.",
+        "The first critique's score in place of the label, on the proofs that have a label.",
+        HIGHER,
+    ),
+    "mean_agreement": Entry(
+        "agreement of the mean",
+        "The mean of the critiques' scores, rounded, in place of the label, on the proofs that have one.",
+        HIGHER,
+    ),
+    "constant_agreement": Entry(
+        "agreement of a constant answer",
+        "Always answering the commonest score, on the proofs that have a label.",
+    ),
+    "single_critique_agreement_on_all": Entry(
+        "agreement of one critique, all proofs",
+        "Share of all proofs whose first critique gives the true score.",
+        HIGHER,
+    ),
+    "mean_agreement_on_all": Entry(
+        "agreement of the mean, all proofs",
+        "Share of all proofs of which the mean of the critiques' scores, rounded, is the true score.",
+        HIGHER,
+    ),
+    "majority_agreement_on_all": Entry(
+        "agreement of the majority, all proofs",
+        "Share of all proofs whose majority of critiques gives the true score.",
+        HIGHER,
+    ),
+    "letter_agreement_on_all": Entry(
+        "agreement of the paper's rule, all proofs",
+        "Share, of all proofs that the paper's rule labels, whose label is the true score.",
         HIGHER,
     ),
     "letter_agreement": Entry(
@@ -110,7 +153,7 @@ FIGURES = {
     ),
     "majority_agreement": Entry(
         "agreement of the majority",
-        "Share of proofs whose majority of critiques gives the true score.",
+        "The majority of the critiques' scores in place of the label, on the proofs that have a label.",
         HIGHER,
     ),
     "critiques_per_proof": Entry("critiques a proof", "Mean number of critiques drawn for a label."),

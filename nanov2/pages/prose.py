@@ -22,11 +22,12 @@ BULLET = re.compile(r"[-*+]|\d{1,3}[.)]")
 STRONG = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 # What a finding says of a step that it does not object to.
 CONTENT = re.compile(
-    r"\b(justified|correct|right|valid|holds|fine|strong enough|no (issue|error|gap|fault)s?)\b", re.I
+    r"\b(justified|correct|right|valid|holds|fine|strong enough|has the ends|no (issue|error|gap|fault)s?)\b",
+    re.I,
 )
 OBJECTION = re.compile(
     r"\b(not|never|no step|cannot|can't|isn't|doesn't|unjustified|incorrect|invalid|wrong|missing|gap|fails?"
-    r"|but|however|too weak)\b",
+    r"|but|however|too (weak|strong))\b",
     re.I,
 )
 
@@ -243,16 +244,26 @@ def claims_issue(finding: str, score: float | None = None) -> bool:
     return bool(OBJECTION.search(finding)) or (score != 1 and not CONTENT.search(finding))
 
 
+def _is_form(block: Block) -> bool:
+    """Whether a block is the first or the last line that the paper's form asks for."""
+    return "\\boxed" in block.text or (block.kind == "text" and block.text.rstrip().endswith(":"))
+
+
 def findings(critique: list[Block], marks: list[bool] | None, score: float | None) -> list[Block]:
     """A critique's blocks with its findings numbered and marked.
 
-    `marks` says of each finding whether it is right, in order; more of them than there are list items are
-    about what follows the list.
+    `marks` says of each finding whether it is right, in order: of each line between the two that the form
+    asks for, or of the list items and then of what follows the list. `score`: the critique's own.
     """
     items = [n for n, b in enumerate(critique) if b.kind == "item"]
-    said = {n: marks[i : i + 1] for i, n in enumerate(items)} if marks else {}
-    if marks and items and len(marks) > len(items) and items[-1] + 1 < len(critique):
-        said[items[-1] + 1] = marks[len(items) :]
+    between = [n for n, b in enumerate(critique) if b.kind != "heading" and not _is_form(b)]
+    said: dict[int, list[bool]] = {}
+    if marks and len(marks) == len(between):
+        said = {n: [mark] for n, mark in zip(between, marks, strict=True)}
+    elif marks and items and len(marks) >= len(items):
+        said = {n: [mark] for n, mark in zip(items, marks, strict=False)}
+        if len(marks) > len(items) and items[-1] + 1 < len(critique):
+            said[items[-1] + 1] = marks[len(items) :]
     out = list(critique)
     for i, n in enumerate(items):
         out[n] = replace(out[n], number=i + 1)

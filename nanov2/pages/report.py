@@ -121,6 +121,7 @@ def build_report(run: str | Path, compare: str | Path | None = None) -> tuple[Pa
             facts=facts,
             seconds=sum(p.seconds or 0 for p in phases),
             headline=rows,
+            temperatures=views.temperatures(*(p.after for p in phases)),
             phases=shown,
             legend=views.legend_rows(phases),
             settings=views.settings_view(facts),

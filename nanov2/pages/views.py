@@ -48,8 +48,8 @@ class Change:
 
 
 SAID = {
-    "gained": "✓ gained",
-    "lost": "✗ lost",
+    "gained": "✓ better",
+    "lost": "✗ worse",
     "chance": "within chance",
     "moved": "moved",
     "": "–",
