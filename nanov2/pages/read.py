@@ -12,8 +12,6 @@ from nanov2.errors import InputError
 from nanov2.rl.logs import read_rows
 from nanov2.run.phases import PHASES
 
-FIRST_LAP_ONLY = ("base", "coldstart", "verifier", "meta")
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -142,7 +140,6 @@ def planned(settings: dict) -> list[tuple[str, int]]:
     return [
         (phase, lap)
         for lap in range(1, min(int(laps), 1000) + 1)
-        for phase in PHASES
-        if (lap == 1 and phase != "consolidate")
-        or (lap > 1 and phase not in FIRST_LAP_ONLY and (consolidates or phase != "consolidate"))
+        for phase, info in PHASES.items()
+        if info.belongs_to(lap) and (consolidates or phase != "consolidate")
     ]
