@@ -153,18 +153,29 @@ def weak_revision(
     return weak_proof(rng, problem, noise)
 
 
+def _misread(rng: random.Random, problem: Problem, relation: str | None, noise: Noise) -> str | None:
+    """What the facts say of a pair, or at the rate `lookup` something else."""
+    if rng.random() >= noise.lookup:
+        return relation
+    return rng.choice([r for r in (*problem.family.relations, None) if r != relation])
+
+
 def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], noise: Noise) -> Critique:
-    """A critique with its author's habits; its score follows from its findings, mostly."""
+    """A critique with its author's habits; its score follows from its findings, mostly.
+
+    Habits are of judging, not of reading: what the facts say is looked up rightly, and then passed over.
+    """
     truth = examine(problem, steps)
     lenient, piles_on = rng.random() < noise.lenient, rng.random() < noise.pile_on
     findings, lost = [], False
     for step, relation, _ in truth.findings:
-        if lost and piles_on:
-            relation = None
-        elif rng.random() < noise.lookup:
-            relation = rng.choice([r for r in (*problem.family.relations, None) if r != relation])
+        relation = _misread(rng, problem, relation, noise)
         said = verdict(step.relation, relation)
-        findings.append(Finding(step, relation, "ok" if said == "slip" and lenient else said))
+        if said == "slip" and lenient:
+            said = "ok"
+        if lost and piles_on:
+            said = "gap"
+        findings.append(Finding(step, relation, said))
         lost = lost or said == "gap"
     ends = truth.ends != (rng.random() < noise.whole)
     strong = truth.strong != (rng.random() < noise.whole)
@@ -186,9 +197,8 @@ def weak_meta(
     exact = examine_critique(problem, steps, critique)
     looks = []
     for (step, relation, _), claim in zip(exact.looks, critique.claims, strict=True):
-        if rng.random() < noise.lookup:
-            relation = rng.choice([r for r in (*problem.family.relations, None) if r != relation])
-        looks.append((step, relation, relation == claim.relation))
+        relation = _misread(rng, problem, relation, noise)
+        looks.append((step, relation, claim == (step, relation, verdict(step.relation, relation))))
 
     def mistaken(real: bool | None) -> bool | None:
         return real if real is None or rng.random() >= noise.whole else not real
