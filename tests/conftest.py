@@ -83,3 +83,46 @@ def scripted_server():
     yield server
     server.process.kill()
     server.process.wait()
+
+
+# `pytest -m quick` answers in half a minute: all tests but those below, whose durations were measured
+# (`pytest --durations=50`). Whole files are not even imported.
+SLOW_FILES = (
+    "distributed",  # several processes
+    "pages",  # a browser
+    "domains/natural/test_pretrained.py",  # a whole cycle
+    "hub/test_endpoint.py",  # a server that lets one wait
+    "kernels/test_ahead_of_time.py",  # compiles for GPUs
+    "kernels/test_vocabulary_parallel.py",
+    "run/test_folder.py",
+    "run/test_fuzz.py",
+    "run/test_phases.py",
+)
+SLOW_TESTS = (
+    "test_C1_C17_two_ranks_have_the_gradient_and_norm_of_one",
+    "test_a_decode_steps_operators_do_not_grow_with_the_completion",
+    "test_a_dry_run_makes_nothing_on_disk",
+    "test_a_hostile_line_of_ten_megabytes_is_read_in_time",
+    "test_a_journal_cut_anywhere_keeps_its_whole_lines_and_goes_on",
+    "test_a_template_that_loops_or_grows_is_one_line_within_seconds",
+    "test_any_other_text_comes_back_too_and_no_text_makes_a_control_token",
+    "test_every_field_refuses_what_it_cannot_be_by_name",
+    "test_operator_keeps_the_contract_of_custom_operators",
+)
+
+
+def is_slow_file(path):
+    path = path.relative_to(Path(__file__).parent)
+    return any(path.is_relative_to(slow) for slow in SLOW_FILES)
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.option.markexpr == "quick" and is_slow_file(collection_path):
+        return True
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        interpreted = "kernels" in item.path.parts and "triton" in item.name
+        if not (is_slow_file(item.path) or item.originalname in SLOW_TESTS or interpreted):
+            item.add_marker("quick")
