@@ -92,8 +92,11 @@ SLOW_FILES = (
     "pages",  # a browser
     "domains/natural/test_pretrained.py",  # a whole cycle
     "hub/test_endpoint.py",  # a server that lets one wait
+    "hub/test_gguf.py",
+    "hub/test_hf.py",  # transformers
     "kernels/test_ahead_of_time.py",  # compiles for GPUs
-    "kernels/test_vocabulary_parallel.py",
+    "kernels/test_linear_policy_loss.py",
+    "kernels/test_vocabulary_parallel.py",  # two processes
     "run/test_folder.py",
     "run/test_fuzz.py",
     "run/test_phases.py",
@@ -108,6 +111,7 @@ SLOW_TESTS = (
     "test_any_other_text_comes_back_too_and_no_text_makes_a_control_token",
     "test_every_field_refuses_what_it_cannot_be_by_name",
     "test_operator_keeps_the_contract_of_custom_operators",
+    "test_torch_compile_passes_through",
 )
 
 
