@@ -9,7 +9,7 @@ flywheel runs them all, for `laps` laps, from lap 2 on also consolidate where a 
 reads what earlier ones wrote to --dir and says which phase makes what is missing. A phase that is done is
 not done again; an interrupted one continues.
 --dry-run prints what a run takes, without weights.
-Any other --section.field=value overrides the configuration (see nanov2/run/config.py).
+Any other --section.field=value overrides the configuration (see --help).
 """
 
 from nanov2.distributed.startup import prepare
@@ -402,7 +402,7 @@ FLAGS = {
     "lap": (1, "lap of the phase"),
     "dry-run": (False, "print parameters, memory per rank, tokens and seconds per step; do nothing"),
     "ranks": (0, "ranks of --dry-run (default: those that torchrun started)"),
-    "hardware": ("h100-80gb", f"device of --dry-run: {', '.join(HARDWARE)}"),
+    "hardware": ("this", f"device of --dry-run: this machine's, or one of {', '.join(HARDWARE)}"),
 }
 
 

@@ -168,10 +168,20 @@ def test_shards_and_checkpointing_take_less_memory_each():
 
 def test_a_dry_run_makes_nothing_on_disk(tmp_path):
     flags = ["--dry-run", "--config=configs/qwen3-8b-8gpu.toml", f"--dir={tmp_path}/run", "--ranks=8"]
+    flags.append("--hardware=h100-80gb")
     code, out, err = run("train.py", *flags)
     assert code == 0, err
     assert "8,190,735,360 parameters" in out and "fits into 80 GB" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_takes_this_machine_and_adds_up_the_laps():
+    config = load_config(ROOT / "configs" / "smoke.toml")
+    text = dry_run(config, 2, "this")
+    assert "this machine (" in text.splitlines()[0] and "all GRPO phases of 2 laps" in text
+    one, two = (make_plan(load_config(None, [f"--laps={n}"]), 1, 1, HARDWARE["cpu-core"]) for n in (1, 2))
+    assert one.hours == pytest.approx(sum(p.hours for p in one.phases.values()))
+    assert two.hours > one.hours and one.phases == two.phases
 
 
 def test_what_a_dry_run_cannot_know_is_told():
