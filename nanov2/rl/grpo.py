@@ -20,8 +20,8 @@ from torch import Tensor
 from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.distributed.sharding import IDLE, in_step
 from nanov2.kernels.advantage import group_advantage
+from nanov2.kernels.linear_policy_loss import linear_policy_loss
 from nanov2.kernels.logprob import linear_logprob
-from nanov2.kernels.policy_loss import policy_loss
 from nanov2.model.decoder import Model
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
 from nanov2.model.rollout import Rollout, Sampling
@@ -227,21 +227,23 @@ def _logprob_table(model: Model, groups, config: GRPOConfig, device) -> dict[int
 def _accumulate(model, groups, config: GRPOConfig, is_cap, device, denominator, old, reference, stats):
     """Add the gradients of one optimiser step's groups, micro-batch by micro-batch."""
     for batch, rollouts, advantages in _row_batches(model, groups, config, device):
-        logp = batch_logprobs(model, batch, config.temperature)
-        old_logp = logp.detach() if old is None else torch.cat([old[id(r)] for r in rollouts])
+        old_logp = None if old is None else torch.cat([old[id(r)] for r in rollouts])
         sampler_logp = torch.tensor([x for r in rollouts for x in r.logprobs], device=device)
         ref_logp = None
         if config.kl_coef:
             with torch.no_grad():
                 ref_logp = batch_logprobs(reference, batch, config.temperature)
-        loss, counts = policy_loss(
-            logp,
-            old_logp,
+        loss, out = linear_policy_loss(
+            model(batch.layout)[batch.at],
+            model.output_weight,
+            batch.target,
             advantages,
             batch.offsets,
             mask=batch.counted,
+            old_logp=old_logp,
             ref_logp=ref_logp,
             sampler_logp=sampler_logp if is_cap else None,
+            temperature=config.temperature,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             kl_coef=config.kl_coef,
@@ -251,8 +253,9 @@ def _accumulate(model, groups, config: GRPOConfig, is_cap, device, denominator, 
         )
         loss.backward()
         stats.add("loss", loss.item())
-        _count_trained(stats, {name: float(x) for name, x in counts.items()})
-        _compare(stats, (old_logp - sampler_logp)[batch.counted])
+        _count_trained(stats, {name: float(x) for name, x in out.stats.items()})
+        trainer_logp = out.logp if old_logp is None else old_logp
+        _compare(stats, (trainer_logp - sampler_logp)[batch.counted])
 
 
 def _count_trained(stats: Stats, counts: dict[str, float]) -> None:

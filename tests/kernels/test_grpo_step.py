@@ -8,6 +8,7 @@ from kernel_helpers import DEVICE, FAST_FORMS, generator, relative_error
 
 from nanov2.kernels import logprob_cpu
 from nanov2.kernels.advantage import group_advantage
+from nanov2.kernels.linear_policy_loss import linear_policy_loss
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.kernels.policy_loss import LOSS_TYPES, policy_loss
 
@@ -80,3 +81,36 @@ def test_fused_step_has_the_gradients_of_the_reference(impl, loss_type, masks, m
         for name, value in wanted[3].items():
             torch.testing.assert_close(found[3][name].double(), value, rtol=1e-5, atol=1e-5)
     assert found[3]["clip_low_count"] + found[3]["clip_high_count"] > 0  # the grid does reach the clips
+
+
+@pytest.mark.parametrize("impl", FAST_FORMS)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_fused_loss_has_the_gradients_of_the_two_functions(impl, loss_type, steps):
+    """As `rl/grpo.py` calls it: on policy with one step, with the old log-probs of a table otherwise."""
+    x = inputs("tokens")
+    rows = torch.tensor([0, *itertools.accumulate(LENGTHS)], device=DEVICE)
+    advantage, _ = group_advantage(x["reward"], torch.tensor(GROUPS, device=DEVICE), impl=impl)
+    target = torch.where(x["mask"], x["target"], -100)
+    chosen = {"kl_coef": 0.1, "loss_type": loss_type, "denominator": 24.0, "impl": impl}
+
+    def leaves():
+        return [x[name].clone().requires_grad_() for name in ("hidden", "weight")]
+
+    ours, theirs = leaves(), leaves()
+    logp = linear_logprob(*theirs, target, temperature=0.8, impl=impl)
+    old = logp.detach() if steps == 1 else logp.detach() + x["old_shift"]
+    chosen |= {"mask": x["mask"], "ref_logp": logp.detach() - 0.1, "is_cap": 1.5}
+    chosen["sampler_logp"] = old + 0.1 * x["old_shift"]
+    wanted, stats = policy_loss(logp, old, advantage, rows, **chosen)
+    given = None if steps == 1 else old
+    loss, out = linear_policy_loss(
+        *ours, x["target"], advantage, rows, old_logp=given, temperature=0.8, **chosen
+    )
+    loss.backward()
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted)
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative_error(a.grad, b.grad) < 1e-5
+    for name, value in stats.items():
+        torch.testing.assert_close(out.stats[name], value, rtol=1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ import tempfile
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from kernel_helpers import generator
+from kernel_helpers import generator, relative_error
 
 from nanov2.kernels import logprob_cpu
 from nanov2.kernels.linear_policy_loss import linear_policy_loss
@@ -74,8 +74,9 @@ def rank_main(rank: int, folder: str) -> None:
     ref_logp = linear_logprob(hidden, weight, target, impl="reference") + 0.3
     found = policy_gradients(hidden, weight[mine], target, ref_logp, dist.group.WORLD, chunk=4)
     wanted = policy_gradients(hidden, weight, target, ref_logp, None, impl="reference")
+    # logits of −100 are rounded by 1e-5 in float32, in both: errors are relative to the largest value
     for a, b in zip(found, [*wanted[:4], wanted[4][mine]], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+        assert relative_error(a, b) < 1e-5
     dist.destroy_process_group()
 
 
