@@ -28,6 +28,7 @@ from nanov2.method import figures as ev
 from nanov2.method.consensus import Assessed, assess_adaptively, calibrate
 from nanov2.method.judges import meta_judge, verifier_judge
 from nanov2.method.labels import clear, label_all, label_samples, label_table, measure_labels, merge, unclear
+from nanov2.pages import legend
 from nanov2.records import ProofRecord, read_jsonl, write_jsonl
 from nanov2.rl.logs import print_table
 from nanov2.run.cli import InputError, open_folder, parse, read_config, script
@@ -85,7 +86,7 @@ def autolabel(run: Run, lap: int) -> None:
     note = f"n = {c.n} critiques, m = {c.m} meta-assessments, k = {c.k}"
     run.finish("autolabel", lap, time.time() - begin, tables=[label_table(labelled)], notes=[note])
     if run.ranks.main:
-        print_table(f"autolabel, lap {lap}", {}, after)
+        print_table(f"autolabel, lap {lap}", {}, after, legend.title)
 
 
 def label_file(run: Run, lap: int, source: Path, out: Path) -> None:

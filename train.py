@@ -34,6 +34,7 @@ from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.decoder import Model
 from nanov2.model.packing import Pack
 from nanov2.model.rollout import Sampling
+from nanov2.pages import legend
 from nanov2.pages.report import build_report
 from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.logs import print_table
@@ -392,7 +393,7 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         run.finish(phase, lap, time.time() - begin, **facts)
         if run.ranks.main:
             title = f"{PHASES[phase].title} ({time.time() - begin:.0f} s)"
-            print_table(title, figures["before"], figures["after"])
+            print_table(title, figures["before"], figures["after"], legend.title)
     if run.ranks.main:
         build_report(run.dir)
 

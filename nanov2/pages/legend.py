@@ -220,6 +220,11 @@ def entry(figure: str) -> Entry:
     return FIGURES.get(figure) or Entry(figure.replace("_", " "), "")
 
 
+def title(name: str) -> str:
+    """A full name in plain words."""
+    return explain(name).title
+
+
 def explain(name: str, with_temperature: bool = True) -> Entry:
     """The entry of a full name, its set (and temperature, where it is not 1) said in the title."""
     parts = parse_name(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -105,12 +106,13 @@ def _rounded(value):
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def print_table(title: str, before: dict, after: dict) -> None:
-    """A short table of held-out figures on the terminal."""
+def print_table(title: str, before: dict, after: dict, say: Callable[[str], str] = str) -> None:
+    """A short table of held-out figures on the terminal; `say` gives a figure's name in plain words."""
     print(f"\n{title}", flush=True)
     for name in after:
         old = f"{before[name]['value']:8.3f} →" if name in before else " " * 10
         a = after[name]
         print(
-            f"  {name:36} {old} {a['value']:.3f}  [{a['low']:.3f}, {a['high']:.3f}]  n={a['n']}", flush=True
+            f"  {say(name):60} {old} {a['value']:.3f}  [{a['low']:.3f}, {a['high']:.3f}]  n={a['n']}",
+            flush=True,
         )
