@@ -1,26 +1,26 @@
-"""Judges and provers outside the process: any OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp's server).
+"""Authors outside the process: any OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp's server).
 
 The official client does the talking, with its retries (429, 5xx, dropped connections; Retry-After is
-honoured) and time-outs. Answers go to a cache on disk as they arrive, so a run that is stopped asks
-nothing twice. The key is read from OPENAI_API_KEY and written nowhere.
+honoured). Each answer has a deadline as a whole, and a largest size. Answers go to a cache on disk as they
+arrive, so a run that is stopped asks nothing twice. The key is read from OPENAI_API_KEY and written nowhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated
 
 from tqdm import tqdm
 
 from nanov2.errors import InputError
 from nanov2.hub.author import Answer, Messages
-from nanov2.records import parse_json
+from nanov2.hub.cache import Cache, question_keys
 from nanov2.settings import Few, TemperatureOrGreedy, Tokens, Within, setting
+
+LARGEST = 1 << 25  # bytes of a reply: 32 MiB, far beyond any answer
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,16 @@ class EndpointConfig:
     max_tokens: Tokens = setting(8192, "limit of an answer; a longer one is cut off, and counted as such")
     concurrency: Few = setting(16, "requests at a time; in this process: rows decoded together")
     retries: Annotated[int, Within(0, 1000)] = setting(6, "of a request that failed in a way that can pass")
-    timeout: Annotated[float, Within(0.001, 1e6)] = setting(600.0, "seconds for one answer")
+    timeout: Annotated[float, Within(0.001, 1e6)] = setting(
+        600.0, "seconds for one answer, its last byte included"
+    )
     seed: Annotated[int, Within(0, 2**63 - 1)] = setting(0, "draws the samples, where the server heeds it")
-    cache: str = setting("runs/answers.jsonl", 'file of the answers so far; "" = none is kept')
+    cache: str = setting("", "file of the answers so far (default: in the run folder, or beside --output)")
+
+    @property
+    def sampling(self) -> dict:
+        """What of the settings an answer hangs on, beside who gives it."""
+        return {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed}
 
 
 class Endpoint:
@@ -51,15 +58,22 @@ class Endpoint:
         if not config.model:
             raise InputError("endpoint: which model? Give --model=NAME, as the server calls it")
         self.openai, self.config = openai, config
-        self.key = os.environ.get("OPENAI_API_KEY", "none")
+        self.key = os.environ.get("OPENAI_API_KEY") or "none"
+        if not all(33 <= ord(c) <= 126 for c in self.key):
+            raise InputError(
+                "OPENAI_API_KEY holds a character that no request can carry, such as a line break"
+            )
+        self.identity = {"url": config.url.rstrip("/"), "model": config.model} | config.sampling
         self.cache = Cache(config.cache)
 
-    def ask(self, questions: list[Messages], n: int = 1, first: int | list[int] = 0) -> list[list[Answer]]:
+    def answers(
+        self, questions: list[Messages], n: int = 1, first: int | list[int] = 0
+    ) -> list[list[Answer]]:
         """Answers number first … first + n − 1 to each question, of the endless row that each has.
 
         InputError, with what was done kept, where the endpoint gives up.
         """
-        keys = question_keys(self.config, questions, n, first)
+        keys = question_keys(self.identity, questions, n, first)
         new = {k: q for q, row in zip(questions, keys, strict=True) for k in row if k not in self.cache}
         if new:
             asyncio.run(self._ask(new))
@@ -68,6 +82,7 @@ class Endpoint:
     async def _ask(self, new: dict[str, Messages]) -> None:
         c, gate = self.config, asyncio.Semaphore(self.config.concurrency)
         options = {"base_url": c.url, "api_key": self.key, "max_retries": c.retries, "timeout": c.timeout}
+        options["http_client"] = _client(c.timeout)
         async with self.openai.AsyncOpenAI(**options) as client:
             tasks = [asyncio.create_task(self._one(client, gate, key, q)) for key, q in new.items()]
             try:
@@ -88,7 +103,7 @@ class Endpoint:
             try:
                 reply = await client.chat.completions.create(
                     model=c.model,
-                    messages=messages,
+                    messages=[{"role": m["role"], "content": m["content"]} for m in messages],
                     temperature=c.temperature,
                     max_tokens=c.max_tokens,
                     seed=int(key[:7], 16),  # the samples of one question differ, and are the same again
@@ -98,22 +113,30 @@ class Endpoint:
                 if "context" not in str(e.message).lower():
                     raise
                 self.cache[key] = Answer(None, 0, "too long")  # one long proof does not end the run
-            except json.JSONDecodeError as e:
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
                 raise self._odd(e) from e
 
     def _read(self, reply) -> Answer:
         try:
-            choice, usage = reply.choices[0], reply.usage
+            choice = reply.choices[0]
             text, cut = choice.message.content, choice.finish_reason == "length"
-        except (AttributeError, IndexError, TypeError) as e:
+        except (AttributeError, LookupError, TypeError) as e:
             raise self._odd(reply) from e
+        if not isinstance(text, str | None):
+            raise self._odd(text)
+        tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+        tokens = tokens if type(tokens) is int and 0 <= tokens < 1 << 53 else 0
         missing = "cut off" if cut else "" if text else "empty"
         text = (text or "").encode(errors="replace").decode()  # half a surrogate pair cannot be sent on
-        return Answer(None if missing else text, usage.completion_tokens if usage else 0, missing)
+        return Answer(None if missing else text, tokens, missing)
 
     def _odd(self, reply: object) -> InputError:
+        try:
+            shown = str(reply).replace(self.key, "(key)")[:60]
+        except RecursionError:
+            shown = "nested too deeply"
         return InputError(
-            f"{self.config.url}: a reply that is not a chat completion ({str(reply)[:60]!r}); "
+            f"{self.config.url}: a reply that is not a chat completion ({shown!r}); "
             "does the URL end where the API begins, mostly in /v1?"
         )
 
@@ -128,60 +151,37 @@ class Endpoint:
         return f"status {status}: {text}" if status else text
 
 
-def question_keys(
-    config: EndpointConfig, questions: list[Messages], n: int, first: int | list[int]
-) -> list[list[str]]:
-    """The keys of answers first … first + n − 1 to each question; `first` may be one for each."""
-    firsts = first if isinstance(first, list) else [first] * len(questions)
-    return [
-        [question_key(config, q, i) for i in range(f, f + n)] for q, f in zip(questions, firsts, strict=True)
-    ]
+def _client(seconds: float):
+    """An HTTP client whose replies are whole within a time and a size, and never packed."""
+    import httpx
 
-
-def question_key(config: EndpointConfig, messages: Messages, index: int) -> str:
-    """What an answer hangs on, as a hash: model, messages, sampling, and which of the samples it is."""
-    parts = [config.model, messages, config.temperature, config.max_tokens, config.seed, index]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-class Cache:
-    """Answers by key: in memory, and a line each in a file that is only appended to."""
-
-    def __init__(self, path: str | Path = ""):
-        self.path, self.known = Path(path) if path else None, {}
-        if self.path is None or not self.path.exists():
-            return
-        try:
-            data = self.path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:  # the last line was cut off in writing
-                with open(self.path, "r+b") as f:
-                    f.truncate(len(whole))
-        except OSError as e:
-            raise InputError(f"cannot read {self.path}: {e.strerror}") from e
-        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-            row = parse_json(line, f"{self.path}, line {number}")
+    class Bounded(httpx.AsyncHTTPTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             try:
-                key, answer = row.pop("key"), Answer(**row)
-                if not isinstance(key, str) or not isinstance(answer.text, str | None):
-                    raise TypeError
-                self.known[key] = answer
-            except (TypeError, KeyError, AttributeError) as e:
-                raise InputError(f"{self.path}, line {number}: not a kept answer; delete the line") from e
+                async with asyncio.timeout(seconds):
+                    reply = await super().handle_async_request(request)
+                    try:
+                        body = await _body(reply)
+                    finally:
+                        await reply.aclose()
+            except TimeoutError as e:
+                raise httpx.ReadTimeout("deadline", request=request) from e
+            return httpx.Response(reply.status_code, headers=reply.headers, content=body, request=request)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.known
+    async def _body(reply: httpx.Response) -> bytes:
+        if reply.headers.get("content-encoding", "identity") != "identity":
+            raise httpx.DecodingError("a packed reply, which was not asked for")
+        parts, size = [], 0
+        async for part in reply.stream:
+            parts.append(part)
+            size += len(part)
+            if size > LARGEST:
+                raise httpx.DecodingError(f"a reply of more than {LARGEST >> 20} MiB")
+        return b"".join(parts)
 
-    def __getitem__(self, key: str) -> Answer:
-        return self.known[key]
-
-    def __setitem__(self, key: str, answer: Answer) -> None:
-        self.known[key] = answer
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as f:
-                f.write(json.dumps({"key": key, **asdict(answer)}) + "\n")
-        except OSError as e:
-            raise InputError(f"cannot write {self.path}: {e.strerror}; start again once there is room") from e
+    return httpx.AsyncClient(
+        transport=Bounded(limits=httpx.Limits(max_connections=None)),
+        headers={"Accept-Encoding": "identity"},
+        timeout=seconds,
+        follow_redirects=True,
+    )

@@ -205,14 +205,14 @@ def entropy(values: list) -> float:
 def assess(pairs: list[tuple[str, str]], verifier: Judge, meta: Judge) -> list[list[Assessed]]:
     """n critiques of each (problem, proof), n = `verifier.samples`, with m = `meta.samples` assessments of
     each that reports an issue."""
-    judgements = verifier.ask([verifier.prompts.verify(x, y) for x, y in pairs])
+    judgements = verifier.ask([verifier.language.verify(x, y) for x, y in pairs])
     reports = [
         (i, j)
         for i, judgement in enumerate(judgements)
         for j, (answer, score) in enumerate(zip(judgement.answers, judgement.scores, strict=True))
-        if score is not None and verifier.prompts.claims_issue(answer)
+        if score is not None and verifier.language.claims_issue(answer)
     ]
-    looks = meta.ask([meta.prompts.meta(*pairs[i], judgements[i].answers[j]) for i, j in reports])
+    looks = meta.ask([meta.language.meta(*pairs[i], judgements[i].answers[j]) for i, j in reports])
     looked = {at: look.scores for at, look in zip(reports, looks, strict=True)}
     return [
         [

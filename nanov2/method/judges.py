@@ -1,26 +1,23 @@
-"""Frozen judges: a verifier or a meta-verifier that is sampled, parsed and averaged.
+"""Frozen judges: a verifier or a meta-verifier that is asked, parsed and averaged.
 
-`Judge` is a model of a run; `ChatJudge` any model of natural language, behind an endpoint or local.
-
-A judge's answers are drawn from seeds made of the question's own ids, so they depend neither on the
-batch nor on the rank, and answers to the same question are kept. An answer that does not parse or is cut
-off counts as such; where no sample parses, the judgement's score is NaN, never 0 (C11).
+An answer that does not parse or is cut off counts as such; where none parses, the judgement's score is NaN,
+never 0 (C11).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from nanov2.distributed.ranks import derive_seed
-from nanov2.domains import language as natural
-from nanov2.hub.endpoint import Answer
+from nanov2.domains.language import Language, without_thinking
+from nanov2.domains.language import read_any as read_form
+from nanov2.hub.author import Answer, Author, Messages
+from nanov2.hub.local import OwnAuthor
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
-from nanov2.model.sampler import sample
 
 
 @dataclass(frozen=True)
@@ -37,87 +34,74 @@ class Judgement:
 
 
 class Judge:
-    """A frozen model as a reward model; `read` takes a score from an answer's text."""
+    """An author as a reward model; `read` takes a score from an answer's text.
+
+    `step` is the training step that asks: each step draws answers of its own, so that a judge's noise is not
+    that of one draw for a whole phase, and a step that is done again draws the same. `states` counts what
+    became of the answers: "read", or why there is no score.
+    """
 
     def __init__(
         self,
-        model: Model,
-        prompts: natural.Language,
+        author: Author,
+        language: Language,
         read: Callable[[str | None], float | None],
         samples: int = 1,
-        temperature: float = 1.0,
-        max_tokens: int = 64,
-        seed: int = 0,
-        batch_rows: int = 512,
+        first: int = 0,
+        states: Counter | None = None,
     ):
-        self.model = model.eval().requires_grad_(False)
-        self.prompts, self.read, self.samples, self.seed = prompts, read, samples, seed
-        self.sampling = Sampling(temperature, max_tokens, batch_rows)
-        self.known: dict[tuple[int, ...], Judgement] = {}
-        self.asked = self.unparsed = 0
-
-    def ask(self, questions: list) -> list[Judgement]:
-        """One judgement for each question of the language."""
-        keys = [tuple(self.prompts.ids(q)) for q in questions]
-        new = [k for k in dict.fromkeys(keys) if k not in self.known]
-        seeds = [derive_seed(self.seed, list(k)) for k in new]
-        rollouts = sample(
-            self.model, self.prompts.tokenizer, [list(k) for k in new], self.samples, self.sampling, seeds
-        )
-        for i, key in enumerate(new):
-            rows = rollouts[i * self.samples : (i + 1) * self.samples]
-            answers = tuple(self.prompts.answer(r) for r in rows)
-            scores = tuple(self.read(a) for a in answers)
-            good = [s for s in scores if s is not None]
-            self.known[key] = Judgement(sum(good) / len(good) if good else math.nan, answers, scores)
-            self.asked += len(rows)
-            self.unparsed += len(rows) - len(good)
-        return [self.known[k] for k in keys]
-
-
-def verifier_judge(model: Model, prompts: natural.Language, **options) -> Judge:
-    """πφ as a judge of proofs: answers are critiques, scores are s'."""
-    return Judge(model, prompts, prompts.claimed_score, **options)
-
-
-def meta_judge(model: Model, prompts: natural.Language, **options) -> Judge:
-    """πη as a judge of critiques: answers are meta-critiques, scores are R_meta."""
-    return Judge(model, prompts, prompts.claimed_quality, **options)
-
-
-class Chat(Protocol):
-    """`Endpoint` or `LocalChat`: answers number first … first + n − 1 to each chat; `first` may be a list."""
-
-    def ask(
-        self, questions: list[natural.Messages], n: int = 1, first: int | list[int] = 0
-    ) -> list[list[Answer]]: ...
-
-
-class ChatJudge:
-    """A verifier or meta-verifier of natural-language proofs, asked like a Judge; `prompts` make its chats.
-
-    `states` counts what became of the answers: "read", "cut off", "too long", "empty", "no box", "other
-    score", and of those read, how many are "in form".
-    """
-
-    def __init__(self, chat: Chat, samples: int = 1, first: int = 0, states: Counter | None = None):
-        self.chat, self.samples, self.first, self.prompts = chat, samples, first, natural.Language()
+        self.author, self.language, self.read = author, language, read
+        self.samples, self.first, self.step = samples, first, 0
         self.states = Counter() if states is None else states
         self.asked = self.unparsed = 0
 
-    def ask(self, questions: list[natural.Messages]) -> list[Judgement]:
-        """One judgement for each chat."""
-        return [self._judgement(row) for row in self.chat.ask(questions, self.samples, self.first)]
+    @property
+    def model(self) -> Model:
+        """The judge's model, where it is in this process; else there is no such attribute."""
+        return self.author.model
 
-    def _judgement(self, answers: list[Answer]) -> Judgement:
-        texts, scores = [], []
-        for a in answers:
-            reading = natural.read_any(a.text)
-            texts.append(natural.without_thinking(a.text) if a.text is not None else None)
-            scores.append(reading.score)
-            self.states[a.missing or reading.state] += 1
-            self.states["in form"] += reading.in_form
-        self.asked += len(answers)
-        self.unparsed += scores.count(None)
+    def ask(self, questions: list[Messages]) -> list[Judgement]:
+        """One judgement for each question; one that is asked twice has one."""
+        keys = [json.dumps(q) for q in questions]
+        new = dict(zip(keys, questions, strict=True))
+        rows = self.author.answers([*new.values()], self.samples, self.first + self.step * self.samples)
+        found = {key: self._judgement(row) for key, row in zip(new, rows, strict=True)}
+        return [found[key] for key in keys]
+
+    def _judgement(self, row: list[Answer]) -> Judgement:
+        texts = tuple(without_thinking(a.text) if a.text is not None else None for a in row)
+        scores = tuple(self.read(text) for text in texts)
+        for answer, score in zip(row, scores, strict=True):
+            self.states["read" if score is not None else answer.missing or _why(answer.text)] += 1
         good = [s for s in scores if s is not None]
-        return Judgement(sum(good) / len(good) if good else math.nan, tuple(texts), tuple(scores))
+        self.asked += len(row)
+        self.unparsed += len(row) - len(good)
+        return Judgement(sum(good) / len(good) if good else math.nan, texts, scores)
+
+
+def _why(text: str | None) -> str:
+    """Why an answer has no score."""
+    state = read_form(text).state
+    return "not in form" if state == "read" else state
+
+
+def verifier_judge(model: Model, language: Language, samples: int = 1, **how) -> Judge:
+    """πφ as a judge of proofs: answers are critiques, scores are s'."""
+    return Judge(own_author(model, language, **how), language, language.claimed_score, samples)
+
+
+def meta_judge(model: Model, language: Language, samples: int = 1, **how) -> Judge:
+    """πη as a judge of critiques: answers are meta-critiques, scores are R_meta."""
+    return Judge(own_author(model, language, **how), language, language.claimed_quality, samples)
+
+
+def own_author(
+    model: Model,
+    language: Language,
+    temperature: float = 1.0,
+    max_tokens: int = 64,
+    seed: int = 0,
+    batch_rows: int = 512,
+) -> OwnAuthor:
+    """A model in this process as an author."""
+    return OwnAuthor(model, language, Sampling(temperature, max_tokens, batch_rows), seed)

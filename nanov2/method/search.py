@@ -13,20 +13,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from nanov2 import journal
-from nanov2.distributed.ranks import derive_seed
-from nanov2.domains.language import Language
+from nanov2.domains.language import Language, without_thinking
 from nanov2.errors import InputError
+from nanov2.hub.author import Answer, Author, Messages
 from nanov2.method.config import SearchConfig
-from nanov2.method.tasks import judged_proofs
-from nanov2.model.decoder import Model
-from nanov2.model.rollout import Sampling
-from nanov2.model.sampler import sample
 
 
 @dataclass
@@ -46,7 +41,12 @@ class Candidate:
     self_score: float = 0.0  # of the generator's own critique; 0 where it wrote none that parses
     parent: int = -1  # place in the pool of the proof that it revises; −1: a draft
     round: int = 0
-    critiques: list[Weighed] = field(default_factory=list)
+    critiques: list[Weighed] = field(default_factory=list)  # those that say something of it
+    drawn: int = 0  # critiques asked for, those that did not parse included
+
+    def wants(self, n: int) -> int:
+        """Critiques still to ask for: up to n that say something, of at most 2n."""
+        return max(0, min(n - len(self.critiques), 2 * n - self.drawn))
 
     @property
     def score(self) -> float:
@@ -59,9 +59,11 @@ class Candidate:
         return self.score, self.self_score
 
     def passes(self, n: int) -> bool:
-        """It has all its n critiques, and none that counts (half or more) is against it."""
+        """It has all its n critiques (of 2n, at least half of n), and none that counts (half or more) is
+        against it."""
+        enough = len(self.critiques) >= (n if self.wants(n) else (n + 1) // 2)
         counting = [c for c in self.critiques if c.weight >= 0.5]
-        return len(self.critiques) >= n and bool(counting) and all(c.score == 1 for c in counting)
+        return enough and bool(counting) and all(c.score == 1 for c in counting)
 
     def hopeless(self, config: SearchConfig) -> bool:
         """Wald's sequential test (1945): are issues as frequent as in wrong proofs rather than right ones?"""
@@ -97,77 +99,36 @@ class Pool:
             "proofs": len(self.candidates),
             "tokens": self.tokens,
             "critiques": [asdict(c) for c in best.critiques] if best else [],
+            "unread": best.drawn - len(best.critiques) if best else 0,
         }
 
     def passed(self, n: int) -> bool:
         return any(c.passes(n) for c in self.candidates)
 
 
-@dataclass(frozen=True)
-class Written:
-    """A proof as its author gave it."""
+class Search:
+    """Searches many problems at once, so that every model's batches are large.
 
-    proof: str | None  # None: cut off, or without the form of a proof
-    self_score: float | None  # that the author gives it
-    tokens: int
-
-
-class Voices(Protocol):
-    """Who writes and who judges: models of a run, or a chat model."""
-
-    prompts: Language
-    names: dict  # what a state file must agree with
-
-    def write(self, questions: list, keys: list[tuple[str, int, int]]) -> list[Written]:
-        """A proof for each question; `keys` (problem, round, number in it) draw the samples."""
-
-    def critiques(self, questions: list, n: int, first: int, meta: bool) -> list[list[tuple]]:
-        """Answers first … first + n − 1 of the verifier (or meta-verifier) to each question, as
-        (text or None, tokens)."""
-
-
-class RunVoices:
-    """`generator` writes and revises (a self-verifying one), `verifier` judges, `meta` weighs."""
+    `author` writes and revises, `verifier` judges, `meta` weighs. `covers(problem, proof, critique)` says
+    whether a critique looks at all of a proof: one that finds nothing wrong and does not is no evidence.
+    """
 
     def __init__(
-        self, generator: Model, verifier: Model, meta: Model, prompts: Language, how: Sampling, seed: int
+        self,
+        author: Author,
+        verifier: Author,
+        meta: Author,
+        language: Language,
+        config: SearchConfig,
+        covers: Callable[[str, str, str], bool] = lambda problem, proof, critique: True,
     ):
-        self.generator, self.judges, self.prompts = generator, (verifier, meta), prompts
-        self.sampling, self.seed, self.names = how, seed, {"seed": seed}
-
-    def write(self, questions: list, keys: list[tuple[str, int, int]]) -> list[Written]:
-        p = self.prompts
-        how = replace(self.sampling, max_given=p.max_given)
-        seeds = [derive_seed(self.seed, *key) for key in keys]
-        prompts = [p.ids(q) for q in questions]
-        rollouts = sample(self.generator, p.tokenizer, prompts, 1, how, seeds, p.follow, p.turns_per_proof)
-        out = []
-        for rollout in rollouts:
-            proof, critique = judged_proofs(p.turns(rollout))[0]
-            out.append(
-                Written(proof if p.is_proof(proof) else None, p.claimed_score(critique), len(rollout.ids))
-            )
-        return out
-
-    def critiques(self, questions: list, n: int, first: int, meta: bool) -> list[list[tuple]]:
-        questions = [self.prompts.ids(q) for q in questions]
-        seeds = [derive_seed(self.seed, first, q) for q in questions]
-        model = self.judges[meta]
-        rollouts = sample(model, self.prompts.tokenizer, questions, n, self.sampling, seeds)
-        answers = [(self.prompts.answer(r), len(r.ids)) for r in rollouts]
-        return [answers[i * n : (i + 1) * n] for i in range(len(questions))]
-
-
-class Search:
-    """Searches many problems at once, so that every model's batches are large."""
-
-    def __init__(self, voices: Voices, config: SearchConfig):
-        self.voices, self.prompts, self.config = voices, voices.prompts, config
+        self.author, self.verifier, self.meta = author, verifier, meta
+        self.language, self.config, self.covers = language, config, covers
 
     def run(self, problems: list[str], state: Path | None = None) -> list[Pool]:
         """A pool for each problem, in order. With `state`, goes on where that file ends."""
-        settings = self.voices.names | asdict(self.config)
-        found = open_state(state, settings) if state else {}
+        who = [a.identity for a in (self.author, self.verifier, self.meta)]
+        found = open_state(state, {"authors": who} | asdict(self.config)) if state else {}
         pools = [found.get(p) or Pool(p) for p in problems]
         while True:
             active = [p for p in pools if p.round <= self.config.rounds and not p.passed(self.config.n)]
@@ -183,22 +144,22 @@ class Search:
         flat = [
             (pool, *question) for pool, questions in zip(pools, asked, strict=True) for question in questions
         ]
-        keys = [(pool.problem, pool.round, i) for i, (pool, *_) in enumerate_within(flat)]
+        numbers = [pool.round << 16 | i for i, (pool, *_) in enumerate_within(flat)]
         new: list[tuple[Pool, Candidate]] = []
-        written = self.voices.write([question for _, _, question in flat], keys)
-        for (pool, parent, _), w in zip(flat, written, strict=True):
-            pool.tokens += w.tokens
-            if w.proof is not None and all(c.proof != w.proof for c in pool.candidates):
-                candidate = Candidate(w.proof, w.self_score or 0.0, parent, pool.round)
+        drafts = write(self.author, self.language, [(p.problem, q) for p, _, q in flat], numbers)
+        for (pool, parent, _), draft in zip(flat, drafts, strict=True):
+            pool.tokens += draft.tokens
+            if draft.proof and all(c.proof != draft.proof for c in pool.candidates):
+                candidate = Candidate(draft.proof, draft.score or 0.0, parent, pool.round)
                 pool.candidates.append(candidate)
                 new.append((pool, candidate))
         self._judge(new)
         for pool in pools:
             pool.round += 1
 
-    def _questions(self, pool: Pool) -> list[tuple[int, Any]]:
-        """(parent, prompt) of each proof to write: drafts at first, then revisions of the best."""
-        c, draft = self.config, self.prompts.prove(pool.problem)
+    def _questions(self, pool: Pool) -> list[tuple[int, Messages]]:
+        """(parent, question) of each proof to write: drafts at first, then revisions of the best."""
+        c, draft = self.config, self.language.prove(pool.problem)
         order = sorted(range(len(pool.candidates)), key=lambda i: pool.candidates[i].rank, reverse=True)
         if pool.round == 0 or not order:
             return [(-1, draft)] * c.pool
@@ -208,46 +169,111 @@ class Search:
             # Issues first, those that πη believes first of all; a proof without any is written anew.
             issues = sorted((w for w in candidate.critiques if w.score < 1), key=lambda w: -w.weight)
             for i in range(c.children):
-                prompt = draft
+                question = draft
                 if issues:
-                    prompt = self.prompts.revise(
-                        pool.problem, candidate.proof, [issues[i % len(issues)].critique]
-                    )
-                out.append((parent, prompt))
+                    found = [issues[i % len(issues)].critique]
+                    question = self.language.revise(pool.problem, candidate.proof, found)
+                out.append((parent, question))
         return out
 
     def _judge(self, new: list[tuple[Pool, Candidate]]) -> None:
-        """Critiques in chunks, until each proof has n of them or the sequential test gives it up."""
-        for at in range(0, self.config.n, self.config.chunk):
-            new = [(p, c) for p, c in new if not c.hopeless(self.config)]
-            if not new:
-                return
-            count = min(self.config.chunk, self.config.n - at)
-            questions = [self.prompts.verify(p.problem, c.proof) for p, c in new]
-            critiques = self._ask(questions, count, at, [p for p, _ in new])
+        """Critiques in chunks, until each proof has n that say something of it, the sequential test gives it
+        up, or 2n are drawn."""
+        c = self.config
+        while new := [(p, x) for p, x in new if x.wants(c.n) and not x.hopeless(c)]:
+            questions = [self.language.verify(p.problem, x.proof) for p, x in new]
+            count = min(c.chunk, *(x.wants(c.n) for _, x in new))
+            rows = self._ask(self.verifier, questions, count, [x.drawn for _, x in new], [p for p, _ in new])
             reports = []
-            for (pool, candidate), texts in zip(new, critiques, strict=True):
+            for (pool, candidate), texts in zip(new, rows, strict=True):
+                candidate.drawn += count
                 for text in texts:
-                    score = self.prompts.claimed_score(text)
-                    if score is None:  # it did not parse: it says nothing of the proof
-                        continue
+                    score = self.language.claimed_score(text)
+                    issue = score is not None and self.language.claims_issue(text)
+                    if score is None or not (issue or self.covers(pool.problem, candidate.proof, text)):
+                        continue  # it says nothing of the proof: another one is asked
                     weighed = Weighed(text, score, 1.0)
                     candidate.critiques.append(weighed)
-                    if self.prompts.claims_issue(text):
+                    if issue:
                         reports.append((pool, candidate, weighed))
-            if self.config.m:
-                questions = [self.prompts.meta(p.problem, c.proof, w.critique) for p, c, w in reports]
-                looks = self._ask(questions, self.config.m, 0, [p for p, _, _ in reports], meta=True)
+            if c.m and reports:
+                questions = [self.language.meta(p.problem, x.proof, w.critique) for p, x, w in reports]
+                looks = self._ask(self.meta, questions, c.m, 0, [p for p, _, _ in reports])
                 for (_, _, weighed), texts in zip(reports, looks, strict=True):
-                    good = [q for q in map(self.prompts.claimed_quality, texts) if q is not None]
+                    good = [q for q in map(self.language.claimed_quality, texts) if q is not None]
                     weighed.weight = sum(good) / len(good) if good else 0.5
 
-    def _ask(self, questions, n: int, at: int, pools: list[Pool], meta=False) -> list[list[str | None]]:
+    def _ask(self, author: Author, questions, n: int, first, pools: list[Pool]) -> list[list[str | None]]:
         """n answers to each question; their tokens are charged to the pools."""
-        rows = self.voices.critiques(questions, n, at, meta)
+        rows = author.answers(questions, n, first)
         for pool, row in zip(pools, rows, strict=True):
-            pool.tokens += sum(tokens for _, tokens in row)
-        return [[text for text, _ in row] for row in rows]
+            pool.tokens += sum(answer.tokens for answer in row)
+        return [[a.text and without_thinking(a.text) for a in row] for row in rows]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A proof as its author gave it, with the author's own evaluation."""
+
+    proof: str | None  # None: no answer, or none with the form of a proof
+    critique: str = ""
+    score: float | None = None  # that the author gives it
+    tokens: int = 0
+    text: str = ""  # the answer as it was written
+    missing: str = ""  # why there is no proof
+
+
+def write(
+    author: Author, language: Language, questions: list[tuple[str, Messages]], numbers: list[int]
+) -> list[Draft]:
+    """A proof for each (problem, question), each answer by its number. Where the answer holds no evaluation,
+    the author is asked for one."""
+    rows = author.answers([q for _, q in questions], 1, numbers)
+    drafts = [_read(language, answer) for (answer,) in rows]
+    open_ = [i for i, d in enumerate(drafts) if d.proof and not d.critique]
+    asked = [language.verify(questions[i][0], drafts[i].proof) for i in open_]
+    rows = author.answers(asked, 1, [numbers[i] for i in open_]) if asked else []
+    for i, (answer,) in zip(open_, rows, strict=True):
+        critique = (answer.text and without_thinking(answer.text)) or ""
+        score, tokens = language.claimed_score(critique), drafts[i].tokens + answer.tokens
+        drafts[i] = replace(drafts[i], critique=critique, score=score, tokens=tokens)
+    return drafts
+
+
+def _read(language: Language, answer: Answer) -> Draft:
+    proof = language.read_proof(answer.text)
+    text = answer.text or ""
+    if proof is None or not language.is_proof(proof.text):
+        return Draft(None, tokens=answer.tokens, text=text, missing=answer.missing or "no proof in it")
+    score = language.claimed_score(proof.critique) if proof.critique else None
+    return Draft(proof.text, proof.critique, score, answer.tokens, text)
+
+
+def refine(
+    author: Author, language: Language, problems: list[str], numbers: list[int], rounds: int, budget: int = 0
+) -> list[list[Draft]]:
+    """Draft → own evaluation → revision → …, for each problem: until the author finds nothing wrong, `rounds`
+    proofs are written, or `budget` tokens (0: any number) are spent. An answer without a proof ends it."""
+    found: list[list[Draft]] = [[] for _ in problems]
+    for _ in range(rounds):
+        open_ = [i for i, drafts in enumerate(found) if _goes_on(drafts, budget)]
+        questions = []
+        for i in open_:
+            last = found[i][-1] if found[i] else None
+            critiques = [last.critique or "(no evaluation was written)"] if last else []
+            ask = language.revise(problems[i], last.proof, critiques) if last else language.prove(problems[i])
+            questions.append((problems[i], ask))
+        drafts = write(author, language, questions, [numbers[i] for i in open_]) if open_ else []
+        for i, draft in zip(open_, drafts, strict=True):
+            found[i].append(draft)
+    return found
+
+
+def _goes_on(drafts: list[Draft], budget: int) -> bool:
+    if not drafts:
+        return True
+    spent = sum(d.tokens for d in drafts)
+    return drafts[-1].proof is not None and drafts[-1].score != 1 and not (budget and spent >= budget)
 
 
 def enumerate_within(flat: list[tuple]) -> Iterable[tuple[int, tuple]]:

@@ -41,16 +41,16 @@ def sample(
     prompts: list[list[int]],
     n: int,
     sampling: Sampling,
-    seed: int | list[int],
+    seed: int | list[int] | list[list[int]],
     next_turn: NextTurn | None = None,
     max_turns: int = 1,
 ) -> list[Rollout]:
     """n completions of each prompt (ids), in order: all of prompt 0, then all of prompt 1, …
 
-    `seed` draws the randomness: one number for all prompts, or one for each (then a prompt's samples are
-    the same in any batch). Any of `tokenizer.ends` ends a turn (`tokenizer.end` where it has no `ends`).
-    When a turn ends, `next_turn(rollout)` gives the ids that open the next turn, or None; they are forced,
-    not sampled. At most `max_turns` turns.
+    `seed` draws the randomness: one number for all prompts, or one for each, or one for each completion (then
+    a prompt's samples are the same in any batch). Any of `tokenizer.ends` ends a turn (`tokenizer.end` where
+    it has no `ends`). When a turn ends, `next_turn(rollout)` gives the ids that open the next turn, or None;
+    they are forced, not sampled. At most `max_turns` turns.
 
     Prompt and completion never pass the model's context: a turn that reaches it is truncated, no turn begins
     that it has no room for, and a prompt without room for an answer has empty rollouts, truncated too.
@@ -193,12 +193,19 @@ class _Batch:
         self.hidden[rows] = hidden.repeat_interleave(self.n, dim=0)
         for j, ((group, seed), slot) in enumerate(zip(new, slots, strict=True)):
             mine = free[j * self.n : (j + 1) * self.n]
-            draws = torch.Generator().manual_seed(seed & (2**63 - 1))
-            uniforms = torch.rand(self.n, self.limit, generator=draws, dtype=torch.float64)
+            uniforms = _uniforms(seed, self.n, self.limit)
             self.uniforms[mine] = uniforms.to(device)
             for b, rollout in zip(mine, group, strict=True):
                 self.rows[b] = Row(rollout, slot)
         self.cache.arrange()
+
+
+def _uniforms(seed: int | list[int], rows: int, width: int) -> Tensor:
+    """Numbers [rows, width] in float64 by a seed for all rows, or one for each."""
+    seeds = seed if isinstance(seed, list) else [seed]
+    draws = (torch.Generator().manual_seed(s & (2**63 - 1)) for s in seeds)
+    shape = (rows // len(seeds), width)
+    return torch.cat([torch.rand(shape, generator=g, dtype=torch.float64) for g in draws])
 
 
 def sum_in_fp32(weight: Tensor) -> Tensor:

@@ -119,6 +119,8 @@ def train_grpo(
             phase.curve.append({"step": 0, **measure(model, 0)})
     for step in phase.steps(lowest=0.1):
         rollout_seed = derive_seed(seed, "rollout", step)
+        for judge in task.judges.values():
+            judge.step = step
         with phase.whole():
             groups, stats = rollout_groups(
                 model, tokenizer, task, stream.take, config, ranks, rollout_seed, clock

@@ -15,7 +15,7 @@ from nanov2.errors import InputError
 from nanov2.hub.endpoint import Endpoint
 from nanov2.method import figures as ev
 from nanov2.method.config import JudgedConfig
-from nanov2.method.judges import ChatJudge, meta_judge
+from nanov2.method.judges import Judge, meta_judge
 from nanov2.method.tasks import SelfVerifyTask, true_scores
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
@@ -143,7 +143,7 @@ def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig):
     """A frozen judge: a finished phase's model, or with `judge = "endpoint"` the chat model of [endpoint]."""
     seed = derive_seed(run.config.seed, "judge", phase, lap)
     if config.judge == "endpoint":
-        return endpoint_judge(run, config, seed)
+        return endpoint_judge(run, kind, config, seed)
     model, tokenizer = run.load(phase, lap)
     limit = run.config.meta.max_tokens if kind is meta_judge else run.config.verifier.max_tokens
     return kind(
@@ -157,12 +157,15 @@ def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig):
     )
 
 
-def endpoint_judge(run: Run, config: JudgedConfig, seed: int) -> ChatJudge:
-    """A verifier or meta-verifier behind the endpoint; each rank asks about its own rows."""
-    options = run.config.endpoint
-    cache = f"{options.cache}.{run.ranks.rank}" if run.ranks.size > 1 and options.cache else options.cache
+def endpoint_judge(run: Run, kind, config: JudgedConfig, seed: int) -> Judge:
+    """A verifier or meta-verifier behind the endpoint, read leniently: it was never trained on the form. Each
+    rank asks about its own rows, and keeps the answers in a file of its own in the run folder."""
+    options, rank = run.config.endpoint, f".{run.ranks.rank}" if run.ranks.size > 1 else ""
+    cache = (options.cache or str(run.dir / "answers.jsonl")) + rank
     asked = dataclasses.replace(options, temperature=config.judge_temperature, seed=seed % 2**31, cache=cache)
-    return ChatJudge(Endpoint(asked), config.judge_samples)
+    language = Language()
+    read = language.claimed_quality if kind is meta_judge else language.claimed_score
+    return Judge(Endpoint(asked), language, read, config.judge_samples)
 
 
 def run_grpo(
