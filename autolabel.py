@@ -19,41 +19,68 @@ from nanov2.distributed.startup import prepare
 if __name__ == "__main__":
     prepare()
 
+import dataclasses
 import time
+from collections import Counter
 from pathlib import Path
 
 from nanov2.distributed.ranks import derive_seed
-from nanov2.domains.natural import real
+from nanov2.domains.language import Language
+from nanov2.domains.natural.data import load, split
+from nanov2.hub.author import Author
+from nanov2.hub.local import OwnAuthor
 from nanov2.method import figures as ev
-from nanov2.method.consensus import Assessed, assess_adaptively, calibrate
-from nanov2.method.judges import meta_judge, verifier_judge
+from nanov2.method.agreement import measure, report
+from nanov2.method.config import AutolabelConfig
+from nanov2.method.consensus import Assessed, Rule, assess_adaptively, calibrate
+from nanov2.method.judges import Judge
 from nanov2.method.labels import clear, label_all, label_samples, label_table, measure_labels, merge, unclear
+from nanov2.model.rollout import Sampling
 from nanov2.pages import legend
 from nanov2.records import ProofRecord, read_jsonl, write_jsonl
 from nanov2.rl.logs import print_table
+from nanov2.run.authors import FLAGS as CHAT_FLAGS
+from nanov2.run.authors import chat_cast, wanted
 from nanov2.run.cli import InputError, open_folder, parse, read_config, script
+from nanov2.run.config import Config
 from nanov2.run.folder import Run
 from nanov2.run.phase import generator_proofs, graded
 from nanov2.run.phases import check_request
 
 
 def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = True) -> list[list[Assessed]]:
-    """The assessed critiques of each proof, split over the ranks: n, or fewer with `settle`."""
-    c = run.config.autolabel
-    clean, k = (c.clean, c.k) if settle else (c.n, c.n)
+    """The assessed critiques of each proof by the lap's verifier, split over the ranks: n, or fewer with
+    `settle`."""
+    c, verifier = run.config.autolabel, run.config.verifier
     model, tokenizer = run.load("verifier2", lap)
-    language, verifier, meta = run.domain.language(tokenizer), run.config.verifier, run.config.meta
-
-    def judges(first: int, count: int):
-        options = {"temperature": c.temperature, "seed": derive_seed(run.config.seed, "labels", lap, first)}
-        options["batch_rows"] = verifier.batch_rows
-        return (
-            verifier_judge(model, language, samples=count, max_tokens=verifier.max_tokens, **options),
-            meta_judge(model, language, samples=c.m, max_tokens=meta.max_tokens, **options),
-        )
-
+    language, seed = run.domain.language(tokenizer), derive_seed(run.config.seed, "labels", lap)
+    critic, meta = (
+        OwnAuthor(model, language, Sampling(c.temperature, limit, verifier.batch_rows), seed)
+        for limit in (verifier.max_tokens, run.config.meta.max_tokens)
+    )
     mine = run.ranks.mine([(r.problem, r.proof) for r in proofs])
-    return run.ranks.gather(assess_adaptively(mine, judges, c.n, c.chunk, k, clean))
+    return run.ranks.gather(assess_proofs(critic, meta, language, c, mine, settle=settle))
+
+
+def assess_proofs(
+    verifier: Author,
+    meta: Author,
+    language: Language,
+    config: AutolabelConfig,
+    pairs: list[tuple[str, str]],
+    states: Counter | None = None,
+    settle: bool = True,
+) -> list[list[Assessed]]:
+    """n critiques of each (problem, proof), or with `settle` fewer, each that reports an issue looked at m
+    times. `states` counts what became of the critiques."""
+
+    def judges(first: int, count: int) -> tuple[Judge, Judge]:
+        # Other critiques of one proof differ, so their assessments need no further numbers
+        critic = Judge(verifier, language, language.claimed_score, count, first, states)
+        return critic, Judge(meta, language, language.claimed_quality, config.m)
+
+    clean, k = (config.clean, config.k) if settle else (config.n, config.n)
+    return assess_adaptively(pairs, judges, config.n, config.chunk, k, clean)
 
 
 def autolabel(run: Run, lap: int) -> None:
@@ -125,6 +152,34 @@ def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
         print("  none: raise --autolabel.n, or ask for less")
 
 
+def label_by_chat(config: Config, args) -> None:
+    """Label the proofs of --data by a chat model; figures where some have a grade."""
+    if not (path := args.data or args.proofs or config.data.path):
+        raise InputError("which proofs? Give --data=FILE")
+    c, states = config.autolabel, Counter()
+    cast = chat_cast(config, args.out)
+    loaded = load(dataclasses.replace(config.data, path=path), ProofRecord)
+    print(f"{path}: {loaded.report()}")
+    proofs = loaded.records
+    if config.data.held_out:
+        _, proofs = split(proofs, config.data.held_out, config.seed)
+    pairs = [(r.problem, r.proof) for r in proofs]
+    critiques = assess_proofs(cast.verifier, cast.meta, cast.language, c, pairs, states)
+    labelled, out = label_all(proofs, critiques, c), Path(args.out)
+    graded = [(r, cs) for r, cs in zip(proofs, critiques, strict=True) if r.score is not None]
+    who = f", {config.endpoint.model}"
+    rest = out.with_name(f"{out.stem}.unclear.jsonl")
+    for name, part in ((out, clear(labelled)), (rest, unclear(labelled))):
+        records = [x.record(c) for x in part]
+        write_jsonl(name, [dataclasses.replace(r, label=r.label + who) for r in records])
+    if graded:
+        print(report(measure(*map(list, zip(*graded, strict=True)), Rule.of(c))))
+    print("answers: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    drawn = sum(map(len, critiques)) / len(critiques)
+    counts = f"{len(clear(labelled))} proofs labelled, {len(unclear(labelled))} unclear"
+    print(f"{out}: {counts}, {drawn:.1f} critiques a proof")
+
+
 FLAGS = {
     "lap": (1, "whose generator writes and whose verifier labels"),
     "proofs": ("", "JSONL file of proofs (problem, proof) to label instead of the generator's"),
@@ -134,9 +189,9 @@ FLAGS = {
 
 
 def main() -> None:
-    args, overrides = parse(__doc__, real.FLAGS | FLAGS)
-    if config := real.wanted(args, overrides):
-        return real.autolabel_main(config, args)
+    args, overrides = parse(__doc__, CHAT_FLAGS | FLAGS)
+    if config := wanted(args, overrides):
+        return label_by_chat(config, args)
     check_request("autolabel", args.lap, read_config(args, overrides))
     run = open_folder(args, overrides)
     if args.calibrate:

@@ -1,205 +1,231 @@
-"""Use any trained model of a run: prove, verify, meta-verify, refine.
+"""Prove, verify, meta-verify, refine and search with the models of a run, a model folder or an endpoint.
 
-    python sample.py prove  --problem="given c < t ; c = f ; f < q ; show c < q" --n=4
-    python sample.py verify --problem="…" --proof="c = f < q qed" --n=4
-    python sample.py meta   --problem="…" --proof="…" --critique="c = f = ok … strict \\boxed{1}"
-    python sample.py refine --problem="…" --rounds=8          # until no issue is found
-    python sample.py search --input=problems.jsonl --output=proofs.jsonl   # at high compute, see [search]
-    python sample.py verify --input=proofs.jsonl --output=critiques.jsonl
+    python sample.py prove  --problem="…" --n=4
+    python sample.py verify --problem="…" --proof="…" --n=4
+    python sample.py meta   --problem="…" --proof="…" --critique="…"
+    python sample.py refine --problem="…" --rounds=8          # until the author finds nothing wrong
+    python sample.py search --data=problems.jsonl --output=proofs.jsonl   # at high compute, see [search]
+    python sample.py verify --data=proofs.jsonl --output=critiques.jsonl
 
     python sample.py verify --data=proofs.jsonl --endpoint=http://127.0.0.1:8080/v1 --model=NAME --n=4
-    python sample.py refine --problem="Prove that …" --model=models/smollm2   # natural language, locally
-    python sample.py search --data=problems.jsonl --output=proofs.jsonl --endpoint=URL --model=NAME
+    python sample.py refine --problem="Prove that …" --model=models/smollm2   # a folder, in this process
 
-Models come from --dir (default runs/proofworld): the newest lap's generator for prove, its
-self-verifying generator for refine, its verifier for verify and meta; --phase and --lap choose another.
-Without --problem or --input a new random problem is made. Each answer is shown with the exact expert's
-opinion of it. With --endpoint or --model, a chat model proves, verifies, meta-verifies, refines or searches
-in natural language instead; a graded --data file gives figures.
+Models come from --dir (default runs/proofworld): the newest lap's generator for prove, its self-verifying
+generator for refine and search, its verifier for verify and meta; --phase and --lap choose another. Without
+a problem or a file a new random problem is made. Each answer is shown as it was written, with the truth
+beside it where the domain knows it; a graded file gives figures. Nothing is written but --output and what
+lies beside it.
 """
 
 from nanov2.distributed.startup import prepare
 
 prepare()
 
+import dataclasses
+import math
+from collections import Counter
 from pathlib import Path
 
-from nanov2.distributed.ranks import derive_rng, derive_seed
-from nanov2.domains.natural import real
-from nanov2.domains.order.domain import OrderLanguage
-from nanov2.domains.order.world import grade_critique, grade_proof, make_problem, parse_problem
-from nanov2.errors import InputError
-from nanov2.method.figures import sample_trajectories, sampling, trajectory_records
-from nanov2.method.search import RunVoices, Search
-from nanov2.method.tasks import SelfVerifyTask
-from nanov2.model.rollout import Sampling
-from nanov2.model.sampler import sample
-from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_jsonl, write_jsonl
-from nanov2.run.cli import open_folder, parse, script
-from nanov2.run.folder import Run
-from nanov2.run.phases import check_name
+from nanov2.method.agreement import agreement, measure, report
+from nanov2.method.consensus import Rule, assess
+from nanov2.method.judges import Judge
+from nanov2.method.search import Draft, Search, refine, write
+from nanov2.records import write_jsonl
+from nanov2.run.authors import FLAGS, MODEL, Cast, chat_cast, read_items, run_cast, wanted
+from nanov2.run.cli import parse, script
 from nanov2.settings import Within
 
-MODEL = {
-    "prove": "generator",
-    "verify": "verifier2",
-    "meta": "verifier2",
-    "refine": "selfverify",
-    "search": "selfverify",
-}
-KIND = {"verify": ProofRecord, "meta": CritiqueRecord} | dict.fromkeys(
-    ("prove", "refine", "search"), ProblemRecord
-)
+
+def prove_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
+    """n proofs of each problem, as they were written, each with its author's own evaluation."""
+    todo = [(item.problem, cast.language.prove(item.problem)) for item in items for _ in range(args.n)]
+    numbers = [i for _ in items for i in range(args.n)]
+    drafts = write(cast.prover, cast.language, todo, numbers)
+    return [proof_row(cast, problem, [d], states) for (problem, _), d in zip(todo, drafts, strict=True)]
 
 
-def read_items(run: Run, args) -> list:
-    """What to work on: the lines of --input, or one item from the flags."""
-    if args.input:
-        items = read_jsonl(args.input, KIND[args.mode])
-    else:
-        problem = args.problem or make_problem(derive_rng(args.draw), run.config.world.hard).text
-        fields = {"problem": problem}
-        for name in ("proof", "critique"):
-            if name in KIND[args.mode].__dataclass_fields__:
-                if not getattr(args, name):
-                    raise InputError(f"{args.mode} needs --{name} (or --input with a field {name!r} a line)")
-                fields[name] = getattr(args, name)
-        items = [KIND[args.mode](**fields)]
-    for i, item in enumerate(items, 1):
-        if parse_problem(item.problem) is None:
-            raise InputError(
-                f"problem {i} is not of the world's form: {item.problem[:80]!r}; "
-                "write `given a < b ; b = c ; show a < c` with single letters"
-            )
-    return items
+def refine_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
+    """Draft, own evaluation, revision, …: until it finds nothing wrong, or --rounds or --budget is spent."""
+    problems = [item.problem for item in items for _ in range(args.n)]
+    numbers = [i for _ in items for i in range(args.n)]
+    found = refine(cast.prover, cast.language, problems, numbers, args.rounds, args.budget)
+    return [proof_row(cast, p, drafts, states) for p, drafts in zip(problems, found, strict=True)]
 
 
-def newest_lap(run: Run, phase: str) -> int:
-    """The last lap in which the phase is done."""
-    laps = [lap for lap in range(1, run.config.laps + 1) if run.is_done(phase, lap)]
-    return max(laps, default=1)
+def proof_row(cast: Cast, problem: str, drafts: list[Draft], states: Counter) -> dict:
+    """The last proof, how it came about, and what else was written."""
+    for d in drafts:
+        states["read" if d.proof else d.missing] += 1
+    proofs = [d for d in drafts if d.proof]
+    turns = [x for d in proofs for x in (("prove", d.proof), ("verify", d.critique))]
+    last = proofs[-1] if proofs else Draft(None)
+    row = {
+        "problem": problem,
+        "proof": last.proof,
+        "self_score": last.score,
+        "proofs": len(proofs),
+        "tokens": sum(d.tokens for d in drafts),
+        "turns": turns,
+    }
+    if not drafts[-1].proof:
+        row |= {"missing": drafts[-1].missing, "text": drafts[-1].text}
+    return row | truth_of(cast, problem, [d.proof for d in proofs])
 
 
-def answers(run: Run, mode: str, model, prompts: OrderLanguage, items: list, args) -> list[dict]:
-    """n answers to each item, each with the exact expert's opinion."""
-    question = {
-        "prove": lambda r: prompts.prove(r.problem),
-        "verify": lambda r: prompts.verify(r.problem, r.proof),
-        "meta": lambda r: prompts.meta(r.problem, r.proof, r.critique),
-    }[mode]
-    seeds = [derive_seed(args.draw, "sample", i) for i in range(len(items))]
-    how = sampling(run.config, run.config.verifier)
-    rollouts = sample(model, prompts.tokenizer, [prompts.ids(question(r)) for r in items], args.n, how, seeds)
+def truth_of(cast: Cast, problem: str, proofs: list[str]) -> dict:
+    """What is known of the proofs in truth, the last first of all."""
+    if not proofs or not cast.domain or not cast.domain.truth:
+        return {}
+    scores = [cast.domain.truth.score(problem, p) for p in proofs]
+    if math.isnan(scores[-1]):
+        return {}
+    return {"true_score": scores[-1]} | ({"true_scores": scores} if len(scores) > 1 else {})
+
+
+def verify_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
+    """n critiques of each proof, each that reports an issue meta-verified; figures where there are grades."""
+    c, language = cast.config.autolabel, cast.language
+    verifier = Judge(cast.verifier, language, language.claimed_score, args.n, states=states)
+    meta = Judge(cast.meta, language, language.claimed_quality, c.m)
+    found = assess([(r.problem, r.proof) for r in items], verifier, meta)
+    graded = [(r, cs) for r, cs in zip(items, found, strict=True) if r.score is not None]
+    if graded:
+        rule = dataclasses.replace(Rule.of(c), name="consensus", k=min(c.k, args.n))
+        print(report(measure(*map(list, zip(*graded, strict=True)), rule)))
     rows = []
-    for rollout in rollouts:
-        item, text = items[rollout.group], prompts.answer(rollout)
-        row = {"problem": item.problem} | {
-            k: getattr(item, k) for k in ("proof", "critique") if hasattr(item, k)
-        }
-        problem, shown = parse_problem(item.problem), text or "(cut off)"
-        if mode == "prove":
-            row |= {"proof": shown, "true_score": grade_proof(problem, shown)}
-        elif mode == "verify":
-            grade = grade_critique(problem, item.proof, shown)
-            row |= {
-                "critique": shown,
-                "score": prompts.claimed_score(text),
-                "true_score": grade_proof(problem, item.proof),
-            }
-            row |= {"true_quality": grade.quality, "invented_issues": grade.invented}
-        else:
-            row |= {"meta": shown, "quality": prompts.claimed_quality(text)}
-            row |= {"true_quality": grade_critique(problem, item.proof, item.critique).quality}
-        rows.append(row)
+    for item, critiques in zip(items, found, strict=True):
+        shown = [
+            {"critique": x.critique, "score": x.score, "confirmed": x.confirmations}
+            | true_quality(cast, item.problem, item.proof, x.critique)
+            for x in critiques
+        ]
+        row = {"problem": item.problem, "proof": item.proof, "score": item.score, "critiques": shown}
+        rows.append(row | truth_of(cast, item.problem, [item.proof]))
     return rows
 
 
-def refine(run: Run, model, prompts: OrderLanguage, items: list, args) -> list[dict]:
-    """Draft, critique, revise until no issue is found, --rounds proofs are written, or --budget is spent."""
-    task = SelfVerifyTask(prompts, None, max_turns=2 * args.rounds, budget=args.budget)
-    items = [i for i in items for _ in range(args.n)]
-    limit = run.config.selfverify.max_tokens
-    turns = sample_trajectories(model, task, items, run.config, derive_seed(args.draw), run.ranks, limit)
-    rows = []
-    for record in trajectory_records(items, turns):
-        proofs = [text for task_name, text in record.turns if task_name == "prove"]
-        problem = parse_problem(record.problem)
-        rows.append(
-            {
-                "problem": record.problem,
-                "turns": record.turns,
-                "proof": proofs[-1],
-                "true_scores": [grade_proof(problem, p) for p in proofs],
-            }
-        )
-    return rows
+def true_quality(cast: Cast, problem: str, proof: str, critique: str) -> dict:
+    truth = cast.domain and cast.domain.truth
+    grade = truth.examine(problem, proof, critique) if truth and critique else None
+    return (
+        {"true_quality": grade.quality, "invented": grade.invented, "missed": grade.missed} if grade else {}
+    )
 
 
-def search(run: Run, model, prompts: OrderLanguage, items: list, args) -> list[dict]:
+def meta_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
+    """n meta-critiques of each critique; accuracy of the first where the file has the critiques' quality."""
+    judge = Judge(cast.meta, cast.language, cast.language.claimed_quality, args.n, states=states)
+    found = judge.ask([cast.language.meta(r.problem, r.proof, r.critique) for r in items])
+    known = [(j.scores[0], r) for j, r in zip(found, items, strict=True) if r.quality is not None]
+    if known:
+        a = agreement([s for s, _ in known], [r.quality for _, r in known], [r.problem for _, r in known])
+        print(f"quality: accuracy {a.accuracy['value']:.3f}, balanced {a.balanced:.3f}, of {a.coverage:.3f}")
+    return [
+        {"problem": r.problem, "proof": r.proof, "critique": r.critique, "meta": text, "quality": score}
+        | true_quality(cast, r.problem, r.proof, r.critique)
+        for r, j in zip(items, found, strict=True)
+        for text, score in zip(j.answers, j.scores, strict=True)
+    ]
+
+
+def search_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
     """The best proof found for each problem, with its critiques. Goes on where it was stopped."""
-    verifier, _ = run.load("verifier2", args.lap or newest_lap(run, "verifier2"))
-    limit = run.config.selfverify.max_tokens
-    seed = derive_seed(args.draw, "search")
-    how = Sampling(run.config.search.temperature, limit)
-    hunt = Search(RunVoices(model, verifier, verifier, prompts, how, seed), run.config.search)
-    rank = f".{run.ranks.rank}" if run.ranks.size > 1 else ""
+    ranks = cast.ranks
+    rank = f".{ranks.rank}" if ranks.size > 1 else ""
     state = Path(f"{args.output}.state{rank}.jsonl") if args.output else None
-    pools = run.ranks.gather(hunt.run(run.ranks.mine([i.problem for i in items]), state))
-    found = [pool.found(run.config.search.n) for pool in pools]
-    return [f | {"true_score": grade_proof(parse_problem(f["problem"]), f["proof"])} for f in found]
+    hunt = Search(cast.prover, cast.verifier, cast.meta, cast.language, cast.config.search, cast.covers)
+    found = [pool.found(cast.config.search.n) for pool in hunt.run([i.problem for i in items], state)]
+    trust = {"trust": cast.trust or "not measured for these models"}
+    return [
+        f | (trust if f["passes"] else {}) | truth_of(cast, f["problem"], [f["proof"]] if f["proof"] else [])
+        for f in found
+    ]
+
+
+MODES = {
+    "prove": prove_all,
+    "verify": verify_all,
+    "meta": meta_all,
+    "refine": refine_all,
+    "search": search_all,
+}
+
+
+def shown(row: dict) -> str:
+    """A row as blocks of Markdown: texts under headings, all else on a line of its own."""
+    blocks, facts = [f"# Problem\n\n{row['problem']}"], []
+    turns = row.get("turns", [])
+    if turns:
+        for i, (task, text) in enumerate(turns):
+            name = f"Proof {i // 2 + 1}" if task == "prove" else "Its author's evaluation"
+            blocks.append(f"## {name}\n\n{text or '(none)'}")
+    elif row.get("proof"):
+        blocks.append(f"## Proof\n\n{row['proof']}")
+    if "text" in row:
+        blocks.append(f"## Answer without a proof ({row['missing']})\n\n{row['text'] or '(no text)'}")
+    if "critique" in row:
+        blocks.append(f"## Critique\n\n{row['critique']}")
+    if "meta" in row:
+        blocks.append(f"## Meta-critique\n\n{row['meta'] or '(no answer)'}")
+    for i, c in enumerate(row.get("critiques", []), 1):
+        blocks.append(f"## Critique {i}\n\n{c['critique'] or '(no answer)'}\n\n{_facts(c)}")
+    texts = {"problem", "proof", "turns", "text", "missing", "critique", "critiques", "meta"}
+    facts = _facts({k: v for k, v in row.items() if k not in texts})
+    return "\n\n".join([*blocks, facts]).rstrip()
+
+
+def _facts(row: dict) -> str:
+    """Numbers and words in a line each."""
+    out = []
+    for name, value in row.items():
+        if name == "critique" or value is None and name == "score":
+            continue
+        if isinstance(value, list | tuple):
+            value = ", ".join("no score" if v is None else f"{v:g}" for v in value) or "nobody"
+        elif isinstance(value, float):
+            value = f"{value:.2f}".rstrip("0").rstrip(".")
+        elif value is None:
+            value = "none that can be read"
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        out.append(f"- {name.replace('_', ' ')}: {value}")
+    return "\n".join(out)
 
 
 def main() -> None:
     modes = {"mode": {"choices": list(MODEL), "help": "what to do"}}
-    flags = {
+    flags = FLAGS | {
         "problem": ("", "the problem's text"),
         "proof": ("", "the proof to verify"),
         "critique": ("", "the critique to judge"),
-        "input": ("", "JSONL file of items instead"),
+        "input": ("", "another name of --data"),
         "output": ("", "JSONL file for the answers instead of the terminal"),
         "phase": ("", "phase whose model to use instead of the default"),
         "lap": (0, "lap of that phase (0: the newest)"),
         "n": (1, "answers per item", Within(1, 100_000)),
-        "rounds": (8, "refine: at most so many proofs in a row", Within(1, 1000)),
-        "budget": (0, "refine: tokens of a trajectory after which no revision begins (0: no limit)"),
-        "limit": (0, "only so many items of --data (0: all)"),
+        "rounds": (8, "refine: at most this many proofs in a row", Within(1, 1000)),
+        "budget": (
+            0,
+            "refine: tokens of a trajectory after which no revision begins (0: no limit)",
+            Within(0, 1 << 40),
+        ),
+        "limit": (0, "only this many items of --data (0: all)", Within(0, 1 << 40)),
         "draw": (0, "seed of the samples, and of the random problem"),
     }
-    args, overrides = parse(__doc__, real.FLAGS | flags, modes)
-    if config := real.wanted(args, overrides):
-        return real.sample_main(config, args)
-    phase = args.phase or MODEL[args.mode]
-    check_name(phase)
-    run = open_folder(args, overrides)
-    lap = args.lap or newest_lap(run, phase)
-    if run.config.pretrained.folder:
-        folder = run.folder(phase, lap)
-        raise InputError(f"the run's models are chat models: use one with --model={folder}")
-    model, tokenizer = run.load(phase, lap)
-    prompts, items = OrderLanguage(tokenizer, strict=True), read_items(run, args)
-    if args.mode == "refine":
-        rows = refine(run, model, prompts, items, args)
-    elif args.mode == "search":
-        rows = search(run, model, prompts, items, args)
-    else:
-        rows = answers(run, args.mode, model, prompts, items, args)
-    if not run.ranks.main:
+    args, overrides = parse(__doc__, flags, modes)
+    config = wanted(args, overrides)
+    cast = chat_cast(config, args.output, args.draw) if config else run_cast(args, overrides)
+    items, states = read_items(cast, args.mode, args), Counter()
+    rows = cast.ranks.gather(MODES[args.mode](cast, cast.ranks.mine(items), args, states))
+    if not cast.ranks.main:
         return
     if args.output:
-        write_jsonl(Path(args.output), rows)
+        write_jsonl(args.output, rows)
         print(f"{args.output}: {len(rows)} answers")
     else:
-        for row in rows:
-            print()
-            for name, value in row.items():
-                if name == "turns":
-                    for task, text in value:
-                        print(f"  {task:>14}  {text}")
-                elif name == "critiques":
-                    for c in value:
-                        print(f"{'weight':>16}  {c['weight']:.2f}  {c['critique']}")
-                else:
-                    print(f"{name:>16}  {value}")
+        print("\n\n---\n\n".join(shown(row) for row in rows))
+    if states:
+        print("\nanswers: " + ", ".join(f"{n} {state}" for state, n in states.items()))
 
 
 if __name__ == "__main__":

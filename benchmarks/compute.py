@@ -20,8 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanov2.distributed.ranks import Ranks, derive_seed
+from nanov2.hub.local import OwnAuthor
 from nanov2.method import figures as ev
-from nanov2.method.search import RunVoices, Search
+from nanov2.method.search import Search
 from nanov2.method.tasks import SelfVerifyTask, judged_proofs, true_scores
 from nanov2.model.rollout import Sampling
 from nanov2.pages.report import build_report
@@ -63,9 +64,10 @@ def search_curves(run: Run, lap: int, problems: list) -> dict[str, list[tuple[fl
 
     def point(**changes) -> tuple[float, float]:
         config = dataclasses.replace(run.config.search, **changes)
-        prompts, limit = run.domain.language(tokenizer), run.config.selfverify.max_tokens
-        voices = RunVoices(model, verifier, verifier, prompts, Sampling(config.temperature, limit), 0)
-        pools = Search(voices, config).run([p.problem for p in problems])
+        language, limit = run.domain.language(tokenizer), run.config.selfverify.max_tokens
+        how = Sampling(config.temperature, limit)
+        writer, judge = OwnAuthor(model, language, how), OwnAuthor(verifier, language, how)
+        pools = Search(writer, judge, judge, language, config).run([p.problem for p in problems])
         scores = [run.domain.truth.score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
         return statistics.mean(p.tokens for p in pools), statistics.mean(scores)
 

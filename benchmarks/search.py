@@ -19,8 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanov2.distributed.ranks import Ranks
-from nanov2.domains.order.domain import OrderDomain, OrderLanguage
-from nanov2.method.search import Pool, RunVoices, Search
+from nanov2.domains.order.domain import OrderDomain
+from nanov2.hub.local import OwnAuthor
+from nanov2.method.search import Pool, Search
 from nanov2.model.rollout import Sampling
 from nanov2.run.config import load_config
 from nanov2.run.folder import Run
@@ -30,18 +31,30 @@ def true_scores(pools: list[Pool]) -> list[float]:
     return [OrderDomain.truth.score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
 
 
+def equal_tokens(hunt, tokens: float, pool: int) -> list[Pool]:
+    """Pools of so many drafts that the mean of their tokens is nearest to `tokens`: drawn, counted, and drawn
+    again, since a further draft does not cost what the first ones did."""
+    tried: dict[int, list[Pool]] = {}
+    while pool not in tried and len(tried) < 6:
+        tried[pool] = hunt(pool=pool, rounds=0)
+        spent = statistics.mean(p.tokens for p in tried[pool])
+        pool = max(1, round(pool * tokens / spent))
+    return min(tried.values(), key=lambda ps: abs(statistics.mean(p.tokens for p in ps) - tokens))
+
+
 def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float]]:
     """Mean true score and tokens a problem, by name."""
     model, tokenizer = run.load("selfverify", lap)
     verifier, _ = run.load("verifier2", lap)
     problems = [p.problem for p in run.problems["held_out_hard"][:count]]
 
+    language, limit = run.domain.language(tokenizer), run.config.selfverify.max_tokens
+    how = Sampling(run.config.search.temperature, limit)
+    writer, judge = OwnAuthor(model, language, how), OwnAuthor(verifier, language, how)
+
     def hunt(**changes) -> list[Pool]:
         config = dataclasses.replace(run.config.search, **changes)
-        limit = run.config.selfverify.max_tokens
-        how = Sampling(config.temperature, limit)
-        voices = RunVoices(model, verifier, verifier, OrderLanguage(tokenizer, strict=True), how, 0)
-        return Search(voices, config).run(problems)
+        return Search(writer, judge, judge, language, config).run(problems)
 
     def figures(pools: list[Pool]) -> tuple[float, float]:
         return statistics.mean(true_scores(pools)), statistics.mean(p.tokens for p in pools)
@@ -50,9 +63,9 @@ def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float]]:
     found = {"one draft": figures(hunt(pool=1, rounds=0, n=0))}
     for rounds in sorted({0, 1, 2, c.rounds}):
         found[f"search, {rounds} rounds"] = figures(hunt(rounds=rounds))
-    tokens = found[f"search, {c.rounds} rounds"][1]
-    drafts = max(1, round(c.pool * tokens / found["search, 0 rounds"][1]))
-    found["best of n, equal tokens"] = figures(hunt(pool=drafts, rounds=0))
+    found["best of n, equal tokens"] = figures(
+        equal_tokens(hunt, found[f"search, {c.rounds} rounds"][1], c.pool)
+    )
     found["search, meta not weighing"] = figures(hunt(m=0))
     return found
 

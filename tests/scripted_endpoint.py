@@ -6,6 +6,8 @@ prints its port. `judge` verifies and meta-verifies proofs of the graded file wi
 proves and refines; the other models fail in one way each. GET /stats tells what was asked so far.
 """
 
+import contextlib
+import gzip
 import hashlib
 import json
 import random
@@ -85,6 +87,17 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(500, f"out of memory, {self.headers['Authorization']}")
         if model == "html":
             return self.send(200, b"<html>welcome</html>", "text/html")
+        if model == "drip":
+            return self.drip()
+        if model == "flood":
+            return self.flood()
+        if model.startswith("odd "):  # a reply made of the model's name
+            return self.send(200, model.removeprefix("odd ").encode())
+        if model == "nested":
+            return self.send(200, b'{"choices": ' + b"[" * 10**6)
+        if model == "packed":
+            data = gzip.compress(b" " * 10**8)
+            return self.send(200, data, headers=[("Content-Encoding", "gzip")])
         if model == "not-json":
             return self.send(200, b'{"choices": [')
         if model == "context" and "long" in text:
@@ -102,6 +115,27 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)
         return self.complete(f"{text} {body['seed']}", cut=20 if first and model == "half" else 0)
+
+    def drip(self) -> None:
+        """A byte each tenth of a second, for ever."""
+        leave()
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+
+    def flood(self) -> None:
+        """More than any memory holds."""
+        leave()
+        self.send_response(200)
+        self.send_header("Content-Length", str(10**10))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(10**4):
+                self.wfile.write(b" " * 10**6)
 
     def complete(self, text, reason="stop", cut=0) -> None:
         reason = "length" if reason == "length" else "stop"

@@ -34,6 +34,8 @@ class Cache:
 
     def __init__(self, path: str | Path = ""):
         self.path, self.known = Path(path) if path else None, {}
+        if self.path and self.path.is_file():
+            journal.append(self.path, [])  # removes a last line that was cut off in writing
         for number, row in enumerate(journal.read(self.path) if self.path else [], 1):
             try:
                 key, answer = row.pop("key"), Answer(**row)

@@ -8,8 +8,10 @@ arrive, so a run that is stopped asks nothing twice. The key is read from OPENAI
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -153,10 +155,10 @@ class Endpoint:
 
 def _client(seconds: float):
     """An HTTP client whose replies are whole within a time and a size, and never packed."""
-    import httpx
+    httpx = sys.modules.get("httpx2") or importlib.import_module("httpx")  # whichever the openai library uses
 
     class Bounded(httpx.AsyncHTTPTransport):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        async def handle_async_request(self, request):
             try:
                 async with asyncio.timeout(seconds):
                     reply = await super().handle_async_request(request)
@@ -168,7 +170,7 @@ def _client(seconds: float):
                 raise httpx.ReadTimeout("deadline", request=request) from e
             return httpx.Response(reply.status_code, headers=reply.headers, content=body, request=request)
 
-    async def _body(reply: httpx.Response) -> bytes:
+    async def _body(reply) -> bytes:
         if reply.headers.get("content-encoding", "identity") != "identity":
             raise httpx.DecodingError("a packed reply, which was not asked for")
         parts, size = [], 0

@@ -1,6 +1,8 @@
 """Endpoints over real sockets: a server process that fails in every way that servers do."""
 
+import dataclasses
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from conftest import ScriptedServer
 
 from nanov2.domains import language as natural
 from nanov2.errors import InputError
-from nanov2.hub.endpoint import Answer, Cache, Endpoint, EndpointConfig
+from nanov2.hub.author import Answer
+from nanov2.hub.cache import Cache
+from nanov2.hub.endpoint import Endpoint, EndpointConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +27,7 @@ def ask(scripted_server):
 
     def ask(model, *texts, n=1, first=0, **settings):
         config = EndpointConfig(scripted_server.url, model, **{"cache": ""} | settings)
-        return Endpoint(config).ask([natural.user(t) for t in texts], n, first)
+        return Endpoint(config).answers([natural.user(t) for t in texts], n, first)
 
     return ask
 
@@ -68,10 +72,76 @@ def test_what_cannot_be_answered_is_one_clear_line(ask, model, settings, message
     assert "\n" not in str(e.value)
 
 
+def test_an_answer_has_a_deadline_as_a_whole(ask):
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="no answer within 1 s"):
+        ask("drip", "x", retries=0, timeout=1.0)
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("model, message", [("flood", "more than 32 MiB"), ("packed", "packed reply")])
+def test_a_reply_has_a_largest_size(ask, model, message):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=message):
+        ask(model, "x", retries=0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def completion(content, tokens) -> str:
+    message = {"role": "assistant", "content": content}
+    usage = {"completion_tokens": tokens}
+    return json.dumps({"choices": [{"finish_reason": "stop", "message": message}], "usage": usage})
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *(completion(c, 7) for c in (["a"], 7, {"text": "a"}, True)),
+        *("[]", "3", '"text"', "null", '{"choices": {}}', '{"choices": [3]}', '{"choices": [null]}'),
+        '{"choices": [{"message": []}]}',
+    ],
+)
+def test_a_reply_of_other_types_is_one_line_and_nothing_is_kept(ask, tmp_path, reply):
+    with pytest.raises(InputError, match="not a chat completion") as e:
+        ask(f"odd {reply}", "x", retries=0, cache=str(tmp_path / "c.jsonl"))
+    assert "\n" not in str(e.value) and not (tmp_path / "c.jsonl").exists()
+
+
+def test_a_nested_bomb_is_one_line(ask):
+    with pytest.raises(InputError, match="not a chat completion"):
+        ask("nested", "x", retries=0)
+
+
+@pytest.mark.parametrize("tokens", ["many", -3, 1.5, None, [7], 10**40])
+def test_a_count_of_tokens_that_is_none_is_zero(ask, tmp_path, tokens):
+    cache = str(tmp_path / "c.jsonl")
+    assert ask(f"odd {completion('a', tokens)}", "x", cache=cache) == [[Answer("a", 0)]]
+    assert len(Cache(cache).known) == 1
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk\r\nsecret", "sk secret", "sk-ключ"])
+def test_a_key_that_no_header_can_carry_is_refused_unprinted(ask, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match="OPENAI_API_KEY holds a character") as e:
+        ask("echo", "x")
+    assert "secret" not in str(e.value) and "ключ" not in str(e.value)
+
+
+def test_answers_are_those_of_one_server_and_one_sampling(scripted_server, tmp_path):
+    cache, other = str(tmp_path / "c.jsonl"), scripted_server.url.replace("127.0.0.1", "localhost")
+    scripted_server.stats()
+    for n, change in enumerate([{}, {"url": other}, {"seed": 1}, {"temperature": 0.5}, {"max_tokens": 9}], 1):
+        config = dataclasses.replace(EndpointConfig(scripted_server.url, "echo", cache=cache), **change)
+        Endpoint(config).answers([natural.user("x")])
+        Endpoint(config).answers([natural.user("x")])
+        assert len(Cache(cache).known) == n
+    assert scripted_server.stats()["requests"] == 5
+
+
 def test_no_server_and_no_url_are_one_clear_line():
     for url, message in (("http://127.0.0.1:9/v1", "cannot connect"), ("localhost", "is not a URL")):
         with pytest.raises(InputError, match=message):
-            Endpoint(EndpointConfig(url, "m", retries=0, cache="")).ask([natural.user("x")])
+            Endpoint(EndpointConfig(url, "m", retries=0, cache="")).answers([natural.user("x")])
 
 
 def test_samples_have_seeds_of_their_own_and_go_on_where_the_last_stopped(ask, scripted_server):
@@ -85,7 +155,7 @@ def test_samples_have_seeds_of_their_own_and_go_on_where_the_last_stopped(ask, s
 def test_no_more_requests_at_a_time_than_asked_for():
     server = ScriptedServer()  # of its own: requests that timed out in other tests may still be running
     config = EndpointConfig(server.url, "busy", cache="", concurrency=3)
-    Endpoint(config).ask([natural.user(str(i)) for i in range(20)])
+    Endpoint(config).answers([natural.user(str(i)) for i in range(20)])
     stats = server.stats()
     server.process.kill()
     assert stats["requests"] == 20 and 1 < stats["most"] <= 3
@@ -119,9 +189,9 @@ def test_a_bad_line_in_the_cache_is_named(tmp_path):
 def test_a_killed_process_asks_nothing_twice(scripted_server, tmp_path):
     cache = tmp_path / "c.jsonl"
     code = (
-        "from nanov2 import natural; from nanov2.hub.endpoint import *; import sys;"
+        "from nanov2.domains import language as natural; from nanov2.hub.endpoint import *; import sys;"
         f"c = EndpointConfig({scripted_server.url!r}, 'busy', cache={str(cache)!r}, concurrency=2);"
-        "a = Endpoint(c).ask([natural.user(f'kill {i}') for i in range(60)]); print(len(a))"
+        "a = Endpoint(c).answers([natural.user(f'kill {i}') for i in range(60)]); print(len(a))"
     )
     scripted_server.stats()
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)

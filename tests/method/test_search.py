@@ -6,9 +6,12 @@ import json
 import pytest
 from conftest import small_model, some_problems
 
+from nanov2.domains.language import V_END, V_START, Language
 from nanov2.errors import InputError
+from nanov2.hub.author import Answer
+from nanov2.hub.local import OwnAuthor
 from nanov2.method.config import SearchConfig
-from nanov2.method.search import Candidate, RunVoices, Search, Weighed, append_state
+from nanov2.method.search import Candidate, Search, Weighed, append_state, refine
 from nanov2.model.rollout import Sampling
 
 CONFIG = SearchConfig(pool=6, keep=2, children=2, rounds=2, n=4)
@@ -37,7 +40,8 @@ def test_the_sequential_test_gives_up_clear_cases_early_and_no_doubtful_ones():
 @pytest.fixture
 def search(tokenizer, prompts):
     model = small_model(tokenizer)
-    return Search(RunVoices(model, model, model, prompts, Sampling(1.0, 24), 3), CONFIG)
+    author = OwnAuthor(model, prompts, Sampling(1.0, 24), 3)
+    return Search(author, author, author, prompts, CONFIG)
 
 
 def test_a_stopped_search_ends_as_an_undisturbed_one(search, tmp_path):
@@ -71,3 +75,57 @@ def test_state_lines_hold_the_evidence(tmp_path, search):
     append_state(tmp_path / "s.jsonl", [pool])
     row = json.loads((tmp_path / "s.jsonl").read_text())
     assert row["candidates"][0]["critiques"] == [{"critique": "text", "score": 0.5, "weight": 0.25}]
+
+
+CRITIQUE = f"{V_START}\n{{}}\n{V_END} {{}}"
+FINE = CRITIQUE.format("- step 1, - step 2", "\\boxed{1}")
+
+
+class Scripted:
+    """An author with an answer by number to each task."""
+
+    identity = {"scripted": True}
+
+    def __init__(self, **answers):
+        self.by_task, self.asked = answers, []
+
+    def answers(self, questions, n=1, first=0):
+        firsts = first if isinstance(first, list) else [first] * len(questions)
+        self.asked += [q[0]["task"] for q in questions for _ in range(n)]
+        row = [self.by_task[q[0]["task"]] for q in questions]
+        return [[Answer(told[i % len(told)], 7) for i in range(f, f + n)] for told, f in zip(row, firsts)]
+
+
+def scripted_search(critiques, covers=lambda *_: True, **changes):
+    proof = f"## Solution\nBy parity.\n## Self Evaluation\n{FINE}"
+    author = Scripted(prove=[proof], revise=[proof], verify=critiques, meta=["no verdict"])
+    config = SearchConfig(pool=1, rounds=0, n=4, chunk=4, **changes)
+    (pool,) = Search(author, author, author, Language(), config, covers).run(["P"])
+    return pool.found(config.n), author
+
+
+def test_a_critique_that_does_not_parse_neither_passes_nor_bars():
+    found, author = scripted_search([FINE, FINE, "unreadable", FINE])
+    assert found["passes"] and len(found["critiques"]) == 4 and found["unread"] == 1
+    found, author = scripted_search(["unreadable"])
+    assert not found["passes"] and author.asked.count("verify") == 8  # asked again, but not for ever
+    found, author = scripted_search([FINE, FINE, CRITIQUE.format("A gap.", "\\boxed{0}"), "unreadable"], m=0)
+    assert not found["passes"]
+
+
+def test_no_proof_passes_on_critiques_that_stop_before_its_end():
+    found, _ = scripted_search([FINE], covers=lambda problem, proof, critique: "step 3" in critique)
+    assert not found["passes"] and found["critiques"] == []
+    assert scripted_search([FINE], covers=lambda problem, proof, critique: "step 2" in critique)[0]["passes"]
+
+
+def test_refinement_asks_for_an_evaluation_where_the_answer_holds_none():
+    doubt = CRITIQUE.format("A gap.", "\\boxed{0.5}")
+    author = Scripted(prove=["## Solution\nA"], revise=["## Solution\nB"], verify=[doubt])
+    ((draft, *_, last),) = [refine(author, Language(), ["P"], [0], rounds=3)[0]]
+    assert (draft.proof, draft.score, draft.tokens, last.proof) == ("A", 0.5, 14, "B")
+    assert author.asked == ["prove", "verify", "revise", "verify", "revise", "verify"]
+    author.asked, author.by_task["verify"] = [], [FINE]
+    assert len(refine(author, Language(), ["P"], [0], rounds=3)[0]) == 1
+    author.by_task["verify"] = [doubt]
+    assert len(refine(author, Language(), ["P"], [0], rounds=9, budget=20)[0]) == 2

@@ -1,0 +1,189 @@
+"""Who answers in sample.py and autolabel.py: a run's models, a model folder's, or an endpoint's."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+
+from nanov2.distributed.ranks import Ranks, derive_seed
+from nanov2.domains.domain import Domain, open_domain
+from nanov2.domains.language import Language
+from nanov2.domains.natural.data import load, split
+from nanov2.errors import InputError
+from nanov2.hub.author import Author
+from nanov2.hub.endpoint import Endpoint, EndpointConfig
+from nanov2.hub.local import FolderAuthor, OwnAuthor, fingerprint
+from nanov2.model.rollout import Sampling
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
+from nanov2.run.cli import open_folder
+from nanov2.run.config import Config, load_config
+from nanov2.run.folder import Run
+from nanov2.run.phases import check_name
+
+MODEL = {  # of a run, by what is to be done
+    "prove": "generator",
+    "verify": "verifier2",
+    "meta": "verifier2",
+    "refine": "selfverify",
+    "search": "selfverify",
+}
+KIND = {"verify": ProofRecord, "meta": CritiqueRecord} | dict.fromkeys(
+    ("prove", "refine", "search"), ProblemRecord
+)
+FLAGS = {
+    "endpoint": ("", "base URL of an OpenAI-compatible endpoint that answers instead of a run's model"),
+    "model": ("", "the model's name there; without --endpoint: a folder with a Hugging Face model"),
+    "data": ("", "JSONL or CSV file of items; [data] says what its columns and grades are"),
+}
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The authors for the three roles, what they speak, and where the items' truth is known."""
+
+    config: Config
+    prover: Author
+    verifier: Author
+    meta: Author
+    language: Language
+    domain: Domain | None = None
+    ranks: Ranks = dataclasses.field(default_factory=Ranks)
+    trust: str = ""  # how often the verifier is right, where that was measured
+
+    def covers(self, problem: str, proof: str, critique: str) -> bool:
+        """Whether a critique has a finding about each step, where the domain can tell steps and findings."""
+        if self.domain is None:
+            return True
+        view = self.domain.view(CritiqueRecord(problem, proof, critique))
+        if not view.findings and not self.domain.truth:
+            return True  # a domain that cannot tell findings
+        return {view.steps[i] for i, *_ in view.findings if i is not None} >= set(view.steps)
+
+
+def wanted(args: argparse.Namespace, overrides: list[str]) -> Config | None:
+    """The configuration of a chat model that is to answer, or None where a run's own models are meant."""
+    given = {"endpoint.url": args.endpoint, "endpoint.model": args.model}
+    overrides = [*overrides, *(f"{name}={json.dumps(value)}" for name, value in given.items() if value)]
+    if not args.config and not any(o.lstrip("-").startswith("endpoint.") for o in overrides):
+        return None
+    config = load_config(args.config, overrides)
+    if not (config.endpoint.url or config.endpoint.model):
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("an endpoint is asked by one process: start with python, not with torchrun")
+    return config
+
+
+def chat_cast(config: Config, output: str, draw: int = 0) -> Cast:
+    """One chat model in all roles, read leniently. Its answers are kept beside `output`, if there is one."""
+    seed = derive_seed(draw) % 2**31 if draw else config.endpoint.seed
+    cache = config.endpoint.cache or (f"{output}.answers.jsonl" if output else "")
+    options = dataclasses.replace(config.endpoint, seed=seed, cache=cache)
+    author = open_chat(options)
+    # A pretrained model can be asked about a world whose truth is known
+    domain = open_domain(config) if config.domain != "natural" else None
+    language = author.language if isinstance(author, FolderAuthor) else Language()
+    return Cast(config, author, author, author, language, domain)
+
+
+def open_chat(options: EndpointConfig) -> Author:
+    return Endpoint(options) if options.url else FolderAuthor(options, Language)
+
+
+def run_cast(args: argparse.Namespace, overrides: list[str]) -> Cast:
+    """The newest lap's models of a run, or those of --phase and --lap."""
+    phase = args.phase or MODEL[args.mode]
+    check_name(phase)
+    run = open_folder(args, overrides)
+    prover = _author(run, phase, args.lap, run.config.selfverify.max_tokens, args)
+    if args.mode == "search":
+        verifier = _author(run, "verifier2", args.lap, run.config.verifier.max_tokens, args)
+        meta = OwnAuthor(
+            verifier.model,
+            verifier.language,
+            dataclasses.replace(verifier.how, max_tokens=run.config.meta.max_tokens),
+            verifier.seed,
+            verifier.identity,
+        )
+    else:
+        verifier = OwnAuthor(
+            prover.model,
+            prover.language,
+            dataclasses.replace(prover.how, max_tokens=run.config.verifier.max_tokens),
+            prover.seed,
+            prover.identity,
+        )
+        meta = verifier
+    return Cast(
+        run.config, prover, verifier, meta, prover.language, run.domain, run.ranks, _trust(run, args.lap)
+    )
+
+
+def _author(run: Run, phase: str, lap: int, limit: int, args: argparse.Namespace) -> OwnAuthor:
+    lap = lap or newest_lap(run, phase)
+    model, tokenizer = run.load(phase, lap)
+    searches = args.mode == "search"
+    temperature = run.config.search.temperature if searches else run.config.eval.temperature
+    how = Sampling(temperature, limit, run.config.verifier.batch_rows)
+    told = {"weights": fingerprint(run.folder(phase, lap))}
+    return OwnAuthor(model, run.domain.language(tokenizer), how, derive_seed(args.draw, phase), told)
+
+
+def newest_lap(run: Run, phase: str) -> int:
+    """The last lap in which the phase is done."""
+    laps = [lap for lap in range(1, run.config.laps + 1) if run.is_done(phase, lap)]
+    return max(laps, default=1)
+
+
+def _trust(run: Run, lap: int) -> str:
+    """What is known of the verifier's full marks: how often they were wrong on held-out proofs."""
+    path = run.folder("selfverify", lap or newest_lap(run, "selfverify")) / "eval.json"
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))["after"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    found = figures.get("hard/false_accept_rate") or figures.get("labelled/false_accept_rate")
+    if not found or not found["n"]:
+        return ""
+    return (
+        f"of {found['n']} held-out proofs that one critique passed, {found['value']:.1%} were wrong "
+        f"({found['low']:.1%} to {found['high']:.1%})"
+    )
+
+
+def read_items(cast: Cast, mode: str, args: argparse.Namespace) -> list:
+    """What to work on: the items of a file, one item from the flags, or a new random problem.
+
+    Of a file with data.held_out, the held-out part.
+    """
+    kind, data = KIND[mode], cast.config.data
+    path = args.data or getattr(args, "input", "") or data.path
+    names = [f.name for f in dataclasses.fields(kind) if f.name in ("problem", "proof", "critique")]
+    given = {name: getattr(args, name, "") for name in names}
+    if given["problem"]:
+        if missing := [name for name, value in given.items() if not value]:
+            raise InputError(f"{mode} needs --{missing[0]}, or a file of items (--data)")
+        items = [kind(**given)]
+    elif path:
+        loaded = load(dataclasses.replace(data, path=path), kind)
+        print(f"{path}: {loaded.report()}")
+        items = loaded.records
+        if data.held_out:
+            _, items = split(items, data.held_out, cast.config.seed)
+            print(f"held out by problem: {len(items)}")
+        items = items[: getattr(args, "limit", 0) or None]
+    elif len(names) == 1 and cast.domain is not None:
+        draw = args.draw
+        items = [ProblemRecord(cast.domain.new_problems(1, draw + 1)[draw].problem)]
+    else:
+        raise InputError(f"no --{names[0]}, and no --data=FILE")
+    own = isinstance(cast.prover, OwnAuthor) and not isinstance(cast.prover, FolderAuthor)
+    if own and cast.domain and cast.domain.truth:  # the run's models know nothing else
+        for i, item in enumerate(items, 1):
+            score = cast.domain.truth.score(item.problem, "")
+            if score != score:
+                raise InputError(f"problem {i} is not of the world's form: {item.problem[:80]!r}")
+    return items
