@@ -57,7 +57,10 @@ def proof_row(cast: Cast, problem: str, drafts: list[Draft], states: Counter) ->
     for d in drafts:
         states["read" if d.proof else d.missing] += 1
     proofs = [d for d in drafts if d.proof]
-    turns = [x for d in proofs for x in (("prove", d.proof), ("verify", d.critique))]
+    turns = []
+    for d in drafts:
+        turns.append(("prove", d.proof or d.text or f"({d.missing})"))
+        turns += [("verify", d.critique)] if d.proof else []
     last = proofs[-1] if proofs else Draft(None)
     row = {
         "problem": problem,
@@ -68,7 +71,7 @@ def proof_row(cast: Cast, problem: str, drafts: list[Draft], states: Counter) ->
         "turns": turns,
     }
     if not drafts[-1].proof:
-        row |= {"missing": drafts[-1].missing, "text": drafts[-1].text}
+        row["missing"] = drafts[-1].missing
     return row | truth_of(cast, problem, [d.proof for d in proofs])
 
 
@@ -158,18 +161,18 @@ def shown(row: dict) -> str:
     if turns:
         for i, (task, text) in enumerate(turns):
             name = f"Proof {i // 2 + 1}" if task == "prove" else "Its author's evaluation"
+            if i == len(turns) - 1 and "missing" in row:
+                name = f"Answer without a proof: {row['missing']}"
             blocks.append(f"## {name}\n\n{text or '(none)'}")
     elif row.get("proof"):
         blocks.append(f"## Proof\n\n{row['proof']}")
-    if "text" in row:
-        blocks.append(f"## Answer without a proof ({row['missing']})\n\n{row['text'] or '(no text)'}")
     if "critique" in row:
         blocks.append(f"## Critique\n\n{row['critique']}")
     if "meta" in row:
         blocks.append(f"## Meta-critique\n\n{row['meta'] or '(no answer)'}")
     for i, c in enumerate(row.get("critiques", []), 1):
         blocks.append(f"## Critique {i}\n\n{c['critique'] or '(no answer)'}\n\n{_facts(c)}")
-    texts = {"problem", "proof", "turns", "text", "missing", "critique", "critiques", "meta"}
+    texts = {"problem", "proof", "turns", "missing", "critique", "critiques", "meta"}
     facts = _facts({k: v for k, v in row.items() if k not in texts})
     return "\n\n".join([*blocks, facts]).rstrip()
 
