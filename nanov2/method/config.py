@@ -124,7 +124,7 @@ class LapSelfVerifyConfig(SelfVerifyConfig):
 class AutolabelConfig:
     """4: labels by consensus. The paper does not publish n, m, k; these are ours."""
 
-    problems: Positive = setting(1200, "new hard problems")
+    problems: Annotated[int, Within(1, 100_000)] = setting(1200, "new hard problems")
     proofs: Few = setting(2, "proofs of each by the generator")
     n: Few = setting(8, "critiques per proof")
     m: Few = setting(3, "meta-assessments of each critique that reports an issue")

@@ -23,6 +23,9 @@ def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     _check_expert(config, domain)
     _check_judges(config, domain)
     _check_memory(config, ranks)
+    if config.autolabel.problems > len(domain.problems().get("train_hard", [])):
+        for lap in (1, config.laps):  # are there as many different ones?
+            domain.new_problems(lap, config.autolabel.problems)
 
 
 def _check_expert(config: Config, domain: Domain) -> None:

@@ -18,6 +18,7 @@ from nanov2.run.folder import Run
 from nanov2.run.phases import CYCLE, check_request, needed
 from nanov2.run.phases import flywheel as all_phases
 
+TINY_WORLD = ["--world.hard_chain=[1, 1]", "--world.hard_facts=[1, 1]"]
 SMOKE = ["--world.held_out=4", "--world.validation=2", "--world.problems=20", "--world.hard_problems=10"]
 
 
@@ -207,6 +208,8 @@ def test_the_flywheel_does_each_phase_of_each_lap_after_what_it_needs():
         ("train.py", ["--expert=grades"], "domain 'order' has none"),
         ("train.py", ["--generator.judge=endpoint"], "is for pretrained models"),
         ("train.py", ["--model.dim=1048576", "--model.ffn_dim=1048576", "--model.n_layers=999"], "GB"),
+        ("train.py", [*TINY_WORLD, "--autolabel.problems=90000"], "too few different problems"),
+        ("train.py", [*TINY_WORLD, "--world.hard_problems=900000"], "too few different problems"),
         ("train.py", ["--phase=meta"], "run `python train.py --phase=verifier --dir="),
         ("train.py", ["--lap=x"], "argument --lap: invalid int value: 'x'; see --help"),
         ("sample.py", ["prove", "--n=0"], "--n must be from 1 to 100,000, found 0"),
