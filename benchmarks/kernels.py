@@ -5,10 +5,10 @@
     python benchmarks/kernels.py --n 8192 --d 4096 --v 151936 --dtype bfloat16     # on a GPU
 
 The methods take turns, round by round, and a method's time is the median of its rounds: forward and
-backward, gradients of hidden states and weights. On a CPU, seconds are those of this process alone (other
-programs do not count) on one thread, and memory is the peak of resident memory above the start of the call;
-on a GPU they are the device's. Errors are against float64, of log-probs and of hidden-state gradients,
-relative to the largest. Liger, CCE, TRL and matplotlib take part where they are installed.
+backward, gradients of hidden states and weights, of policy losses first and then of log-probs alone. On a
+CPU, seconds are those of this process alone (other programs do not count) on one thread, and memory is the
+peak of resident memory above the start of the call; on a GPU they are the device's. Errors are against
+float64, relative to the largest value. Liger, CCE, TRL and matplotlib take part where they are installed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanov2.kernels.advantage import group_advantage
+from nanov2.kernels.linear_policy_loss import linear_policy_loss
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.kernels.policy_loss import policy_loss
 
@@ -185,6 +186,94 @@ def compare(device, n, d, v, dtype, rounds) -> None:
     print(f"  nanov2 takes {ratio:.2f} of the time of full logits (median of the rounds' ratios)")
 
 
+def loss_methods(device: str, n: int, d: int, v: int, old, advantage, offsets) -> dict[str, Callable]:
+    """Policy losses (off policy, clipped, without KL) from hidden states, weights and targets, by name."""
+    given = {"old_logp": old}
+    found = {
+        "nanov2 linear_policy_loss": lambda h, w, t: linear_policy_loss(h, w, t, advantage, offsets, **given)[
+            0
+        ],
+        "nanov2 linear_policy_loss, bf16 products": lambda h, w, t: linear_policy_loss(
+            h, w, t, advantage, offsets, precision="bf16", **given
+        )[0],
+    }
+    for name, method in methods(device, n, d, v).items():
+        found[f"{name} + policy_loss"] = lambda h, w, t, f=method: policy_loss(
+            f(h, w, t).float(), old, advantage, offsets
+        )[0]
+    try:
+        from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+        rows = len(advantage)
+        liger = LigerFusedLinearGRPOLoss(
+            use_ref_model=False,
+            beta=0.0,
+            epsilon_low=0.2,
+            epsilon_high=0.28,
+            loss_type="bnpo",
+            compiled=False,
+        )
+
+        def liger_loss(h, w, t):
+            shape = rows, len(t) // rows
+            mask = torch.ones(shape, device=h.device)
+            x, tokens, before = h.view(*shape, -1), t.view(shape), old.view(shape)
+            return liger(x, w, tokens, mask, advantage, old_per_token_logps=before)[0]
+
+        found["Liger fused linear GRPO"] = liger_loss
+    except ImportError:
+        pass
+    return found
+
+
+def compare_losses(device, n, d, v, dtype, rounds) -> None:
+    """The table of policy losses, the methods in turn: time, memory and errors against float64."""
+    meter, (h, w, target) = Meter(device), problem(n, d, v, dtype, device)
+    rows = n // 128 if n % 128 == 0 else 1
+    g = torch.Generator().manual_seed(1)
+    offsets = torch.arange(0, n + 1, n // rows, device=device)
+    advantage = torch.randn(rows, generator=g).to(device)
+    exact = [x.detach().double().requires_grad_() for x in (h, w)]
+    parts = zip(
+        exact[0].split(256), target.split(256), strict=True
+    )  # in chunks: all logits would take 0.8 GB
+    with torch.no_grad():
+        logp = torch.cat([full_logits_64(a, exact[1], t) for a, t in parts])
+    old = (logp + 0.1 * torch.randn(n, generator=g).to(device)).float()
+    logp.requires_grad_()
+    wanted = policy_loss(logp, old, advantage, offsets)[0]
+    wanted.backward()
+    for a, t, c in zip(exact[0].split(256), target.split(256), logp.grad.split(256), strict=True):
+        torch.autograd.backward((full_logits_64(a, exact[1], t) * c).sum())
+    found = loss_methods(device, n, d, v, old, advantage, offsets)
+    print(f"\nlinear policy loss, N={n} D={d} V={v} {str(dtype)[6:]} on {device}, {rounds} rounds")
+    runs: dict[str, list] = {name: [] for name in found}
+    errors_of = {}
+    for name, method in dict(found).items():  # first calls: compilation, and what cannot run here
+        try:
+            h.grad = w.grad = None
+            loss = method(h, w, target)
+            loss.backward()
+            pairs = (loss.detach(), wanted.detach()), (h.grad, exact[0].grad), (w.grad, exact[1].grad)
+            errors_of[name] = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs]
+        except Exception as error:
+            print(f"  {name}: does not run here ({type(error).__name__}: {str(error).splitlines()[0][:60]})")
+            del found[name]
+    del exact
+    for _ in range(rounds):
+        for name, method in found.items():
+            h.grad = w.grad = None
+            runs[name].append(meter(lambda f=method: f(h, w, target).backward()))
+    h.grad = w.grad = None
+    print(f"  {'method':58} {'s':>7} {'of full':>7} {'MB':>6} {'loss':>8} {'∂hidden':>8} {'∂weight':>8}")
+    full = runs["log_softmax on full logits + policy_loss"]
+    for name in found:
+        seconds, peak = statistics.median(s for s, _ in runs[name]), max(m for _, m in runs[name])
+        ratio = statistics.median(a[0] / b[0] for a, b in zip(runs[name], full, strict=True))
+        figures = " ".join(f"{x:8.1e}" for x in errors_of[name])
+        print(f"  {name:58} {seconds:7.3f} {ratio:7.2f} {peak:6.0f} {figures}")
+
+
 def share_header(device: str) -> str:
     return f" {'FLOPs':>6} {'memory':>6}" if device == "cuda" else ""
 
@@ -300,6 +389,7 @@ def main() -> None:
     if not a.plot_only:
         small(device)
         size = (256, 64, 4096) if a.quick else (a.n, a.d, a.v)
+        compare_losses(device, *size, dtype, a.rounds)
         compare(device, *size, dtype, a.rounds)
     if not a.no_plot:
         path = Path(__file__).with_suffix(".png")
