@@ -12,6 +12,8 @@ from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import CritiqueGrade
 from nanov2.domains.language import HEADING
 from nanov2.domains.order.world import Critique, examine, write_critique, write_proof
+from nanov2.hub.cache import question_key
+from nanov2.hub.local import fingerprint
 from nanov2.method.consensus import Assessed, Rule, settled
 from nanov2.method.judges import Judgement
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
@@ -119,6 +121,21 @@ def test_C25_an_unreadable_critique_neither_makes_nor_breaks_a_label(rule, score
     for at in range(4):
         assert label(read[:at] + [unread] + read[at:]) == label(read) == score
     assert not settled([unread] * 4, 2, 4)
+
+
+def test_C28_answers_are_those_of_the_same_author(tmp_path):
+    question = [{"role": "user", "content": "Prove it."}]
+    author = {"url": "http://a/v1", "model": "verifier", "temperature": 1.0, "max_tokens": 64, "seed": 0}
+    others = [author | {"url": "http://b/v1"}, author | {"temperature": 0.5}, author | {"seed": 1}]
+    for name, weights in (("before", b"1"), ("after", b"2"), ("again", b"1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    before, after, again = (fingerprint(tmp_path / name) for name in ("before", "after", "again"))
+    assert before == again != after  # of the weights, wherever they lie and whatever they are called
+    others += [{"weights": before}, {"weights": after}]
+    keys = {question_key(identity, question, 0) for identity in (author, *others)}
+    assert len(keys) == 1 + len(others)
+    assert question_key(dict(reversed(author.items())), question, 0) in keys
 
 
 CONFIGURATIONS = sorted((ROOT / "configs").glob("*.toml"))
