@@ -1,7 +1,7 @@
 """The expert: who scores proofs (s) and critiques (ms).
 
 - ExactExpert: the truth of a domain that has one.
-- FileExpert: looks the scores up in a labelled JSONL file.
+- FileExpert: looks the scores up in a labelled JSONL file, and asks a person for the rest.
 - GradesExpert: proofs come with people's grades; a critique is as good as its score is near them.
 - PersonExpert: writes what is waiting to a file, and the phase goes on when it comes back filled in: when it
   is started again, or by itself where it waits for the judging page (judge.py).
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -51,10 +52,13 @@ class ExactExpert:
 
 
 class FileExpert:
-    """Scores from a file of graded proofs and one of graded critiques; all that is asked must be in them."""
+    """Scores from a file of graded proofs and one of graded critiques; `rest` is asked for what is not in
+    them, and where there is nobody to ask that is an InputError."""
 
-    def __init__(self, proofs: Path | None = None, critiques: Path | None = None):
-        self.path = proofs or critiques
+    def __init__(
+        self, proofs: Path | None = None, critiques: Path | None = None, rest: PersonExpert | None = None
+    ):
+        self.path, self.rest = proofs or critiques, rest
         rows = read_jsonl(proofs, ProofRecord) if proofs else []
         self.proofs = {(r.problem, r.proof): r.score for r in rows}
         rows = read_jsonl(critiques, CritiqueRecord) if critiques else []
@@ -62,21 +66,23 @@ class FileExpert:
 
     def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
         scores = [self.proofs.get((r.problem, r.proof)) for r in records]
-        return self._fill(records, scores, "score")
+        return self._fill(records, scores, "score", self.rest and self.rest.score_proofs)
 
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
         scores = [self.critiques.get((r.problem, r.proof, r.critique)) for r in records]
-        return self._fill(records, scores, "quality")
+        return self._fill(records, scores, "quality", self.rest and self.rest.score_critiques)
 
-    def _fill(self, records: list, scores: list, name: str) -> list:
+    def _fill(self, records: list, scores: list, name: str, ask: Callable[[list], list] | None) -> list:
         missing = [r for r, s in zip(records, scores, strict=True) if s is None]
-        if missing:
+        if missing and not ask:
             raise InputError(
                 f"{self.path}: no {name} for {len(missing)} of {len(records)} items, "
                 f"the first of problem {missing[0].problem[:60]!r}"
             )
+        asked = iter(ask(missing) if missing else [])
         return [
-            dataclasses.replace(r, **{name: s}, label="file") for r, s in zip(records, scores, strict=True)
+            next(asked) if s is None else dataclasses.replace(r, **{name: s}, label="file")
+            for r, s in zip(records, scores, strict=True)
         ]
 
 
@@ -158,4 +164,4 @@ def make_expert(setting: str, folder: Path, truth: Truth | None = None) -> Exper
         return PersonExpert(folder, wait=setting == "page")
     path = Path(setting)
     critiques = path.with_name("critiques.jsonl")
-    return FileExpert(path, critiques if critiques.is_file() else None)
+    return FileExpert(path, critiques if critiques.is_file() else None, PersonExpert(folder))
