@@ -35,13 +35,10 @@ from nanov2.records import CritiqueRecord, ProofRecord, is_text
 PAGE = Path(__file__).parent / "judge_page"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LISTED = 300  # items of a file in the page's list
-WORLD_RUBRIC = {
-    "score": "1: every step is a given fact and the chain proves the goal.\n0.5: one slip: a pair given with "
-    "another relation, or a chain too weak for the goal.\n0: a pair not given, a wrong end, two slips.",
-    "quality": "1: every finding is right, and the score follows from them.\n"
-    "0.5: one finding is wrong, invented or missed, and the score is right all the same.\n"
-    "0: anything else.",
-}
+WORLD_RUBRIC = """\
+1: every step is a given fact and the chain proves the goal.
+0.5: one slip: a pair given with another relation, or a chain too weak for the goal.
+0: a pair not given, a wrong end, two slips."""
 HEADERS = {
     # KaTeX sets a few style attributes (for \\pmb, \\fcolorbox); under this policy they can load nothing.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -59,11 +56,12 @@ HEADERS = {
 def view(record: ProofRecord | CritiqueRecord) -> dict:
     """The parts of an item. All of it is text; the page never treats it as HTML."""
     problem, critique = parse_problem(record.problem), getattr(record, "critique", None)
-    rubrics = (RUBRIC_V, RUBRIC_MV) if problem is None else (WORLD_RUBRIC["score"], WORLD_RUBRIC["quality"])
+    rubrics = (RUBRIC_V if problem is None else WORLD_RUBRIC, RUBRIC_MV)
     return {
         "problem": record.problem,
         "facts": facts(problem, record.proof) if problem else [],
-        "goal": " ".join(problem.goal) if problem else None,
+        "opening": problem.family.opening if problem else None,
+        "goal": f"Show that ${' '.join(problem.goal)}$." if problem else None,
         "proof": record.proof,
         "steps": steps(record.proof),
         "critique": critique,
@@ -75,7 +73,7 @@ def view(record: ProofRecord | CritiqueRecord) -> dict:
 def facts(problem: Problem, proof: str) -> list[dict]:
     """The facts of a problem of the world, and whether the proof has a step of the same pair."""
     pairs = {(s.left, s.right) for s in parse_proof(proof) or ()}
-    return [{"text": " ".join(f), "used": (f.left, f.right) in pairs} for f in problem.facts]
+    return [{"text": f"${' '.join(f)}$", "used": (f.left, f.right) in pairs} for f in problem.facts]
 
 
 BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
@@ -107,7 +105,7 @@ def steps(text: str) -> list[str]:
     never cut, and goes with the words that lead to it, as a heading goes with the words that follow it.
     """
     if chain := parse_proof(text):
-        return [" ".join(step) for step in chain]
+        return [f"${' '.join(step)}$" for step in chain]
     text = re.sub("[\ue000\ue001]", "\ufffd", text)
     spans, bare, at = displays(text), [], 0
     for n, (begin, end) in enumerate(spans):

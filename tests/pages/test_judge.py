@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import random
+import re
 import socket
 import statistics
 import subprocess
@@ -21,6 +22,8 @@ import pytest
 from browser import AXE, chromium  # noqa: F401
 from conftest import some_proofs
 
+from benchmarks.judging import look_through
+from nanov2.domains.language import V_END, V_START
 from nanov2.domains.order.world import (
     examine,
     grade_critique,
@@ -31,6 +34,7 @@ from nanov2.domains.order.world import (
 )
 from nanov2.errors import InputError
 from nanov2.pages import judgements
+from nanov2.pages.expert_page import claims, steps
 from nanov2.pages.judgements import Late, Queue, cohen_kappa
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 
@@ -695,6 +699,174 @@ def test_findings_of_critiques_are_confirmed_or_rejected_by_keyboard(tmp_path, c
     assert row["findings"][:2] == [True, False] and read_jsonl(path, CritiqueRecord)[0].quality == 0.5
 
 
+def test_steps_end_after_displays_and_never_cut_a_formula():
+    text = "### Step 1\n\nWe get\n\n\\[\na = b\n\n+ c\n\\]\n\nwhere $c > 0$.\n\n---\n\n"
+    text += "Hence\n$$d$$\nThen e.\n\nSo f."
+    assert steps(text) == [
+        "### Step 1\n\nWe get\n\n\\[\na = b\n\n+ c\n\\]\n\nwhere $c > 0$.",
+        "Hence\n$$d$$",
+        "Then e.",
+        "So f.",
+    ]
+    assert steps("Consider\n\n```\na\n\nb\n```\n\nDone.") == ["Consider\n\n```\na\n\nb\n```", "Done."]
+    assert (
+        steps("one\ntwo") == ["one", "two"]
+        and steps("") == []
+        and steps("\\[ open\n\nso") == ["\\[ open", "so"]
+    )
+
+
+def test_no_word_of_a_real_proof_is_lost_in_its_steps():
+    for name in ("sample", "short"):
+        for line in open(ROOT / f"tests/data/open-proof-corpus-{name}.jsonl", encoding="utf-8"):
+            proof = json.loads(line)["proof"]
+            kept = re.sub(r"^\s*([-*_])\s*(\1\s*){2,}$", "", proof, flags=re.M)  # rules alone are left out
+            assert "".join("".join(steps(proof)).split()) == "".join(kept.split())
+
+
+def test_a_preamble_is_no_finding_nor_is_the_score():
+    listed = f"{V_START}\n\nThe proof has two issues:\n\n1. First.\n   More of it.\n\n   \\[ x \\]\n\n"
+    listed += f"2. Second.\n\n{V_END}\n\\boxed{{0.5}}"
+    assert claims(listed) == ["First.\n   More of it.\n\n\\[ x \\]", "Second."]
+    assert claims(f"{V_START}\nStep 2 is not justified.\n\nStep 3 is wrong.\n\n{V_END}\n\\boxed{{0}}") == [
+        "Step 2 is not justified.",
+        "Step 3 is wrong.",
+    ]
+    assert claims(f"{V_START}\n\nThere is one issue:\n\nThe end is missing.") == ["The end is missing."]
+    assert claims("Only this: it is wrong.") == ["Only this: it is wrong."]
+
+
+@pytest.mark.parametrize(
+    "part", ["\\[", "$$", "$ {", "\\begin{align}", "\n", " \n", "- ", "```\n", "# ", "\ue0000\ue001"]
+)
+def test_long_texts_do_not_hang_the_cutting_into_steps(part):
+    begin = time.perf_counter()
+    steps(part * 100_000), claims(part * 100_000)
+    assert time.perf_counter() - begin < 10
+
+
+def test_real_proofs_are_shown_whole_on_a_phone(tmp_path, chromium, serve):  # noqa: F811
+    """No refusal by the policy, no text outside its card, no formula that differs from KaTeX's own."""
+    rows = [
+        json.loads(line)
+        for line in open(ROOT / "tests/data/open-proof-corpus-sample.jsonl", encoding="utf-8")
+    ]
+    hard = r"Let $x \in \{a \text{ where } a > 0\}$ and $\text{if $y$ holds}$. Then" + "\n"
+    hard += (
+        r"\[ \pmb{x} = \fcolorbox{red}{white}{$y$} \underbrace{"
+        + "a + " * 60
+        + r"b}_{\text{a long sum}} \tag{1} \]"
+    )
+    hard += (
+        "\n"
+        + "word" * 100
+        + " `"
+        + "code" * 50
+        + "` $"
+        + "x" * 300
+        + "$ trailing"
+        + "\u3000" * 40
+        + "(2)"
+        + " " * 300
+    )
+    records = [ProofRecord("Show it.", hard), *(ProofRecord(r["problem"], r["proof"]) for r in rows)]
+    run = tmp_path / "run"
+    write_jsonl(run / "coldstart" / "proofs_to_score.jsonl", records)
+    assert look_through(chromium, serve(run).address, len(records)) == []
+
+
+FREEZERS = [
+    "$" + "x^{2}+" * 15_000 + "y$",  # 90,000 characters
+    "\\[" + "{" * 2400 + "x" + "}" * 2400 + "\\]",
+    "$" + r"\frac{1}{" * 500 + "x" + "}" * 500 + "$",
+    "$" + r"\left(" * 700 + "x" + r"\right)" * 700 + "$",
+    "$" + r"\mathchoice{x}{x}{x}{" * 200 + "x" + "}" * 200 + "$",
+    r"$\def\a{\a\a}\a$",
+    "$ {" * 20_000,
+    "**_" * 20_000,
+    "- " * 20_000,
+    "\n".join("  " * i + "- x" for i in range(300)),
+    "`" * 50_000,
+    ("$" + "x+" * 2400 + "y$ ") * 40,
+]
+
+
+@pytest.mark.parametrize("text", FREEZERS, ids=lambda t: t[:12])
+def test_no_text_freezes_the_page(tmp_path, chromium, serve, text):  # noqa: F811
+    run = tmp_path / "run"
+    write_jsonl(run / "coldstart" / "proofs_to_score.jsonl", [ProofRecord("Show it.", text)])
+    begin = time.perf_counter()
+    page = visit(chromium, serve(run))
+    page.keyboard.press("1")
+    page.wait_for_selector("#empty:not([hidden])")
+    print(f"{time.perf_counter() - begin:.1f} s")
+    assert time.perf_counter() - begin < 30  # a new server and a loaded machine included
+
+
+def test_markdown_is_shown_and_its_signs_are_not(tmp_path, chromium, serve):  # noqa: F811
+    proof = "# A *good* proof\n\nFirst **bold $a_1$** and `co*de*`, 2*3*4 and snake_case_name.\n\n"
+    proof += "1. one\n   - inner\n2. two"
+    run = tmp_path / "run"
+    write_jsonl(run / "coldstart" / "proofs_to_score.jsonl", [ProofRecord("Show <i>it</i>.", proof)])
+    page = visit(chromium, serve(run))
+    at = page.locator("#steps")
+    assert at.locator("em").all_inner_texts() == ["good"] and at.locator("code").all_inner_texts() == [
+        "co*de*"
+    ]
+    assert at.locator("strong .katex").count() == 1 and at.locator("ol li ul li").all_inner_texts() == [
+        "inner"
+    ]
+    assert "2*3*4 and snake_case_name" in at.inner_text() and "#" not in at.inner_text()
+
+
+def test_facts_stand_one_a_line_with_those_used_marked(tmp_path, chromium, serve):  # noqa: F811
+    run, path = waiting(tmp_path, 1)
+    page = visit(chromium, serve(run))
+    record = read_jsonl(path, ProofRecord)[0]
+    problem = parse_problem(record.problem)
+    assert page.locator("#problem li").count() == len(problem.facts)
+    pairs = {(s.left, s.right) for s in parse_proof(record.proof)}
+    used = [" ".join(f) for f in problem.facts if (f.left, f.right) in pairs]
+    assert page.locator("#problem mark annotation").all_text_contents() == used
+
+
+def test_keys_are_told_items_are_listed_and_time_is_kept(tmp_path, chromium, serve):  # noqa: F811
+    run, path = waiting(tmp_path, 3)
+    page = visit(chromium, serve(run))
+    page.keyboard.press("?")
+    assert "confirm, reject the finding" in page.locator("dialog[open]").inner_text()
+    page.keyboard.press("1")  # no score while a dialog is open
+    page.keyboard.press("Escape")
+    page.keyboard.press("l")
+    page.wait_for_selector("#list[open]")
+    page.locator("#items button").nth(2).click()
+    page.locator("#number", has_text="3 of 3").wait_for()
+    press(page, "1")
+    [row] = journal(path)
+    assert row["id"] == Queue(path).ids[2] and 0 <= row["seconds"] < 60
+    assert "s each" in page.locator("#progress").inner_text()
+
+
+def test_whoever_comes_late_sees_the_next_item_and_differences_can_be_settled(tmp_path, chromium, serve):  # noqa: F811
+    run, path = waiting(tmp_path, 2)
+    server = serve(run, "--double=1")
+    ada = visit(chromium, server)
+    id = ada.locator("#item").get_attribute("data-id")
+    for name, value in (("Emmy", 0), ("Zoe", 0.5)):  # both before Ada, who still has it in view
+        row = {"expert": name, "action": "score", "id": id, "value": value}
+        request = urllib.request.Request(
+            f"{server.address}api/judge",
+            json.dumps(row).encode(),
+            {"Content-Type": "application/json", "X-Nanov2-Judge": "1"},
+        )
+        urllib.request.urlopen(request).close()
+    press(ada, "1")
+    assert "judged by Emmy, Zoe before" in ada.locator("#alert").inner_text()
+    ada.locator("#disputed button", has_text="0.5").click()
+    ada.wait_for_selector("#disputes", state="hidden")
+    assert Queue(path, 1.0).final == {id: 0.5}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_has_no_serious_accessibility_finding(tmp_path, chromium, serve, scheme):  # noqa: F811
     run, _ = waiting(tmp_path, 3, hostile=True)
@@ -723,9 +895,8 @@ def test_a_flywheel_waits_for_the_expert_in_the_browser_and_goes_on(tmp_path, ch
             if page.locator("#item:not([hidden])").count() == 0:
                 time.sleep(0.2)
                 continue
-            problem = page.locator("#problem").inner_text()
-            state = page.evaluate("[item.proof, item.critique]")
-            press(page, truth_key(problem, *state))
+            state = page.evaluate("[item.problem, item.proof, item.critique]")
+            press(page, truth_key(*state))
             scored += 1
         assert cycle.returncode == 0, (tmp_path / "log").read_text()[-2000:]
         assert scored > 10 and (run / "report.html").is_file()

@@ -41,8 +41,13 @@ function mark() {  // the current finding, and what was said of each
 function problem(node, it) {
   $("legend").hidden = true;
   if (it.goal === null) { show(node, it.problem); return; }
-  const entries = it.facts.map((f) => element("li", f.used ? "nv-used" : "", f.used ? element("mark", "", f.text) : f.text, " ;"));
-  node.replaceChildren(element("div", "", "given"), element("ul", "nv-facts", ...entries), element("p", "nv-goal", `show ${it.goal}`));
+  const opening = element("div"), goal = element("div", "nv-goal"), entries = it.facts.map((f) => {
+    const fact = element(f.used ? "mark" : "span");
+    show(fact, f.text);
+    return element("li", f.used ? "nv-used" : "", fact);
+  });
+  show(opening, it.opening); show(goal, it.goal);
+  node.replaceChildren(opening, element("ul", "nv-facts", ...entries), goal);
   $("legend").hidden = !it.facts.some((f) => f.used);
 }
 

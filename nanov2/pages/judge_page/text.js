@@ -94,7 +94,7 @@ function formula(piece) {
 
 // Marks stand for formulas and code while blocks and emphasis are found: \ue000 index \ue001.
 const MARK = /\ue000(\d+)\ue001/;
-const EMPHASIS = /(\*\*(?=\S)[^\n]{1,2000}?\S?\*\*|__(?=\S)[^\n]{1,2000}?\S?__|\*(?=[^\s*])[^*\n]{0,2000}?[^\s*]\*|(?<![\p{L}\d])_(?=[^\s_])[^_\n]{0,2000}?[^\s_]_(?![\p{L}\d]))/u;
+const EMPHASIS = /(\*\*(?=\S)[^\n]{1,2000}?\S?\*\*|__(?=\S)[^\n]{1,2000}?\S?__|(?<![\p{L}\d])\*(?=[^\s*])[^*\n]{0,2000}?[^\s*]\*(?![\p{L}\d])|(?<![\p{L}\d])_(?=[^\s_])[^_\n]{0,2000}?[^\s_]_(?![\p{L}\d]))/u;
 
 function inline(node, text, made, depth = 0) {
   for (const part of depth < 4 ? text.split(EMPHASIS) : [text]) {
