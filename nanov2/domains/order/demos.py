@@ -42,7 +42,7 @@ from nanov2.settings import Rate, setting
 class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
-    jump: Rate = setting(0.62, "first proofs that jump to the conclusion one step early")
+    jump: Rate = setting(0.65, "first proofs that jump to the conclusion one step early")
     overstate: Rate = setting(0.6, "first proofs that state every weak relation as a strict one")
     stray: Rate = setting(
         0.1, "first proofs with another fault: a wrong relation or a step that is not given"
@@ -55,7 +55,7 @@ class Noise:
     lookup: Rate = setting(0.03, "findings whose relation is looked up wrongly, habit or not")
     whole: Rate = setting(0.03, "findings about the ends and the strength of a chain that are wrong")
     score: Rate = setting(0.08, "scores that do not follow from the findings")
-    others: Rate = setting(0.6, "first proofs that are somebody else's, of all kinds: read, not learnt")
+    others: Rate = setting(0.4, "first proofs that are somebody else's, of all kinds: read, not learnt")
     share_revision: Rate = setting(0.4, "proofs found wanting that are shown being revised")
 
 
