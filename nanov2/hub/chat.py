@@ -52,11 +52,9 @@ class ChatTokenizer:
         template: str,
         names: dict[str, str],
         ends: tuple[int, ...] = (),
-        context: int = 1 << 20,
         folder: Path | None = None,
     ):
         self.backend, self.template, self.names, self.folder = backend, template, names, folder
-        self.context = context  # tokens that the model can attend to
         self.bos, self.end, self.pad = (self._id(k) for k in ("bos_token", "eos_token", "pad_token"))
         if self.end is None:
             raise InputError(f"{folder or 'tokenizer'}: eos_token is missing, or not in the vocabulary")
@@ -81,9 +79,7 @@ class ChatTokenizer:
         backend.no_truncation()
         backend.no_padding()
         names = {k: _content(settings.get(k)) for k in ("bos_token", "eos_token", "pad_token")}
-        return cls(
-            backend, _template(folder, settings), names, _ends(folder, backend), _context(folder), folder
-        )
+        return cls(backend, _template(folder, settings), names, _ends(folder, backend), folder)
 
     def save(self, folder: str | Path) -> None:
         """tokenizer.json, tokenizer_config.json and generation_config.json, as the ecosystem reads them."""
@@ -241,14 +237,6 @@ def _ends(folder: Path, backend: Backend) -> tuple[int, ...]:
         if type(i) is not int or backend.id_to_token(i) is None:
             raise InputError(f"{path}: eos_token_id {i!r:.40} is no id of tokenizer.json")
     return tuple(ids)
-
-
-def _context(folder: Path) -> int:
-    path = folder / "config.json"
-    found = hf.read_json(path).get("max_position_embeddings") if path.is_file() else None
-    if found is not None and (type(found) is not int or found < 1):
-        raise InputError(f"{path}: max_position_embeddings must be a number of tokens, found {found!r:.40}")
-    return found or 1 << 20
 
 
 def _template(folder: Path, settings: dict) -> str:
