@@ -161,7 +161,8 @@ def test_a_torn_record_or_other_settings_are_refused_and_nothing_is_lost(finishe
         path.write_text(whole[: len(whole) // 2])
         verifier.unlink()
         code, _, err = flywheel(finished, "--phase=verifier")
-        assert code == 1 and "dv.jsonl:" in err and "not valid JSON" in err and "Traceback" not in err
+        assert code == 1 and "dv.jsonl has changed since the phase wrote it: put it back" in err
+        assert "Traceback" not in err
     finally:
         path.write_text(whole)
         verifier.write_text(done)
