@@ -130,9 +130,9 @@ def test_a_damaged_file_of_a_finished_phase_is_named_with_what_to_do(begun, name
 def test_weights_with_one_flipped_bit_are_not_loaded(begun, tmp_path):
     from conftest import small_model
 
-    from nanov2.domains.order.tokenizer import Tokenizer
+    from nanov2.domains.order.tokenizer import order_tokenizer
 
-    tokenizer, a = Tokenizer.for_world(), open_run(tmp_path / "b")
+    tokenizer, a = order_tokenizer(), open_run(tmp_path / "b")
     a.claim()
     a.begin("base", 1)
     a.save("base", 1, small_model(tokenizer), tokenizer)
