@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from conftest import some_problems
 
-from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import CritiqueGrade
 from nanov2.domains.language import HEADING
 from nanov2.domains.order.world import Critique, examine, write_critique, write_proof
@@ -176,24 +175,3 @@ def test_C31_the_truth_changes_no_reward(tokenizer, prompts):
         answered = [rollout(tokenizer, turns)]
         rewards = [make(truth).rewards([given], answered).reward for truth in (None, Truth(0.0), Truth(1.0))]
         assert rewards[0] == rewards[1] == rewards[2]
-
-
-def test_the_domain_of_the_docs_keeps_the_interfaces():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "domains.md").read_text(), re.DOTALL)[1]
-    names = {}
-    exec(code, names)
-    domain = names["Sums"](load_config(ROOT / "configs" / "proofworld.toml", []))
-    sets, language = domain.problems(), domain.language(None)
-    problems = [r.problem for records in [*sets.values(), domain.new_problems(1, 30)] for r in records]
-    assert len(problems) == len(set(problems))
-    assert {"train", "validation", "held_out", "train_hard", "validation_hard", "held_out_hard"} == set(sets)
-    scores = set()
-    for i in range(40):
-        shown = domain.demonstration(derive_rng(i), 1.0)
-        proof = language.read_proof(shown.turns[0][1])
-        assert language.claimed_score(proof.critique) == domain.truth.score(shown.problem, proof.text)
-        assert domain.truth.examine(shown.problem, proof.text, proof.critique).quality == 1
-        scores.add(proof.self_score)
-    assert scores == {0.5, 1.0}
-    assert domain.truth.score(problems[0], "no chain") == 0
-    assert problems[0] in domain.view(sets["train"][0]).statement

@@ -1,8 +1,89 @@
-"""What the cycle runs on: a domain, the language that its proofs are written in, and who knows the truth.
+r"""What the cycle runs on: a domain, the language that its proofs are written in, and who knows the truth.
 
 Three interfaces, because three kinds of code need them. `Language` (language.py) is all that tasks, judges,
 labels and search know. `Truth` feeds figures and the exact expert, and nothing else: no reward has it among
 its arguments. `Domain` is what the phases of train.py read problems, proofs and demonstrations from.
+
+A whole domain, trained from scratch (tests/domains/test_second_domain.py runs the cycle on these lines):
+
+    # sums.py: python train.py --phase=flywheel --domain=sums:Sums
+    import re
+
+    from nanov2.distributed.ranks import derive_rng
+    from nanov2.domains.domain import CritiqueGrade, View, fresh_model
+    from nanov2.domains.language import HEADING, MV_END, MV_START, V_END, V_START, Demonstration
+    from nanov2.domains.language import TurnLanguage, read_score, reports_issue
+    from nanov2.domains.phrases import phrase_tokenizer
+    from nanov2.records import ProblemRecord
+
+    SIZES = {"train": 400, "validation": 12, "held_out": 24, "train_hard": 200, "held_out_hard": 24}
+    FINE, WRONG, REAL = "Every term was added up.", "A term is wrong.", "The issue is real."
+    FORMS = (HEADING, V_START, V_END, MV_START, MV_END, *(f" \\boxed{{{s}}}" for s in ("0", "0.5", "1")))
+    PHRASES = ("Show that $", "$.", " + ", " = ", "\n", FINE, WRONG, REAL, *FORMS, *"0123456789")
+
+    def value(term):
+        return sum(map(int, re.findall(r"[0-9]+", term)))
+
+    class SumsTruth:
+        def score(self, problem, proof):  # of a chain 17 + 26 = 30 + 13 = 43; one wrong term is half right
+            left, right = re.search(r"\$(.+) = (.+)\$", problem).groups()
+            terms = (proof or "").split(" = ")
+            if len(terms) < 3 or (terms[0], terms[-1]) != (left, right):
+                return 0.0
+            wrong = sum(value(t) != value(left) for t in terms)
+            return (1.0, 0.5)[wrong] if wrong < 2 else 0.0
+
+        def examine(self, problem, proof, critique):
+            claims, faulty = reports_issue(critique), self.score(problem, proof) < 1
+            if read_score(critique) is None:
+                return None
+            invented, missed = int(claims and not faulty), int(faulty and not claims)
+            return CritiqueGrade(0.0 if invented else 1.0, (not (invented or missed),), invented, missed)
+
+    class Sums:
+        truth = SumsTruth()
+
+        def __init__(self, config):
+            self.config = config
+
+        def start(self):
+            tokenizer = phrase_tokenizer(PHRASES)
+            return fresh_model(self.config, tokenizer), tokenizer
+
+        def language(self, tokenizer):
+            return TurnLanguage(tokenizer, strict=True)
+
+        def _draw(self, name, n, avoid):
+            found, i, most = [], 0, 900 if "hard" in name else 90
+            while len(found) < n:
+                rng = derive_rng(self.config.seed, name, i)
+                a, b, i = rng.randrange(10, most), rng.randrange(10, most), i + 1
+                if (problem := f"Show that ${a} + {b} = {a + b}$.") not in avoid:
+                    avoid.add(problem)
+                    found.append(ProblemRecord(problem))
+            return found
+
+        def problems(self):
+            seen = set()
+            return {name: self._draw(name, n, seen) for name, n in SIZES.items()}
+
+        def new_problems(self, lap, n):
+            known = {r.problem for records in self.problems().values() for r in records}
+            return self._draw(f"hard, lap {lap}", n, known)
+
+        def graded_proofs(self):
+            return {}
+
+        def demonstration(self, rng, progress):
+            a, b, slip = rng.randrange(10, 90), rng.randrange(10, 90), rng.choice((0, 0, 1))
+            proof = f"{a} + {b} = {a // 10 * 10 + b // 10 * 10} + {a % 10 + b % 10 + slip} = {a + b}"
+            critique = f"{V_START}\n{WRONG if slip else FINE}\n{V_END} \\boxed{{{0.5 if slip else 1}}}"
+            meta = f"{MV_START}\n{REAL if slip else FINE}\n{MV_END} \\boxed{{1}}"
+            turns = (("prove", HEADING + proof), ("verify", critique), ("meta", meta))
+            return Demonstration(f"Show that ${a} + {b} = {a + b}$.", turns)
+
+        def view(self, record):
+            return View(statement=record.problem)
 """
 
 from __future__ import annotations

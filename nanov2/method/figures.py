@@ -140,13 +140,8 @@ class Bench:
             columns["score_error"].append(math.nan if claim is None else abs(claim - record.score))
             columns["unparsed_rate"].append(float(claim is None))
             grade = self.truth.examine(record.problem, record.proof, answer or "") if self.truth else None
-            if grade:
-                columns["critique_quality"].append(grade.quality)
-                columns["critique_exact"].append(float(grade.quality == 1))
-                columns["invented_issue_rate"].append(float(grade.invented > 0))
-                columns["missed_issue_rate"].append(float(grade.missed > 0))
-                failed = record.score == 0
-                columns["invented_in_failed_rate"].append(float(grade.invented > 0) if failed else math.nan)
+            for figure, value in graded_columns(grade, failed=record.score == 0).items():
+                columns[figure].append(value)
             samples.append(
                 {
                     "problem": record.problem,
@@ -327,6 +322,23 @@ def balanced(right: list[float], levels: list[float], clusters: list) -> dict:
     half = math.sqrt(sum(((p["high"] - p["low"]) / 2) ** 2 for p in parts)) / len(parts)
     low, high = max(mean - half, 0.0), min(mean + half, 1.0)
     return {"value": round(mean, 4), "n": len(right), "low": round(low, 4), "high": round(high, 4)}
+
+
+def graded_columns(grade: CritiqueGrade | None, failed: bool) -> dict[str, float]:
+    """What the truth says of a critique; NaN where nobody knows. `failed`: of a proof that is worth 0."""
+    if grade is None:
+        grade = CritiqueGrade(math.nan, (), math.nan, math.nan)
+
+    def any_of(count: float) -> float:
+        return count if math.isnan(count) else float(count > 0)
+
+    return {
+        "critique_quality": grade.quality,
+        "critique_exact": full(grade.quality),
+        "invented_issue_rate": any_of(grade.invented),
+        "missed_issue_rate": any_of(grade.missed),
+        "invented_in_failed_rate": any_of(grade.invented) if failed else math.nan,
+    }
 
 
 def shown_grade(grade: CritiqueGrade | None) -> dict:
