@@ -25,8 +25,8 @@ from collections import Counter
 from pathlib import Path
 
 from nanov2.distributed.ranks import derive_seed
+from nanov2.domains.data import load, split
 from nanov2.domains.language import Language
-from nanov2.domains.natural.data import load, split
 from nanov2.hub.author import Author
 from nanov2.hub.local import OwnAuthor
 from nanov2.method import figures as ev

@@ -181,17 +181,20 @@ NAMES = {
 }
 
 
+def domain_class(name: str) -> type:
+    """The class that `domain = name` means."""
+    module, _, cls = NAMES.get(name, name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError) as e:
+        raise InputError(f"domain {name!r} cannot be imported: {e}") from e
+
+
+def knows_truth(config: Config) -> bool:
+    """Whether somebody knows the truth of the configured domain, without opening it."""
+    return getattr(domain_class(config.domain), "truth", None) is not None
+
+
 def open_domain(config: Config) -> Domain:
     """The domain that the configuration names."""
-    name = NAMES.get(config.domain, config.domain)
-    module, colon, cls = name.partition(":")
-    if not colon:
-        known = ", ".join(NAMES)
-        raise InputError(
-            f"domain must be one of {known}, or module:Class of your own, found {config.domain!r}"
-        )
-    try:
-        kind = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError) as e:
-        raise InputError(f"domain {config.domain!r} cannot be imported: {e}") from e
-    return kind(config)
+    return domain_class(config.domain)(config)

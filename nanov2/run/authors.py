@@ -9,9 +9,9 @@ import os
 from dataclasses import dataclass
 
 from nanov2.distributed.ranks import Ranks, derive_seed
-from nanov2.domains.domain import Domain, open_domain
+from nanov2.domains.data import load, split
+from nanov2.domains.domain import Domain, knows_truth, open_domain
 from nanov2.domains.language import Language
-from nanov2.domains.natural.data import load, split
 from nanov2.errors import InputError
 from nanov2.hub.author import Author
 from nanov2.hub.endpoint import Endpoint, EndpointConfig
@@ -83,8 +83,8 @@ def chat_cast(config: Config, output: str, draw: int = 0) -> Cast:
     cache = config.endpoint.cache or (f"{output}.answers.jsonl" if output else "")
     options = dataclasses.replace(config.endpoint, seed=seed, cache=cache)
     author = open_chat(options)
-    # A pretrained model can be asked about a world whose truth is known
-    domain = open_domain(config) if config.domain != "natural" else None
+    # A pretrained model can be asked about a world whose truth is known; other domains are data files here.
+    domain = open_domain(config) if knows_truth(config) else None
     language = author.language if isinstance(author, FolderAuthor) else Language()
     return Cast(config, author, author, author, language, domain)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from nanov2 import settings
-from nanov2.domains.natural.data import DataConfig
+from nanov2.domains.data import DataConfig
+from nanov2.domains.domain import NAMES as DOMAINS
 from nanov2.domains.order.config import WorldConfig
 from nanov2.domains.order.demos import Noise
 from nanov2.errors import InputError
@@ -71,7 +72,9 @@ class Config:
 
     seed: Annotated[int, Within(0, 2**63 - 1)] = setting(0, "draws the problems, the weights, every sample")
     laps: Few = setting(2, "laps of the flywheel")
-    domain: str = setting("order", 'what proofs are about: "order", "natural", or module:Class of your own')
+    domain: str = setting(
+        "order", f"what proofs are about: {', '.join(DOMAINS)}, or module:Class of your own"
+    )
     expert: str = setting(
         "exact",
         'who scores: "exact" (the domain\'s truth), "grades" (of [data]), "person" (a file to fill in), '
@@ -103,6 +106,8 @@ class Config:
         self.world.hard_in(self.laps)  # refuses laps that outgrow the world
         if self.model.vocab_size:
             raise ValueError("model.vocab_size is not a setting: it follows from the tokenizer")
+        if ":" not in self.domain:
+            settings.choose(self.domain, tuple(DOMAINS), "domain", "or module:Class of your own")
         path = Path(self.expert)
         if self.expert not in EXPERTS and not path.suffix and len(path.parts) < 2:
             settings.choose(self.expert, EXPERTS, "expert", "or the path of a labelled JSONL file")

@@ -24,7 +24,7 @@ from nanov2.run.phases import CYCLE, PHASES
 from nanov2.run.start import memory_of
 
 TRAINED = [phase.name for phase in CYCLE if phase.trains]
-RUBRIC, PROBLEM, AGAIN = 350, 200, 100  # tokens of natural-language prompts beside what models wrote
+RUBRIC, PROBLEM, AGAIN = 350, 200, 100  # tokens of a chat model's prompts beside what models wrote
 WORLD_PROBLEM = 40
 FREE = 0.1  # share of the memory kept free, for fragments and the allocator
 
@@ -143,8 +143,8 @@ def plan_phase(config: Config, x: Costs, name: str, lap: int = 1) -> PhasePlan:
 
 def work_of(config: Config, ranks: int, name: str, lap: int) -> Work:
     """What a phase's settings come to, in prompts, rows and tokens, on the rank that has most."""
-    g, task, natural = config.phase(name, lap), PHASES[name].trains, bool(config.pretrained.folder)
-    rubric, problem, given = (RUBRIC, PROBLEM, AGAIN) if natural else (2, WORLD_PROBLEM, 1)
+    g, task, chat = config.phase(name, lap), PHASES[name].trains, bool(config.pretrained.folder)
+    rubric, problem, given = (RUBRIC, PROBLEM, AGAIN) if chat else (2, WORLD_PROBLEM, 1)
     proof = (g if name == "selfverify" else config.generator).max_tokens
     questions = {"prove": rubric + problem, "verify": rubric + problem + proof}
     questions["meta"] = questions["verify"] + config.verifier.max_tokens
@@ -158,9 +158,9 @@ def work_of(config: Config, ranks: int, name: str, lap: int) -> Work:
     local = [] if isinstance(g, JudgedConfig) and g.judge == "endpoint" else asked
     judges = [Call(groups * g.samples, samples, question, answer) for question, answer in local]
 
-    known = config.eval.proofs if natural or task != "prove" else config.world.held_out * config.eval.samples
+    known = config.eval.proofs if chat or task != "prove" else config.world.held_out * config.eval.samples
     items = math.ceil(known / ranks)
-    rounds = config.eval.rounds * (1 if natural else 2) if name == "selfverify" else 1
+    rounds = config.eval.rounds * (1 if chat else 2) if name == "selfverify" else 1
     measured = [Call(items, 1, prompt, (g.max_tokens + given) * rounds)]
     if task == "prove":
         measured += [Call(items, samples, question, answer) for question, answer in local]

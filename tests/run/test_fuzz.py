@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.domains import language as natural
-from nanov2.domains.natural.data import DataConfig, load
+from nanov2.domains.data import DataConfig, load
 from nanov2.domains.order import world
 from nanov2.domains.order.tokenizer import PHRASES, order_tokenizer
 from nanov2.domains.phrases import CONTROL

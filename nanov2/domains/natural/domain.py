@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
+from nanov2.domains.data import load, split
 from nanov2.domains.domain import View
 from nanov2.domains.language import MV_END, MV_START, RUBRIC_V, V_END, V_START, Demonstration, Language
-from nanov2.domains.natural.data import load, split
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.model.decoder import Model

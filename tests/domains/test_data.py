@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanov2.domains.natural.data import DataConfig, load, split
+from nanov2.domains.data import DataConfig, load, split
 from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 from nanov2.run.config import load_config
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SAMPLE = str(ROOT / "tests" / "data" / "open-proof-corpus-sample.jsonl")
 
 
