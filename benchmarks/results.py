@@ -1,0 +1,158 @@
+"""Figures of finished runs (seeds) as one table: docs/results.json, and the tables of docs and README.
+
+    for s in 0 1 2; do torchrun --nproc-per-node=2 train.py --phase=flywheel --seed=$s --dir=runs/seed$s; done
+    python benchmarks/results.py runs/seed0 runs/seed1 runs/seed2 --out=docs
+
+Every row is the phase's own start against its end, at temperature 1 and at temperature 0, since a gain at
+temperature 1 alone may be no more than a lower temperature. v2 is compared with v1 after as many steps.
+Several runs give mean ± standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure before and after: a phase's own, or (`beside`) that of another model in place of its start."""
+
+    step: str
+    title: str
+    phase: str
+    figure: str
+    beside: str = ""  # the model that "before" is of, as eval.json calls it
+    readme: bool = False
+    greedy: bool = True  # whether the figure is measured at temperature 0 too
+
+
+V1, INVENTED = "verifier v1", "labelled/invented_in_failed_rate"
+ROWS = (
+    Row("1B", "score accuracy, base → v1", "verifier", "labelled/score_accuracy", readme=True),
+    Row(
+        "1B",
+        "critiques of failed proofs with an invented issue",
+        "verifier",
+        "labelled/invented_in_failed_rate",
+    ),
+    Row("1B", "critiques that miss an issue", "verifier", "labelled/missed_issue_rate"),
+    Row("1C", "balanced accuracy of πη", "meta", "labelled/meta_balanced_accuracy", readme=True),
+    Row("1C", "plain accuracy of πη", "meta", "labelled/meta_accuracy"),
+    Row("1C", "a constant answer", "meta", "labelled/meta_constant_accuracy"),
+    Row("1D", "critique quality, v1 → v2", "verifier2", "labelled/critique_quality", V1, readme=True),
+    Row("1D", "score accuracy, v1 → v2", "verifier2", "labelled/score_accuracy", V1),
+    Row(
+        "1D",
+        "invented in failed proofs, v1 → v2",
+        "verifier2",
+        "labelled/invented_in_failed_rate",
+        V1,
+        readme=True,
+    ),
+    Row("1D", "missed issues, v1 → v2", "verifier2", "labelled/missed_issue_rate", V1),
+    Row("2", "true score, base → θ v1", "generator", "labelled/true_score", readme=True),
+    Row("2", "true score, harder problems", "generator", "hard/true_score"),
+    Row("2", "verifier's reward − true score", "generator", "labelled/hacking_gap"),
+    Row("2", "perfect rewards that are wrong", "generator", "labelled/false_accept_rate"),
+    Row("2", "pass@1, harder problems", "generator", "hard/pass_at_1", greedy=False),
+    Row("2", "pass@4, harder problems", "generator", "hard/pass_at_4", greedy=False),
+    Row("2", "pass@16, harder problems", "generator", "hard/pass_at_16", greedy=False),
+    Row("2", "pass@64, harder problems", "generator", "hard/pass_at_64", greedy=False),
+    Row("3", "final true score, harder problems", "selfverify", "hard/final_true_score", readme=True),
+    Row("3", "draft true score, harder problems", "selfverify", "hard/draft_true_score"),
+    Row("4", "agreement of labels", "autolabel", "hard/label_agreement", greedy=False),
+    Row("4", "majority, same proofs", "autolabel", "hard/majority_agreement", greedy=False),
+    Row("4", "one critique, same proofs", "autolabel", "hard/single_critique_agreement", greedy=False),
+    Row("4", "the paper's letter, same proofs", "autolabel", "hard/letter_agreement", greedy=False),
+    Row("4", "a constant answer, same proofs", "autolabel", "hard/constant_agreement", greedy=False),
+    Row("4", "coverage", "autolabel", "hard/label_coverage", greedy=False),
+    Row("lap 2", "score accuracy on the generator's hard proofs", "lap2/verifier2", "hard/score_accuracy"),
+    Row("lap 2", "true score, harder problems", "lap2/generator", "hard/true_score"),
+    Row("lap 2", "reward − truth, harder problems", "lap2/generator", "hard/hacking_gap"),
+    Row("lap 2", "final true score, harder problems", "lap2/selfverify", "hard/final_true_score"),
+)
+
+
+def value(run: Path, row: Row, when: str, suffix: str) -> float | None:
+    """One figure of one run; None where the run has not got it."""
+    path = run / row.phase / "eval.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    if when == "before" and row.beside:
+        figures = found.get("beside", {}).get(row.beside, {})
+    else:
+        figures = found.get(when, {})
+    figure = figures.get(row.figure + suffix)
+    return figure and figure["value"]
+
+
+def measure(runs: list[Path]) -> list[dict]:
+    """A dict a row: `T=1` and `T=0`, each with `before` and `after`, a list of one number a run."""
+    out = []
+    for row in ROWS:
+        found: dict = {"step": row.step, "figure": row.title, "readme": row.readme}
+        for name, suffix in (("T=1", ""), ("T=0", "@T0")):
+            pair = {when: [value(r, row, when, suffix) for r in runs] for when in ("before", "after")}
+            if any(v is not None for v in pair["after"]):
+                found[name] = pair
+        out.append(found)
+    return out
+
+
+def shown(values: list[float | None]) -> str:
+    """Mean ± standard deviation over runs; a dash where nobody has it."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "–"
+    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{spread}"
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| step | figure | T = 1 | T = 0 |", "|---|---|---|---|"]
+    for row in rows:
+        cells = []
+        for name in ("T=1", "T=0"):
+            pair = row.get(name)
+            if pair is None:
+                cells.append("")
+            elif all(v is None for v in pair["before"]):
+                cells.append(shown(pair["after"]))
+            else:
+                cells.append(f"{shown(pair['before'])} → {shown(pair['after'])}")
+        lines.append(f"| {row['step']} | {row['figure']} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def costs(runs: list[Path]) -> str:
+    """Minutes and memory of each run."""
+    lines = []
+    for run in runs:
+        done = [json.loads(p.read_text()) for p in sorted(run.glob("**/phase.json"))]
+        minutes = sum(d["seconds"] for d in done) / 60
+        memory = max(d["peak_memory_mb"] for d in done) / 1024
+        lines.append(f"- {run.name}: {minutes:.1f} minutes in {len(done)} phases, {memory:.1f} GB a process")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, help="folder for results.json")
+    args = parser.parse_args()
+    rows = measure(args.runs)
+    if args.out:
+        facts = {"runs": [r.name for r in args.runs], "rows": rows}
+        (args.out / "results.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    print(table(rows), costs(args.runs), "README:", table([r for r in rows if r["readme"]]), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
