@@ -52,11 +52,12 @@ def main() -> None:
         shot = page(1100, 760)
         shot.goto(report)
         shot.screenshot(path=args.out / "report.png")
-        shot = page(1100, 700, "dark")
+        shot = page(1000, 900)
         shot.goto(report)
-        shot.select_option("#f-phase", "selfverify")
-        shot.locator(".sample:visible ins").first.scroll_into_view_if_needed()
-        shot.screenshot(path=args.out / "report-samples-dark.png")
+        shot.select_option("#f-phase", "verifier2")
+        shot.locator(".sample:visible").first.scroll_into_view_if_needed()
+        shot.wait_for_selector(".sample .katex")
+        shot.screenshot(path=args.out / "report-samples.png")
         shot = page(375, 760)
         shot.goto(report)
         shot.locator("svg[data-series]").first.hover()
@@ -74,7 +75,7 @@ def main() -> None:
             shot.screenshot(path=args.out / "judge.png")
         finally:
             server.kill()
-    for name in ("report", "report-samples-dark", "report-phone", "judge"):
+    for name in ("report", "report-samples", "report-phone", "judge"):
         print(args.out / f"{name}.png")
 
 

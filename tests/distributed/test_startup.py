@@ -55,7 +55,8 @@ def test_ranks_that_stop_or_are_refused_end_without_a_traceback(tmp_path, how):
             [*command, *flags, "--expert=none.jsonl"], capture_output=True, text=True, cwd=ROOT
         )
         assert end.returncode == 1 and "error: expert 'none.jsonl': no such file" in end.stderr
-        assert len(end.stderr.strip().splitlines()) == 2 and not folder.exists()
+        assert "Traceback" not in end.stderr and "****" not in end.stderr, end.stderr
+        assert end.stderr.count("error: ") == 1 and not folder.exists(), end.stderr
         return
     process = subprocess.Popen(
         [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,

@@ -134,7 +134,7 @@ def test_labels_can_be_kept_out_of_dv(finished, tmp_path):
 @pytest.mark.parametrize(
     "script, args, message",
     [
-        ("train.py", ["--phase=verifer"], "unknown phase 'verifer'; did you mean verifier?"),
+        ("train.py", ["--phase=verifer"], "found 'verifer'; did you mean verifier?"),
         ("train.py", ["--phase=meta"], "run `python train.py --phase=verifier --dir="),
         ("train.py", ["--config=configs/nowhere.toml"], "cannot read configuration"),
         ("train.py", ["--verifier.stepz=1"], "did you mean verifier.steps"),
