@@ -44,6 +44,7 @@ class Phase:
     samples: list[dict]
     tables: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    beside: dict[str, dict[str, Figure]] = field(default_factory=dict)  # figures of models to compare with
 
     @property
     def key(self) -> tuple[str, int]:
@@ -119,6 +120,7 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         [s for s in read_lines(here / "samples.jsonl") if isinstance(s, dict)],
         [t for t in done.get("tables", []) if t["rows"] is not None and t["columns"] is not None],
         [str(n) for n in done.get("notes", [])],
+        {str(model): figures(found) for model, found in measured.get("beside", {}).items()},
     )
 
 

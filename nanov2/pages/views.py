@@ -168,12 +168,11 @@ def headline(phases: list[Phase]) -> list[Headline]:
             p = by_key.get((phase, lap))
             name = p and in_set(p.after, sets, figure)
             if name and lap == 1:
-                better, at_each = legend.explain(name).better, temperatures(p.before, p.after)
-                add(
-                    step,
-                    name,
-                    [change(at(p.before, name, t), at(p.after, name, t), better, t) for t in at_each],
-                )
+                # v2 is compared with v1, not with the base that its training starts from
+                before = p.beside.get("verifier v1", p.before)
+                better, at_each = legend.explain(name).better, temperatures(before, p.after)
+                changes = [change(at(before, name, t), at(p.after, name, t), better, t) for t in at_each]
+                add(step, name, changes)
         for step, phase, first, last, gain in WITHIN:
             p = by_key.get((phase, lap))
             start, end = (p and in_set(p.after, HARD, f) for f in (first, last))
