@@ -33,7 +33,7 @@ from nanov2.hub.chat import ChatTokenizer
 from nanov2.method.figures import Bench
 from nanov2.model.decoder import Model
 from nanov2.records import ProblemRecord, Record, read_json, read_jsonl, write_atomically, write_jsonl
-from nanov2.rl.logs import hyperparameters
+from nanov2.rl.logs import hyperparameters, read_rows
 from nanov2.run import seal
 from nanov2.run.config import Config
 from nanov2.run.phases import PHASES, section_of
@@ -190,7 +190,11 @@ class Run:
             write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
 
     def finish(self, phase: str, lap: int, seconds: float, **facts) -> None:
-        """Write phase.json: from here on the phase is done."""
+        """Write phase.json: from here on the phase is done.
+
+        Its seconds are those of this process or, where it was stopped in between, at least of all its steps.
+        """
+        seconds = max(seconds, steps_seconds(self.folder(phase, lap)))
         done = {"phase": phase, "lap": lap, "title": PHASES[phase].title, "seconds": round(seconds, 1)}
         self.ranks.barrier()
         if self.ranks.main:
@@ -206,6 +210,12 @@ class Run:
             settings = dataclasses.asdict(getattr(self.config, section_of(phase, lap, self.config)))
             figures = read_json(path)["after"]
             hyperparameters(path.parent, {"seed": self.config.seed} | settings, figures)
+
+
+def steps_seconds(folder: Path) -> float:
+    """What all steps of a phase took, over all processes that did them."""
+    spent = [row.get("seconds", {}) for row in read_rows(folder / "metrics.jsonl")]
+    return sum(s for row in spent if isinstance(row, dict) for s in row.values())
 
 
 def _peak_memory() -> int:

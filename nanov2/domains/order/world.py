@@ -44,6 +44,7 @@ from nanov2.domains.language import MV_END, MV_START, V_END, V_START, read
 
 TERMS = tuple(string.ascii_lowercase)
 SCORES = (0.0, 0.5, 1.0)
+BLANKS = " \t\r\n"  # what may stand around a text; other characters that count as spaces somewhere are text
 BOXED = {0.0: "\\boxed{0}", 0.5: "\\boxed{0.5}", 1.0: "\\boxed{1}"}
 
 
@@ -230,7 +231,7 @@ def parse_step(text: str) -> Step | None:
 
 def parse_problem(text: str) -> Problem | None:
     """A problem from its text, or None where the text is not of the world's form."""
-    text = text.strip()
+    text = text.strip(BLANKS)
     family = next((f for f in FAMILIES if text.startswith(f"{f.opening} $")), None)
     if family is None:
         return None
@@ -252,12 +253,12 @@ def write_proof(steps: Sequence[Step]) -> str:
 
 def parse_proof(text: str) -> tuple[Step, ...] | None:
     """The steps of `Indeed, $a < b = c$.`; None where the text has another form or names a term twice."""
-    words = text.strip().removeprefix("Indeed, $").removesuffix("$.").split(" ")
+    words = text.strip(BLANKS).removeprefix("Indeed, $").removesuffix("$.").split(" ")
     terms = words[::2]
     if len(set(terms)) < len(terms):  # a chain that comes back to a term does not say which step is meant
         return None
     steps = [parse_step(" ".join(words[i : i + 3])) for i in range(0, len(words) - 1, 2)]
-    return tuple(steps) if steps and all(steps) and write_proof(steps) == text.strip() else None
+    return tuple(steps) if steps and all(steps) and write_proof(steps) == text.strip(BLANKS) else None
 
 
 class Finding(NamedTuple):
@@ -346,7 +347,7 @@ def write_critique(critique: Critique) -> str:
 
 def parse_critique(text: str) -> Critique | None:
     """A critique from its text, or None where the text is not of the world's form."""
-    lines = text.strip().split("\n")
+    lines = text.strip(BLANKS).split("\n")
     if len(lines) < 5:
         return None
     findings = [parse_finding(line) for line in lines[1:-3]]
@@ -355,7 +356,7 @@ def parse_critique(text: str) -> Critique | None:
     if None in (*findings, ends, strong, score):
         return None
     critique = Critique(tuple(findings), ends, strong, score)
-    return critique if write_critique(critique) == text.strip() else None
+    return critique if write_critique(critique) == text.strip(BLANKS) else None
 
 
 def meta_rubric(real: Sequence[bool], follows: bool) -> float:
@@ -455,7 +456,7 @@ def write_meta(meta: MetaCritique) -> str:
 
 def parse_meta(text: str) -> MetaCritique | None:
     """A meta-critique from its text, or None where the text is not of the world's form."""
-    lines = text.strip().split("\n")
+    lines = text.strip(BLANKS).split("\n")
     if len(lines) < 4:
         return None
     follows, quality = _key(FOLLOWS, lines[-2]), _key(BOXED, lines[-1].removeprefix(f"{MV_END} "))
@@ -472,7 +473,7 @@ def parse_meta(text: str) -> MetaCritique | None:
     if None in (follows, quality):
         return None
     meta = MetaCritique(tuple(looks), whole.get("ends"), whole.get("strong"), follows, quality)
-    return meta if write_meta(meta) == text.strip() else None
+    return meta if write_meta(meta) == text.strip(BLANKS) else None
 
 
 # --- problems -------------------------------------------------------------------------------------

@@ -427,3 +427,14 @@ def test_facts_that_go_round_have_no_form():
 def test_impossible_difficulty_is_refused():
     with pytest.raises(ValueError, match="terms"):
         make_problem(random.Random(0), Difficulty((2, 3), (20, 30)))
+
+
+@pytest.mark.parametrize("odd", ["\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\u2003", "\xa0"])
+def test_only_plain_blanks_may_stand_around_a_text(odd):
+    """A tokenizer tells these characters from spaces; so does the expert."""
+    problem = parse_problem("Suppose that real numbers satisfy $c < t$ and $t < q$. Show that $c < q$.")
+    proof = "Indeed, $c < t < q$."
+    assert grade_proof(problem, f" {proof}\n") == 1.0
+    for text in (odd + proof, proof + odd, proof.replace(" < t", f"{odd}< t")):
+        assert grade_proof(problem, text) == 0.0
+    assert parse_problem(problem.text + odd) is None
