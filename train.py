@@ -42,6 +42,7 @@ from nanov2.rl.trainer import counted_tokens, supervised_loss, train_supervised
 from nanov2.run.cli import open_folder, parse, read_config, script
 from nanov2.run.folder import Run
 from nanov2.run.phase import (
+    Result,
     balanced,
     both,
     distinct_proofs,
@@ -59,7 +60,7 @@ from nanov2.run.phases import PHASES, check_request, flywheel, needed
 from nanov2.run.plan import HARDWARE, dry_run
 
 
-def base(run: Run, lap: int) -> dict:
+def base(run: Run, lap: int) -> Result:
     """Supervised training on the domain's demonstrations, from fresh weights or from a pretrained model."""
     c, domain = run.config, run.domain
     model, tokenizer = domain.start()
@@ -96,10 +97,10 @@ def base(run: Run, lap: int) -> dict:
         curve.append({"step": c.base.steps, **measure(model, c.base.steps)})
     run.save("base", 1, model, tokenizer)
     after, samples = figures(model)
-    return {"before": before, "after": after, "curve": curve, "samples": samples, "steps": c.base.steps}
+    return Result(after, before, curve=curve, samples=samples, steps=c.base.steps)
 
 
-def coldstart(run: Run, lap: int) -> dict:
+def coldstart(run: Run, lap: int) -> Result:
     """1A: the weak prover (the base) drafts, criticises and revises; the expert scores a diverse subset.
 
     𝒟v also holds the proofs that people graded, where the domain has some.
@@ -131,7 +132,7 @@ def coldstart(run: Run, lap: int) -> dict:
 
     tables = [scores_by_kind(dv), *refined(trajectories, domain.truth)]
     samples = [{"problem": r.problem, "kind": r.kind, "proof": r.proof, "truth": r.score} for r in dv]
-    return {"after": {}, "tables": tables, "samples": samples}
+    return Result(samples=samples, tables=tables)
 
 
 def scores_by_kind(dv: list[ProofRecord]) -> dict:
@@ -154,7 +155,7 @@ def refined(trajectories: list[TrajectoryRecord], truth: Truth | None) -> list[d
     return [{"title": "Refined trajectories", "columns": ["final against draft", "count"], "rows": rows}]
 
 
-def verifier(run: Run, lap: int) -> dict:
+def verifier(run: Run, lap: int) -> Result:
     """1B: GRPO from the base on 𝒟v with R_format · R_score."""
     model, tokenizer = run.load("base")
     task = VerifierTask(run.domain.language(tokenizer), truth=run.domain.truth)
@@ -164,7 +165,7 @@ def verifier(run: Run, lap: int) -> dict:
 
 def train_verifier(
     run: Run, phase: str, lap: int, model: Model, tokenizer, task: VerifierTask, items: list, own=None
-) -> dict:
+) -> Result:
     """What 1B and 1D share: train on `items`, measure on held-out proofs before and after.
 
     `own`: critiques whose quality is known, on which the model is measured as a meta-verifier too.
@@ -203,7 +204,7 @@ def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
     return {name: records for name, records in found.items() if records}
 
 
-def meta(run: Run, lap: int) -> dict:
+def meta(run: Run, lap: int) -> Result:
     """1C: v1 writes critiques, the expert grades them (𝒟mv), and GRPO trains πη on the grades."""
     c, folder = run.config, run.folder("meta")
     v1, _ = run.load("verifier")
@@ -252,10 +253,11 @@ def meta(run: Run, lap: int) -> dict:
     result = run_grpo(run, "meta", lap, model, tokenizer, task, items, measure, held_out)
     counts = Counter(r.quality for r in sets["train"])
     table = {"title": "𝒟mv: critiques per quality", "columns": ["quality", "critiques"]}
-    return result | {"tables": [table | {"rows": [[q, counts[q]] for q in LEVELS]}]}
+    result.tables.append(table | {"rows": [[q, counts[q]] for q in LEVELS]})
+    return result
 
 
-def consolidate(run: Run, lap: int) -> dict:
+def consolidate(run: Run, lap: int) -> Result:
     """Rejection fine-tuning: the first base learns from the last lap's best samples, beside demonstrations.
 
     The demonstrations keep every skill that the best samples do not show.
@@ -284,17 +286,10 @@ def consolidate(run: Run, lap: int) -> dict:
     run.save("consolidate", lap, model, tokenizer)
     after, shown = held_out(model)
     note = f"{len(best)} best samples of lap {lap - 1}, as many documents again from the demonstrations"
-    return {
-        "before": before,
-        "after": after,
-        "curve": curve,
-        "samples": shown,
-        "notes": [note],
-        "steps": settings.steps,
-    }
+    return Result(after, before, curve=curve, samples=shown, notes=[note], steps=settings.steps)
 
 
-def verifier2(run: Run, lap: int) -> dict:
+def verifier2(run: Run, lap: int) -> Result:
     """1D: from a fresh base, R_meta of the frozen πη gates the reward on 𝒟v; 𝒟mv is learnt beside it.
 
     In later laps: from the last verifier, on the 𝒟v that autolabelling enlarged.
@@ -315,11 +310,11 @@ def verifier2(run: Run, lap: int) -> dict:
     items = dv + dmv[: len(dv) // 3]
     result = train_verifier(run, "verifier2", lap, model, tokenizer, task, items, own)
     if lap == 1:  # the paper compares with v1
-        result["beside"] = {"verifier v1": read_eval(run, "verifier", 1)["after"]}
+        result.beside["verifier v1"] = read_eval(run, "verifier", 1)["after"]
     return result
 
 
-def generator(run: Run, lap: int) -> dict:
+def generator(run: Run, lap: int) -> Result:
     """2: GRPO on 𝒟p; the frozen verifier's score is the whole reward."""
     config, truth = run.config.phase("generator", lap), run.domain.truth
     model, tokenizer = initial_weights(run, "generator", lap)
@@ -342,7 +337,7 @@ def generator(run: Run, lap: int) -> dict:
     return run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best)
 
 
-def selfverify(run: Run, lap: int) -> dict:
+def selfverify(run: Run, lap: int) -> Result:
     """3: trajectories draft → own critique → revision → …; the reward is on the final proof."""
     config, truth = run.config.phase("selfverify", lap), run.domain.truth
     model, tokenizer = initial_weights(run, "selfverify", lap)
@@ -385,15 +380,13 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         begin = time.time()
         run.begin(phase, lap)
         result = STEPS[phase](run, lap)
-        parts = {"before": {}, "after": {}, "beside": {}, "curve": []}
-        figures = {k: result.get(k, empty) for k, empty in parts.items()}
-        run.write(phase, lap, "eval.json", figures)
-        run.write(phase, lap, "samples.jsonl", ev.pick(result["samples"], run.config.eval.shown))
-        facts = {k: result[k] for k in ("notes", "tables", "steps") if k in result}
+        run.write(phase, lap, "eval.json", result.figures())
+        run.write(phase, lap, "samples.jsonl", ev.pick(result.samples, run.config.eval.shown))
+        facts = {"notes": result.notes, "tables": result.tables, "steps": result.steps}
         run.finish(phase, lap, time.time() - begin, **facts)
         if run.ranks.main:
             title = f"{PHASES[phase].title} ({time.time() - begin:.0f} s)"
-            print_table(title, figures["before"], figures["after"], legend.title)
+            print_table(title, result.before, result.after, legend.title)
     if run.ranks.main:
         build_report(run.dir)
 

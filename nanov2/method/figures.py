@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.domains.domain import CritiqueGrade, Truth
@@ -33,13 +33,23 @@ from nanov2.rl.task import Task
 if TYPE_CHECKING:
     from nanov2.run.config import Config
 
-Metrics = dict[str, dict]
+
+class Figure(TypedDict):
+    """A mean over n items with its 95% interval, as eval.json holds it."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+Metrics = dict[str, Figure]
 Measured = tuple[Metrics, list[dict]]  # figures, and samples for the report
 CUT = "(cut off)"  # what stands for an answer that has none
 GREEDY = "@T0"  # ends the name of a figure at temperature 0
 
 
-def interval(values: list[float], clusters: list | None = None) -> dict:
+def interval(values: list[float], clusters: list | None = None) -> Figure:
     """Mean and 95% interval (normal, over clusters) as {"value", "n", "low", "high"}; NaN is left out."""
     pairs = [(v, c) for v, c in zip(values, clusters or range(len(values)), strict=True) if v == v]
     if not pairs:
@@ -307,7 +317,7 @@ class Bench:
         return {key + self.suffix: value for key, value in figures(columns, name, clusters).items()}
 
 
-def balanced(right: list[float], levels: list[float], clusters: list) -> dict:
+def balanced(right: list[float], levels: list[float], clusters: list) -> Figure:
     """Mean over the levels of the share that was right, with the interval of that mean.
 
     The levels' intervals are independent (each item has one level), so their variances add up.

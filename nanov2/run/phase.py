@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -22,6 +23,24 @@ from nanov2.model.rollout import Sampling
 from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, read_json
 from nanov2.rl.trainer import train_grpo
 from nanov2.run.folder import Run
+
+
+@dataclass
+class Result:
+    """What a phase found: figures of held-out items, and what its page shows."""
+
+    after: ev.Metrics = field(default_factory=dict)
+    before: ev.Metrics = field(default_factory=dict)
+    beside: dict[str, ev.Metrics] = field(default_factory=dict)  # other models' figures, to compare with
+    curve: list[dict] = field(default_factory=list)  # on validation items, by step
+    samples: list[dict] = field(default_factory=list)
+    tables: list[dict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    steps: int | None = None
+
+    def figures(self) -> dict:
+        """The content of eval.json."""
+        return {name: getattr(self, name) for name in ("before", "after", "beside", "curve")}
 
 
 def spread(records: list, n: int) -> list:
@@ -179,7 +198,7 @@ def run_grpo(
     measure,
     held_out,
     keep_best: str = "",
-) -> dict:
+) -> Result:
     """What every GRPO phase does: measure, train, save, measure again."""
     config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
@@ -194,14 +213,8 @@ def run_grpo(
         f"frozen {name}: {j.unparsed} of {j.asked} answers did not parse (rank 0)"
         for name, j in task.judges.items()
     ]
-    return {
-        "before": before,
-        "after": after,
-        "curve": curve,
-        "samples": samples,
-        "notes": [*chosen, *notes, *judges],
-        "steps": config.steps,
-    }
+    notes = [*chosen, *notes, *judges]
+    return Result(after, before, curve=curve, samples=samples, notes=notes, steps=config.steps)
 
 
 def read_eval(run: Run, phase: str, lap: int) -> dict:
