@@ -15,8 +15,7 @@ from nanov2.hub.author import Messages
 from nanov2.hub.chat import ChatTokenizer
 from nanov2.model.packing import Completion, Pack
 from nanov2.model.rollout import Rollout
-
-SCORES = (0.0, 0.5, 1.0)
+from nanov2.records import LEVELS
 
 RUBRIC_V = """\
 Score the proof by this rubric:
@@ -213,7 +212,7 @@ def _score(inside: str) -> float | None:
         return 0.5
     # `\d` would take the digits of every script
     value = float(inside) if re.fullmatch(r"[0-9](?:\.[0-9]{0,9})?|\.[0-9]{1,9}", inside) else None
-    return value if value in SCORES else None
+    return value if value in LEVELS else None
 
 
 def read_any(answer: str | None) -> Reading:

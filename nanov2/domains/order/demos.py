@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 
 from nanov2.domains.language import HEADING, Demonstration
 from nanov2.domains.order.world import (
-    SCORES,
     STRENGTH,
     Critique,
     Finding,
@@ -35,6 +34,7 @@ from nanov2.domains.order.world import (
     write_meta,
     write_proof,
 )
+from nanov2.records import LEVELS
 from nanov2.settings import Rate, setting
 
 
@@ -183,7 +183,7 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
         strong = False
     score = rubric([f.verdict for f in findings], ends, strong)
     if rng.random() < noise.score:
-        score = rng.choice([s for s in SCORES if s != score])
+        score = rng.choice([s for s in LEVELS if s != score])
     return Critique(tuple(findings), ends, strong, score)
 
 

@@ -43,7 +43,6 @@ from nanov2.domains.domain import CritiqueGrade
 from nanov2.domains.language import MV_END, MV_START, V_END, V_START, read
 
 TERMS = tuple(string.ascii_lowercase)
-SCORES = (0.0, 0.5, 1.0)
 BLANKS = " \t\r\n"  # what may stand around a text; other characters that count as spaces somewhere are text
 BOXED = {0.0: "\\boxed{0}", 0.5: "\\boxed{0.5}", 1.0: "\\boxed{1}"}
 
