@@ -15,7 +15,7 @@ from functools import cached_property
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -138,14 +138,3 @@ class Ranks:
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
-
-
-def same_weights(model: nn.Module, ranks: Ranks) -> bool:
-    """Whether all ranks hold bitwise the same weights."""
-    if ranks.size == 1:
-        return True
-    flat: Tensor = torch.cat([p.detach().flatten() for p in model.parameters()]).double()
-    low, high = flat.clone(), flat.clone()
-    dist.all_reduce(low, dist.ReduceOp.MIN)
-    dist.all_reduce(high, dist.ReduceOp.MAX)
-    return bool(torch.equal(low, high))

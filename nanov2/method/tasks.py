@@ -11,7 +11,7 @@ import math
 from nanov2.domains.domain import Truth
 from nanov2.domains.language import Language
 from nanov2.method.judges import Judge
-from nanov2.method.rewards import R_Z, R_format, R_gated, R_generator, R_score
+from nanov2.method.rewards import R_Z, R_format, R_gated, R_generator, R_verifier
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 from nanov2.rl.task import Rewards
@@ -59,13 +59,13 @@ class VerifierTask(SingleTurn):
         answers = [self.language.answer(r) for r in rollouts]
         claims = [self._claim(item, answer) for item, answer in zip(items, answers, strict=True)]
         r_format = [R_format(c) for c in claims]
-        r_score = [
-            0.0 if c is None else R_score(c, item.quality if isinstance(item, CritiqueRecord) else item.score)
+        r_score = [  # R_format · R_score: the whole reward where R_meta does not gate it
+            R_verifier(c, c, item.quality if isinstance(item, CritiqueRecord) else item.score)
             for c, item in zip(claims, items, strict=True)
         ]
         r_meta = self._r_meta(items, answers, r_score)
         reward = [
-            R_gated(f, s, 1.0 if m is None else m) for f, s, m in zip(r_format, r_score, r_meta, strict=True)
+            s if m is None else R_gated(f, s, m) for f, s, m in zip(r_format, r_score, r_meta, strict=True)
         ]
         log = {"format": r_format, "score": r_score, "truth_quality": self._true_qualities(items, answers)}
         if self.meta:
