@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from nanov2.distributed import sharding
-from nanov2.distributed.ranks import Ranks
+from nanov2.distributed.ranks import Ranks, leave
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.packing import Completion, Pack
@@ -125,6 +125,7 @@ def _measured(rank: int, port: int, path: str) -> None:
         rollout = sharding.local_bytes(model.parameters())
     Path(f"{path}/{rank}.json").write_text(json.dumps({"state": state, "rollout": rollout} | sent))
     ranks.close()
+    leave()
 
 
 def count_bytes(kind: str, names: tuple[str, ...], sent: dict[str, int]) -> None:

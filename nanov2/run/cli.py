@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from nanov2.distributed.ranks import Ranks
+from nanov2.distributed.ranks import Ranks, leave
 from nanov2.distributed.safety import Stopped
 from nanov2.distributed.startup import set_threads
 from nanov2.errors import InputError
@@ -139,13 +139,15 @@ def script(main: Callable[[], None]) -> None:
             f"error: cannot write{where}: {e.strerror}; free space or fix permissions and run again: "
             "what was finished or checkpointed is kept"
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        leave()
 
 
 def _end(message: str) -> NoReturn:
     """Exit status 1, at once: writers of curves may still hold what the disk does not take."""
     if message:
-        print(InputError(message), file=sys.stderr, flush=True)
-    os._exit(1)
+        print(InputError(message), file=sys.stderr)
+    leave(1)
 
 
 def _quiet_about_the_disk(args: threading.ExceptHookArgs) -> None:

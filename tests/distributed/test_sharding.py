@@ -12,7 +12,7 @@ from conftest import small_model, some_problems, some_proofs
 
 from benchmarks import scaling
 from nanov2.distributed.checkpoints import Snapshots
-from nanov2.distributed.ranks import Ranks, derive_rng, derive_seed
+from nanov2.distributed.ranks import Ranks, derive_rng, derive_seed, leave
 from nanov2.distributed.sharding import Sharded, local_bytes
 from nanov2.domains.order.demos import Noise, make_demonstration
 from nanov2.domains.order.domain import OrderLanguage
@@ -110,6 +110,7 @@ def _rank(rank, port, job, path, size, nodes, *args):
         torch.save(job(ranks, Path(path), *args), f"{path}/result{rank}.pt")
     finally:
         ranks.close()
+    leave()
 
 
 def on_ranks(job, path, *args, size=2, nodes=1):

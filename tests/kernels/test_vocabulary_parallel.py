@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from kernel_helpers import generator, relative_error
 
+from nanov2.distributed.ranks import leave
 from nanov2.kernels import logprob_cpu
 from nanov2.kernels.linear_policy_loss import linear_policy_loss
 from nanov2.kernels.logprob import linear_logprob
@@ -78,6 +79,7 @@ def rank_main(rank: int, folder: str) -> None:
     for a, b in zip(found, [*wanted[:4], wanted[4][mine]], strict=True):
         assert relative_error(a, b) < 1e-5
     dist.destroy_process_group()
+    leave()
 
 
 def test_two_ranks_give_the_logprobs_losses_and_gradients_of_one():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import small_model, some_problems
 
-from nanov2.distributed.ranks import Ranks, derive_seed
+from nanov2.distributed.ranks import Ranks, derive_seed, leave
 from nanov2.kernels.advantage import group_advantage
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.kernels.policy_loss import LOSS_TYPES, policy_loss
@@ -339,6 +339,7 @@ def _two_rank_gradient(rank, port, path, loss_type):
     stats = train_on_groups(model, keep, ranks.mine(groups), config, ranks, 0)
     torch.save((keep.seen, stats.figures()["grad_norm"]), f"{path}/{rank}.pt")
     ranks.close()
+    leave()
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "gspo"])
