@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from scripts import flywheel
 
 from nanov2.distributed.ranks import Ranks, derive_rng
 from nanov2.domains.order.demos import Noise, weak_proof
@@ -85,6 +86,15 @@ def scripted_server():
     server.process.wait()
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a whole small run, which many tests read and none may change for others."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    code, _, err = flywheel(folder)
+    assert code == 0, err
+    return folder
+
+
 # `pytest -m quick` answers in half a minute: all tests but those below, whose durations were measured
 # (`pytest --durations=50`). Whole files are not even imported.
 SLOW_FILES = (
@@ -100,6 +110,7 @@ SLOW_FILES = (
     "run/test_folder.py",
     "run/test_fuzz.py",
     "run/test_phases.py",
+    "test_readme.py",
 )
 SLOW_TESTS = (
     "test_C1_C17_two_ranks_have_the_gradient_and_norm_of_one",

@@ -1,6 +1,7 @@
 """Runs the scripts as a user does, in processes of their own."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,12 @@ def run(script, *args, ranks=1, wait=True):
 
 def flywheel(folder, *args, **options):
     return run("train.py", "--config=configs/smoke.toml", f"--dir={folder}", *TINY, *args, **options)
+
+
+def inside(script, *args):
+    """Run a script's main in this process, which saves the import of torch; what it raises is raised here."""
+    old, sys.argv = sys.argv, [script, *map(str, args)]
+    try:
+        runpy.run_path(str(ROOT / script), run_name="script")["main"]()
+    finally:
+        sys.argv = old

@@ -14,14 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nanov2.domains.order.world import examine, parse_problem, parse_proof, write_critique
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "smoke"
-    code, out, err = flywheel(folder)
-    assert code == 0, err
-    return folder
-
-
 def figures(folder):
     """All held-out figures, by phase."""
     return {p: json.loads((folder / p / "eval.json").read_text())["after"] for p in ALL}
