@@ -10,6 +10,12 @@
     python sample.py verify --data=proofs.jsonl --endpoint=http://127.0.0.1:8080/v1 --model=NAME --n=4
     python sample.py refine --problem="Prove that …" --model=models/smollm2   # a folder, in this process
 
+    python sample.py verify --domain=order --endpoint=URL --model=NAME --output=judge.jsonl
+
+The last measures any language model as verifier and meta-verifier against the exact truth of a world: verify
+without a proof or a file (docs/judges.md). Figures go to the terminal and, with --output, beside the answers
+as judge.figures.json; a bench that was stopped goes on where it was.
+
 Models come from --dir (default runs/proofworld): the newest lap's generator for prove, its self-verifying
 generator for refine and search, its verifier for verify and meta; --phase and --lap choose another. Without
 a problem or a file a new random problem is made. Each answer is shown as it was written, with the truth
@@ -22,18 +28,23 @@ from nanov2.distributed.startup import prepare
 prepare()
 
 import dataclasses
+import json
 import math
 from collections import Counter
 from pathlib import Path
 
+from nanov2.domains.domain import open_domain
+from nanov2.method import trust
 from nanov2.method.agreement import agreement, measure, report
 from nanov2.method.consensus import Rule, assess
 from nanov2.method.judges import Judge
 from nanov2.method.search import Draft, Search, refine, write
-from nanov2.records import write_jsonl
+from nanov2.records import write_atomically, write_jsonl
 from nanov2.run.authors import FLAGS, MODEL, Cast, chat_cast, read_items, run_cast, wanted
 from nanov2.run.cli import parse, script
 from nanov2.settings import Within
+
+BENCH = 300  # proofs, and critiques, that a judge is measured on unless --limit says otherwise
 
 
 def prove_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
@@ -145,6 +156,29 @@ def search_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
     ]
 
 
+def bench(cast: Cast, args) -> None:
+    """The judge against the truth of the domain: --limit proofs and critiques, --n answers to each."""
+    domain = cast.domain or open_domain(cast.config)
+    cases = trust.draw_cases(domain, args.limit or BENCH, cast.config.seed)
+    proofs, critiques = map(cast.ranks.mine, cases)
+    language, states = cast.language, Counter()
+    verifier = Judge(cast.verifier, language, language.claimed_score, args.n, states=states)
+    meta = Judge(cast.meta, language, language.claimed_quality, args.n, states=states)
+    rows = trust.ask_verifier(verifier, language, domain, proofs)
+    rows = cast.ranks.gather(rows + trust.ask_meta(meta, language, domain, critiques))
+    if not cast.ranks.main:
+        return
+    found = trust.trust(rows)
+    print(trust.table(found))
+    print("\nanswers: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    if args.output:
+        told = {"domain": cast.config.domain, "seed": cast.config.seed, "judge": cast.verifier.identity}
+        write_jsonl(args.output, rows)
+        figures = Path(args.output).with_suffix(".figures.json")
+        write_atomically(figures, json.dumps(told | {"figures": found}, indent=1) + "\n")
+        print(f"{args.output}: {len(rows)} answers; {figures}")
+
+
 MODES = {
     "prove": prove_all,
     "verify": verify_all,
@@ -212,12 +246,18 @@ def main() -> None:
             "refine: tokens of a trajectory after which no revision begins (0: no limit)",
             Within(0, 1 << 40),
         ),
-        "limit": (0, "only this many items of --data (0: all)", Within(0, 1 << 40)),
+        "limit": (
+            0,
+            f"only this many items of --data (0: all), or of a bench (0: {BENCH})",
+            Within(0, 1 << 40),
+        ),
         "draw": (0, "seed of the samples, and of the random problem"),
     }
     args, overrides = parse(__doc__, flags, modes)
     config = wanted(args, overrides)
     cast = chat_cast(config, args.output, args.draw) if config else run_cast(args, overrides)
+    if args.mode == "verify" and not (args.problem or args.data or args.input or cast.config.data.path):
+        return bench(cast, args)
     items, states = read_items(cast, args.mode, args), Counter()
     rows = cast.ranks.gather(MODES[args.mode](cast, cast.ranks.mine(items), args, states))
     if not cast.ranks.main:

@@ -136,6 +136,9 @@ class View:
     steps: tuple[str, ...] = ()  # of the proof
     findings: tuple[tuple[int | None, str, bool], ...] = ()  # (step it is about, text, claims an issue)
     rubric: str = ""
+    form: str = ""  # how a critique is written so that the truth can read its findings
+    kind: tuple[str, ...] = ()  # of the problem: what figures are given for apart, such as its difficulty
+    faults: tuple[str, ...] = ()  # of the proof, by the truth: the names of its kinds of fault
 
 
 class Domain(Protocol):

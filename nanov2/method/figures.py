@@ -334,14 +334,15 @@ def balanced(right: list[float], levels: list[float], clusters: list) -> Figure:
     return {"value": round(mean, 4), "n": len(right), "low": round(low, 4), "high": round(high, 4)}
 
 
+def any_of(count: float) -> float:
+    """Whether there is at least one; NaN where nobody knows."""
+    return count if math.isnan(count) else float(count > 0)
+
+
 def graded_columns(grade: CritiqueGrade | None, failed: bool) -> dict[str, float]:
     """What the truth says of a critique; NaN where nobody knows. `failed`: of a proof that is worth 0."""
     if grade is None:
         grade = CritiqueGrade(math.nan, (), math.nan, math.nan)
-
-    def any_of(count: float) -> float:
-        return count if math.isnan(count) else float(count > 0)
-
     return {
         "critique_quality": grade.quality,
         "critique_exact": full(grade.quality),

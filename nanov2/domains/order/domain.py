@@ -6,6 +6,7 @@ Its own small models have tokens for its phrases and read turns of one growing s
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from functools import cached_property
@@ -21,6 +22,8 @@ from nanov2.domains.order.world import (
     STRONG,
     Difficulty,
     Problem,
+    Step,
+    examine,
     grade_critique,
     grade_proof,
     make_problem,
@@ -46,6 +49,18 @@ Only the issues that the critique claims count. An issue is real where its line 
 1: all are real, and the score follows from the findings (to claim none is reasonable).
 0.5: some are invented, or the score does not follow.
 0: all are invented."""
+FORM_V = """\
+Write a line about each step of the chain, in order, in one of these forms; it names the relation that the
+facts give for just this pair of terms:
+- $a < b$: given as $<$, so this step is justified.
+- $a < b$: given as $=$, but this step states it differently.
+- $a < b$: not given, so this step is not justified.
+Then one of these two lines:
+The chain has the ends of the goal.
+The chain does not have the ends of the goal.
+And one of these two:
+It is strong enough for the goal.
+It is too weak for the goal."""
 DRAWS = 10_000  # problems drawn in a row without a new one, before a difficulty is called too narrow
 
 
@@ -187,7 +202,24 @@ class OrderDomain:
             steps=tuple(f"${' '.join(step)}$" for step in steps),
             findings=findings(critique, steps) if critique is not None else (),
             rubric=RUBRIC_V if critique is None else RUBRIC_MV,
+            form=FORM_V if critique is None else "",
+            kind=tuple(problem.kind.split(", ")) if problem else (),
+            faults=faults(problem, steps) if problem and steps else (),
         )
+
+
+def faults(problem: Problem, steps: tuple[Step, ...]) -> tuple[str, ...]:
+    """The kinds of fault that a chain has."""
+    truth = examine(problem, steps)
+    found = [] if truth.ends else ["wrong ends"]
+    found += [] if truth.strong else ["too weak for the goal"]
+    for finding in truth.claims:
+        if finding.verdict == "slip":
+            found.append("another relation than the given one")
+        else:
+            follows = dataclasses.replace(problem, goal=finding.step).solution
+            found.append("a step that jumps" if follows else "a step that does not follow")
+    return tuple(sorted(set(found)))
 
 
 def findings(critique: str, steps: tuple) -> tuple[tuple[int | None, str, bool], ...]:
