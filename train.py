@@ -28,7 +28,7 @@ from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.domains.domain import Truth
 from nanov2.method import figures as ev
 from nanov2.method.experts import ExactExpert, make_expert
-from nanov2.method.judges import meta_judge, verifier_judge
+from nanov2.method.judges import meta_judge
 from nanov2.method.labels import as_demonstration
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.decoder import Model
@@ -51,6 +51,7 @@ from nanov2.run.phase import (
     initial_weights,
     judge,
     on_held_out_problems,
+    proof_judge,
     read_eval,
     run_grpo,
     spread,
@@ -320,7 +321,7 @@ def generator(run: Run, lap: int) -> Result:
     model, tokenizer = initial_weights(run, "generator", lap)
     language = run.domain.language(tokenizer)
     bench = run.bench(language)
-    task = GeneratorTask(language, judge(run, verifier_judge, "verifier2", lap, config), truth)
+    task = GeneratorTask(language, proof_judge(run, lap, config), truth)
     validation = run.problems["validation"] if lap == 1 else run.hard_problems("validation_hard", lap)
 
     def measure(model: Model, step: int) -> ev.Metrics:
@@ -343,7 +344,7 @@ def selfverify(run: Run, lap: int) -> Result:
     model, tokenizer = initial_weights(run, "selfverify", lap)
     language = run.domain.language(tokenizer)
     bench = run.bench(language)
-    verdicts = judge(run, verifier_judge, "verifier2", lap, config)
+    verdicts = proof_judge(run, lap, config)
     weights = (config.alpha, config.beta) if config.reward == "alpha_beta" else None
     gate = judge(run, meta_judge, "verifier2", lap, config) if weights else None
     task = SelfVerifyTask(language, verdicts, config.max_turns, gate, weights, truth=truth)
@@ -411,7 +412,7 @@ def main() -> None:
     run = open_folder(args, overrides)
     wanted = flywheel(run.config) if args.phase == "flywheel" else [(args.phase, args.lap)]
     if not run.is_done(*wanted[0]):
-        for earlier in needed(*wanted[0]):
+        for earlier in needed(*wanted[0], run.config):
             run.need(*earlier)
     run.claim()
     for phase, lap in wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from nanov2.method.sequential import SequentialTest
 from nanov2.rl.config import BaseConfig, Batch, GRPOConfig
 from nanov2.settings import (
     Count,
@@ -55,8 +56,15 @@ class JudgedConfig(GRPOConfig):
     """A phase whose reward comes from frozen judges."""
 
     judge: Judge = setting("run", "the frozen judges: models of finished phases, or the endpoint's")
-    judge_samples: Few = setting(1, "answers of the frozen judge per item, averaged")
+    judge_samples: Few = setting(1, "looks: answers of the frozen judge per item, at most")
     judge_temperature: TemperatureOrGreedy = setting(1.0, "at which the frozen judge answers")
+    judge_rule: Literal["mean", "min", "gate"] = setting(
+        "mean", "what looks come to: mean; min, the pessimistic lowest; gate, weighed by their meta-scores"
+    )
+    judge_error: Annotated[float, Within(0, 0.49)] = setting(
+        0.0,
+        "accepted chance that looks end too early, by a sequential test; 0: all judge_samples are taken",
+    )
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Verifier2Config(JudgedConfig):
 
     init: Literal["base"] = setting("base", "where the weights start")
     meta_gate: bool = setting(True, "whether R_meta gates the reward (false: the ablation)")
+    judge_rule: Literal["mean", "min"] = setting("mean", "what the meta-verifier's looks come to")
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,9 @@ class ProverConfig(JudgedConfig):
         "none", "whether the true score on validation problems chooses weights and ends the phase"
     )
     max_gap: Rate = setting(0.1, 'reward minus true score at which keep_best = "truth" ends the phase')
+    judged_by: Literal["verifier2", "verifier", "base"] = setting(
+        "verifier2", "the phase whose model is the frozen verifier: v2; v1 or the base are weaker ones"
+    )
 
 
 @dataclass(frozen=True)
@@ -129,8 +141,8 @@ class AutolabelConfig:
     n: Few = setting(8, "critiques per proof")
     m: Few = setting(3, "meta-assessments of each critique that reports an issue")
     k: Few = setting(2, "valid critiques that must give the lowest score")
-    rule: Literal["consensus", "majority", "mean", "worst", "single"] = setting(
-        "consensus", "how critiques become a label (worst: of n)"
+    rule: Literal["consensus", "majority", "mean", "gate", "worst", "single"] = setting(
+        "consensus", "how critiques become a label (gate: mean by meta-scores; worst: the lowest of n)"
     )
     chunk: Few = setting(2, "critiques drawn at a time; a proof whose label is settled gets no more")
     clean: Few = setting(8, "this many first critiques without an issue settle a label of 1; n: all of them")
@@ -161,11 +173,19 @@ class SearchConfig:
     m: Annotated[int, Within(0, 1000)] = setting(
         1, "meta-assessments of each critique that reports an issue; 0: every critique weighs 1"
     )
+    judge_rule: Literal["gate", "mean", "min"] = setting(
+        "gate", "what critiques come to: weighed by meta-scores; mean; min, the pessimistic lowest"
+    )
     temperature: Temperature = setting(1.0, "at which proofs and critiques are drawn")
     issues_if_right: Chance = setting(0.1, "how often a critique reports an issue in a right proof")
     issues_if_wrong: Chance = setting(0.7, "and in a wrong one")
     given_up: Chance = setting(0.02, "accepted chance to give up a right proof")
     missed: Chance = setting(0.1, "accepted chance to go on with a wrong one")
+
+    @property
+    def test(self) -> SequentialTest:
+        """When critiques suffice to give a proof up."""
+        return SequentialTest(self.issues_if_right, self.issues_if_wrong, self.given_up, self.missed)
 
     def __post_init__(self):
         if self.issues_if_wrong <= self.issues_if_right:

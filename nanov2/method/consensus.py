@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from nanov2.method.config import AutolabelConfig
 from nanov2.method.judges import Judge
+from nanov2.method.rewards import R_looks
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class Assessed:
         """Confirmed by the majority: more than half of those that answered find the critique right."""
         answers = [q for q in self.confirmations if q is not None]
         return 2 * sum(q == 1 for q in answers) > len(answers)
+
+    @property
+    def weight(self) -> float:
+        """How much it counts under "gate": 1 without an issue, else its mean meta-score; NaN: none came."""
+        answers = [q for q in self.confirmations if q is not None]
+        return 1.0 if not self.issue else sum(answers) / len(answers) if answers else math.nan
 
 
 def consensus(critiques: list[Assessed], k: int, disputed: str = "unclear") -> float | None:
@@ -59,6 +66,13 @@ def mean_label(critiques: list[Assessed]) -> float | None:
     """The mean score, rounded to the nearest of 0, 0.5, 1."""
     scores = [c.score for c in critiques if c.score is not None]
     return round(2 * sum(scores) / len(scores)) / 2 if scores else None
+
+
+def gate_label(critiques: list[Assessed]) -> float | None:
+    """The mean score, critiques that report an issue weighed by their mean meta-score, rounded."""
+    read = [c for c in critiques if c.score is not None]
+    score = R_looks("gate", [c.score for c in read], [c.weight for c in read])
+    return round(2 * score) / 2 if score == score else None
 
 
 def majority(critiques: list[Assessed]) -> float | None:
@@ -93,7 +107,14 @@ class Rule:
         return RULES[self.name](critiques)
 
 
-RULES = {"consensus": consensus, "majority": majority, "mean": mean_label, "worst": worst, "single": single}
+RULES = {
+    "consensus": consensus,
+    "majority": majority,
+    "mean": mean_label,
+    "gate": gate_label,
+    "worst": worst,
+    "single": single,
+}
 
 
 def settled(critiques: list[Assessed], k: int, clean: int) -> bool:

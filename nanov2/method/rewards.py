@@ -48,3 +48,22 @@ def R_Z(self_score: float, s: float, r_meta: float) -> float:
 def R_generator(r_format: float, R_Y: float, r_Z: float, alpha: float = 0.76, beta: float = 0.24) -> float:
     """R_format · (α·R_Y + β·R_Z) with the paper's α = 0.76, β = 0.24, section 2.2. R_Y: verifier's score."""
     return r_format * (alpha * R_Y + beta * r_Z) if r_format else 0.0
+
+
+def R_looks(rule: str, scores: list[float], weights: list[float]) -> float:
+    """What several looks at one item come to; NaN where there are none, or none that counts.
+
+    "mean"; "min", the pessimistic lowest (a proof is as good as the worst that any look finds); "gate", the
+    mean weighed by `weights`: 1 for a look that finds no issue, else the quality that the meta-verifier
+    gives to it, NaN where it failed to answer, and then the look is left out.
+    """
+    if rule != "gate":
+        weights = [1.0] * len(scores)
+    known = [(s, w) for s, w in zip(scores, weights, strict=True) if w > 0]
+    if not known:
+        return NAN
+    if rule == "min":
+        return min(s for s, _ in known)
+    if len({s for s, _ in known}) == 1:  # exactly: a reward of 1 must be told from 0.9999…
+        return known[0][0]
+    return sum(s * w for s, w in known) / sum(w for _, w in known)

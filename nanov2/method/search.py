@@ -5,14 +5,14 @@
     until one proof passes all its critiques, or the rounds are used up
 
 Unlike in the released code, meta-verification weighs: a critique that reports an issue counts by the mean
-quality that πη gives it, so an invented issue hardly hurts a proof. Every finished round of a problem is a
+quality that πη gives it, so an invented issue hardly hurts a proof. (`judge_rule` = "gate"; with "mean" or
+"min", the pessimistic lowest, πη is not asked.) Every finished round of a problem is a
 line in the state file: a search that is stopped goes on there, with the samples it would have had.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from nanov2.domains.language import Language, without_thinking
 from nanov2.errors import InputError
 from nanov2.hub.author import Answer, Author, Messages
 from nanov2.method.config import SearchConfig
+from nanov2.method.rewards import R_looks
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Candidate:
     round: int = 0
     critiques: list[Weighed] = field(default_factory=list)  # those that say something of it
     drawn: int = 0  # critiques asked for, those that did not parse included
+    rule: str = "gate"  # what the critiques come to (rewards.R_looks)
 
     def wants(self, n: int) -> int:
         """Critiques still to ask for: up to n that say something, of at most 2n."""
@@ -50,9 +52,9 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Mean score over critiques, weighed; 0 without any that counts."""
-        total = sum(c.weight for c in self.critiques)
-        return sum(c.weight * c.score for c in self.critiques) / total if total else 0.0
+        """What the critiques come to; 0 without any that counts."""
+        score = R_looks(self.rule, [c.score for c in self.critiques], [c.weight for c in self.critiques])
+        return score if score == score else 0.0
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -66,13 +68,10 @@ class Candidate:
         return enough and bool(counting) and all(c.score == 1 for c in counting)
 
     def hopeless(self, config: SearchConfig) -> bool:
-        """Wald's sequential test (1945): are issues as frequent as in wrong proofs rather than right ones?"""
-        p0, p1 = config.issues_if_right, config.issues_if_wrong
-        evidence = sum(
-            c.weight * (math.log(p1 / p0) if c.score < 1 else math.log((1 - p1) / (1 - p0)))
-            for c in self.critiques
-        )
-        return evidence >= math.log((1 - config.missed) / config.given_up)
+        """Whether the sequential test calls the proof wrong, or its score cannot rise again."""
+        if self.rule == "min" and any(c.score == 0 for c in self.critiques):
+            return True
+        return config.test.wrong((c.score < 1, c.weight) for c in self.critiques)
 
 
 @dataclass
@@ -150,7 +149,9 @@ class Search:
         for (pool, parent, _), draft in zip(flat, drafts, strict=True):
             pool.tokens += draft.tokens
             if draft.proof and all(c.proof != draft.proof for c in pool.candidates):
-                candidate = Candidate(draft.proof, draft.score or 0.0, parent, pool.round)
+                candidate = Candidate(
+                    draft.proof, draft.score or 0.0, parent, pool.round, rule=self.config.judge_rule
+                )
                 pool.candidates.append(candidate)
                 new.append((pool, candidate))
         self._judge(new)
@@ -196,7 +197,7 @@ class Search:
                     candidate.critiques.append(weighed)
                     if issue:
                         reports.append((pool, candidate, weighed))
-            if c.m and reports:
+            if c.judge_rule == "gate" and c.m and reports:
                 questions = [self.language.meta(p.problem, x.proof, w.critique) for p, x, w in reports]
                 looks = self._ask(self.meta, questions, c.m, 0, [p for p, _, _ in reports])
                 for (_, _, weighed), texts in zip(reports, looks, strict=True):

@@ -106,7 +106,7 @@ class GeneratorTask(SingleTurn):
 
     @property
     def judges(self) -> dict[str, Judge]:
-        return {"verifier": self.verifier}
+        return with_gate({"verifier": self.verifier})
 
     def prompt(self, item: ProblemRecord) -> list[int]:
         return self.language.ids(self.language.prove(item.problem))
@@ -122,6 +122,12 @@ class GeneratorTask(SingleTurn):
             "false_accept": false_accepts(scores, truth),
         }
         return Rewards(scores, formed=formed, log=log)
+
+
+def with_gate(judges: dict[str, Judge]) -> dict[str, Judge]:
+    """The judges, and the one that weighs the verifier's critiques (rule "gate")."""
+    gate = getattr(judges.get("verifier"), "meta", None)
+    return judges | ({"gate": gate} if gate else {})
 
 
 def false_accepts(scores: list[float], truth: list[float]) -> list[float]:
@@ -170,7 +176,7 @@ class SelfVerifyTask:
 
     @property
     def judges(self) -> dict[str, Judge]:
-        return {name: j for name, j in (("verifier", self.verifier), ("meta", self.meta)) if j}
+        return with_gate({n: j for n, j in (("verifier", self.verifier), ("meta", self.meta)) if j})
 
     def prompt(self, item: ProblemRecord) -> list[int]:
         return self.language.ids(self.language.prove(item.problem))

@@ -15,14 +15,15 @@ from nanov2.domains.language import Language
 from nanov2.errors import InputError
 from nanov2.hub.endpoint import Endpoint
 from nanov2.method import figures as ev
-from nanov2.method.config import JudgedConfig
-from nanov2.method.judges import Judge, meta_judge
+from nanov2.method.config import JudgedConfig, ProverConfig
+from nanov2.method.judges import Judge, meta_judge, verifier_judge
 from nanov2.method.tasks import SelfVerifyTask, true_scores
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
 from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, read_json
 from nanov2.rl.trainer import train_grpo
 from nanov2.run.folder import Run
+from nanov2.run.phases import PHASES
 
 
 @dataclass
@@ -173,7 +174,27 @@ def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig):
         max_tokens=limit,
         seed=seed,
         batch_rows=config.batch_rows,
+        **looks(run, kind, phase, lap, config),
     )
+
+
+def looks(run: Run, kind, phase: str, lap: int, config: JudgedConfig) -> dict:
+    """What a judge makes of its looks. For rule "gate" a verifier's critiques are weighed by one look each of
+    its own model, where that has learnt it (v2) or nobody has (the base), else of πη."""
+    how = {"rule": config.judge_rule, "error": config.judge_error}
+    if config.judge_rule != "gate":
+        return how
+    if kind is meta_judge:  # nobody weighs meta-critiques
+        return how | {"rule": "mean"}
+    once = dataclasses.replace(config, judge_rule="mean", judge_error=0.0, judge_samples=1)
+    weighs = "meta" if phase == "verifier" else phase
+    return how | {"meta": judge(run, meta_judge, weighs, lap, once)}
+
+
+def proof_judge(run: Run, lap: int, config: ProverConfig) -> Judge:
+    """The frozen verifier whose score is a generator's reward: of the phase `judged_by`."""
+    phase = config.judged_by
+    return judge(run, verifier_judge, phase, lap if PHASES[phase].laps == "all" else 1, config)
 
 
 def endpoint_judge(run: Run, kind, config: JudgedConfig, seed: int) -> Judge:
@@ -184,7 +205,8 @@ def endpoint_judge(run: Run, kind, config: JudgedConfig, seed: int) -> Judge:
     asked = dataclasses.replace(options, temperature=config.judge_temperature, seed=seed % 2**31, cache=cache)
     language = Language()
     read = language.claimed_quality if kind is meta_judge else language.claimed_score
-    return Judge(Endpoint(asked), language, read, config.judge_samples)
+    how = looks(run, kind, "", 1, config)
+    return Judge(Endpoint(asked), language, read, config.judge_samples, **how)
 
 
 def run_grpo(

@@ -82,12 +82,12 @@ def check_name(phase: str, *others: str) -> None:
         raise InputError(f"unknown phase: {e}") from e
 
 
-def needed(phase: str, lap: int) -> list[tuple[str, int]]:
+def needed(phase: str, lap: int, config: Config) -> list[tuple[str, int]]:
     """(phase, lap) of what has to be done before a phase."""
-    return [
-        (name, 1 if PHASES[name].laps == "first" else lap - (phase == "consolidate"))
-        for name in PHASES[phase].needs
-    ]
+    needs = PHASES[phase].needs
+    if phase == "generator":
+        needs = (getattr(config, section_of(phase, lap, config)).judged_by,)
+    return [(name, 1 if PHASES[name].laps == "first" else lap - (phase == "consolidate")) for name in needs]
 
 
 def check_request(phase: str, lap: int, config: Config) -> None:

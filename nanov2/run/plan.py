@@ -173,9 +173,10 @@ def _judges(g: GRPOConfig, name: str) -> list[str]:
     """The task of each frozen judge that a phase asks."""
     if isinstance(g, Verifier2Config):
         return ["meta"] * g.meta_gate
-    if isinstance(g, SelfVerifyConfig) and g.reward == "alpha_beta":
-        return ["verify", "meta"]
-    return ["verify"] if isinstance(g, ProverConfig) else []
+    if not isinstance(g, ProverConfig):
+        return []
+    weighs = g.judge_rule == "gate" or (isinstance(g, SelfVerifyConfig) and g.reward == "alpha_beta")
+    return ["verify", "meta"] if weighs else ["verify"]
 
 
 def held_bytes(work: Work, x: Costs) -> float:

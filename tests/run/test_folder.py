@@ -192,12 +192,15 @@ def test_a_phase_in_a_lap_that_it_does_not_belong_to_is_refused(phase, lap, told
 
 
 def test_the_flywheel_does_each_phase_of_each_lap_after_what_it_needs():
-    order = all_phases(load_config("configs/smoke.toml", ["--laps=3"]))
+    config = load_config("configs/smoke.toml", ["--laps=3"])
+    order = all_phases(config)
     assert len(order) == len(set(order)) == 8 + 2 * 5
     for i, (phase, lap) in enumerate(order):
-        assert set(needed(phase, lap)) <= set(order[:i])
+        assert set(needed(phase, lap, config)) <= set(order[:i])
     assert ("consolidate", 2) not in all_phases(load_config("configs/proofworld.toml"))
     assert [p.name for p in CYCLE if p.trains == "prove"] == ["generator", "selfverify"]
+    weak = load_config("configs/smoke.toml", ["--generator.judged_by=base"])
+    assert needed("generator", 1, weak) == [("base", 1)]
 
 
 @pytest.mark.parametrize(
