@@ -34,7 +34,16 @@ from nanov2.method.agreement import measure, report
 from nanov2.method.config import AutolabelConfig
 from nanov2.method.consensus import Assessed, Rule, assess_adaptively, calibrate
 from nanov2.method.judges import Judge
-from nanov2.method.labels import clear, label_all, label_samples, label_table, measure_labels, merge, unclear
+from nanov2.method.labels import (
+    clear,
+    joining,
+    label_all,
+    label_samples,
+    label_table,
+    measure_labels,
+    merge,
+    unclear,
+)
 from nanov2.model.rollout import Sampling
 from nanov2.pages import legend
 from nanov2.records import ProofRecord, read_jsonl, write_jsonl
@@ -91,18 +100,19 @@ def autolabel(run: Run, lap: int) -> None:
     folder = run.folder("autolabel", lap)
     run.need("selfverify", lap)
     run.begin("autolabel", lap)
-    new = run.domain.new_problems(lap, c.problems)
-    proofs = generator_proofs(run, lap, new, c.proofs, folder / "trajectories.jsonl", f"lap{lap}")
+    problems = run.domain.new_problems(lap, c.problems)
+    proofs = generator_proofs(run, lap, problems, c.proofs, folder / "trajectories.jsonl", f"lap{lap}")
     held_out = generator_proofs(run, lap, run.hardest, 2, folder / "held_out_trajectories.jsonl", f"lap{lap}")
     labelled = label_all(proofs, label_proofs(run, lap, proofs), c)
     sure = clear(labelled)
     labels = [x.record(c) for x in sure]
+    new = [x.record(c) for x in joining(labelled, c.most)] if c.grow else []
     earlier = run.records(*(("autolabel", lap - 1) if lap > 1 else ("coldstart", 1)), "dv.jsonl", ProofRecord)
     files = {
         "labels.jsonl": labels,
         "best.jsonl": [sample for x in sure if (sample := x.best())],
         "unclear.jsonl": [x.record(c) for x in unclear(labelled)],
-        "dv.jsonl": merge(earlier, labels if c.grow else []),
+        "dv.jsonl": merge(earlier, new),
         "held_out_proofs.jsonl": graded(run, held_out),
         "samples.jsonl": ev.pick(label_samples(labelled, truth), run.config.eval.shown),
     }

@@ -207,9 +207,46 @@ def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
 
 def meta(run: Run, lap: int) -> Result:
     """1C: v1 writes critiques, the expert grades them (𝒟mv), and GRPO trains πη on the grades."""
-    c, folder = run.config, run.folder("meta")
-    v1, _ = run.load("verifier")
-    model, tokenizer = run.load("base")
+    files = {"train": "dv", "labelled": "held_out_proofs", "validation": "validation_proofs"}
+    proofs = {n: run.records("coldstart", 1, f"{file}.jsonl", ProofRecord) for n, file in files.items()}
+    proofs["train"] = [r for r in proofs["train"] for _ in range(run.config.meta.critiques)]
+    critic, _ = run.load("verifier")
+    return train_meta(run, "meta", lap, critic, *run.load("base"), proofs, [])
+
+
+def renew_meta(run: Run, lap: int) -> Result:
+    """1C in a later lap: πη goes on, with the last verifier's critiques of the last generator's proofs."""
+    proofs = {
+        "train": spread(
+            run.records("autolabel", lap - 1, "labels.jsonl", ProofRecord), run.config.renew_meta.proofs
+        ),
+        "labelled": run.records("autolabel", lap - 1, "held_out_proofs.jsonl", ProofRecord),
+        "validation": run.records("coldstart", 1, "validation_proofs.jsonl", ProofRecord),
+    }
+    last = last_meta(run, lap - 1)
+    critic, _ = run.load("verifier2", lap - 1)
+    earlier = run.records(*last, "dmv.jsonl", CritiqueRecord)
+    return train_meta(run, "renew_meta", lap, critic, *run.load(*last), proofs, earlier)
+
+
+def last_meta(run: Run, lap: int) -> tuple[str, int]:
+    """(phase, lap) of the meta-verifier that a lap uses."""
+    return ("renew_meta", lap) if lap > 1 and run.config.renew_meta.on else ("meta", 1)
+
+
+def train_meta(
+    run: Run,
+    phase: str,
+    lap: int,
+    critic: Model,
+    model: Model,
+    tokenizer,
+    proofs: dict[str, list[ProofRecord]],
+    earlier: list[CritiqueRecord],
+) -> Result:
+    """`critic` writes critiques of `proofs`, the expert grades them, and GRPO trains `model` on these grades
+    and `earlier` ones. Where several critiques of a proof are alike, one is graded."""
+    c, folder = run.config, run.folder(phase, lap)
     language, truth = run.domain.language(tokenizer), run.domain.truth
     task, bench = VerifierTask(language, truth=truth), run.bench(language)
 
@@ -217,21 +254,18 @@ def meta(run: Run, lap: int) -> Result:
         def make():
             questions = [language.verify(r.problem, r.proof) for r in proofs]
             how = Sampling(c.eval.temperature, c.verifier.max_tokens, c.verifier.batch_rows)
-            seed = derive_seed(c.seed, "meta", name)
-            answers = ev.sample_answers(v1, language, questions, how, seed, run.ranks)
+            seed = derive_seed(c.seed, phase, lap, name)
+            answers = ev.sample_answers(critic, language, questions, how, seed, run.ranks)
+            distinct = {(r.problem, r.proof, a): r for r, a in zip(proofs, answers, strict=True)}
             return [
-                CritiqueRecord(r.problem, r.proof, a, None, r.score, source="verifier v1")
-                for r, a in zip(proofs, answers, strict=True)
+                CritiqueRecord(r.problem, r.proof, a, None, r.score, source=f"lap {lap}: the last verifier")
+                for (*_, a), r in distinct.items()
                 if language.claimed_score(a) is not None
             ]
 
         return run.once(folder / f"{name}_critiques.jsonl", CritiqueRecord, make)
 
-    files = {"train": "dv", "labelled": "held_out_proofs", "validation": "validation_proofs"}
-    critiques = {
-        name: criticise(run.records("coldstart", 1, f"{file}.jsonl", ProofRecord), name)
-        for name, file in files.items()
-    }
+    critiques = {name: criticise(records, name) for name, records in proofs.items()}
     everything = [r for records in critiques.values() for r in records]
     expert = make_expert(c.expert, folder, truth)
     if truth:  # what figures are made of is graded by the truth, whoever the expert is
@@ -241,8 +275,9 @@ def meta(run: Run, lap: int) -> Result:
     else:
         grades = iter(expert.score_critiques(everything))
     sets = {name: list(islice(grades, len(records))) for name, records in critiques.items()}
-    run.write("meta", 1, "dmv.jsonl", sets["train"])
-    run.write("meta", 1, "held_out_dmv.jsonl", sets["labelled"])
+    dmv = earlier + sets["train"]
+    run.write(phase, lap, "dmv.jsonl", dmv)
+    run.write(phase, lap, "held_out_dmv.jsonl", sets["labelled"])
 
     def measure(model: Model, step: int) -> ev.Metrics:
         return bench.meta(model, sets["validation"], "validation")[0]
@@ -250,9 +285,9 @@ def meta(run: Run, lap: int) -> Result:
     def held_out(model: Model) -> ev.Measured:
         return both(bench, lambda b: b.meta(model, sets["labelled"], "labelled"))
 
-    items = balanced(sets["train"], "quality")
-    result = run_grpo(run, "meta", lap, model, tokenizer, task, items, measure, held_out)
-    counts = Counter(r.quality for r in sets["train"])
+    items = balanced(dmv, "quality", most=4)
+    result = run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
+    counts = Counter(r.quality for r in dmv)
     table = {"title": "𝒟mv: critiques per quality", "columns": ["quality", "critiques"]}
     result.tables.append(table | {"rows": [[q, counts[q]] for q in LEVELS]})
     return result
@@ -297,14 +332,15 @@ def verifier2(run: Run, lap: int) -> Result:
     """
     config = run.config.phase("verifier2", lap)
     model, tokenizer = initial_weights(run, "verifier2", lap)
-    gate = judge(run, meta_judge, "meta", 1, config) if config.meta_gate else None
+    source_mv = last_meta(run, lap)
+    gate = judge(run, meta_judge, *source_mv, config) if config.meta_gate else None
     source = ("coldstart", 1) if lap == 1 else ("autolabel", lap - 1)
     dv = run.records(*source, "dv.jsonl", ProofRecord)
     if lap > 1:  # what consensus left open, where a person has scored it since
         unclear = run.records(*source, "unclear.jsonl", ProofRecord)
         dv = dv + [r for r in unclear if r.score is not None]
     dv = balanced(dv, "score")
-    dmv = balanced(run.records("meta", 1, "dmv.jsonl", CritiqueRecord), "quality")
+    dmv = balanced(run.records(*source_mv, "dmv.jsonl", CritiqueRecord), "quality", most=4)
     derive_rng(run.config.seed, "mixture", lap).shuffle(dmv)
     own = run.records("meta", 1, "held_out_dmv.jsonl", CritiqueRecord)
     task = VerifierTask(run.domain.language(tokenizer), gate, run.domain.truth)
@@ -367,6 +403,7 @@ STEPS = {
     "verifier": verifier,
     "meta": meta,
     "consolidate": consolidate,
+    "renew_meta": renew_meta,
     "verifier2": verifier2,
     "generator": generator,
     "selfverify": selfverify,

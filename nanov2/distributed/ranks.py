@@ -42,9 +42,8 @@ def fast_bf16(device: torch.device) -> bool:
 def leave(status: int = 0) -> NoReturn:
     """End this process at once, after what it has printed.
 
-    A thread of gloo may still hold a tensor, and freeing it while the interpreter shuts down aborts the
-    process
-    (github.com/pytorch/pytorch/pull/179291): a run that is done would end as one that failed.
+    A thread of gloo may still hold a tensor. Freeing it while the interpreter shuts down aborts the process
+    (github.com/pytorch/pytorch/pull/179291), and a run that is done would end as one that failed.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # nobody reads it any more

@@ -50,6 +50,17 @@ class VerifierConfig(GRPOConfig):
 class MetaConfig(GRPOConfig):
     """1C: the meta-verifier, from the base."""
 
+    critiques: Few = setting(1, "critiques of each proof of 𝒟v that v1 writes and the expert grades")
+
+
+@dataclass(frozen=True)
+class RenewMetaConfig(GRPOConfig):
+    """1C in laps 2, 3, …: the meta-verifier goes on with the last verifier's critiques of new proofs."""
+
+    on: bool = setting(False, "whether it is done (false: laps keep the meta-verifier and 𝒟mv of lap 1)")
+    steps: Count = setting(30, "rollout steps")
+    proofs: Count = setting(800, "newly labelled proofs whose critiques the expert grades")
+
 
 @dataclass(frozen=True)
 class JudgedConfig(GRPOConfig):
@@ -153,6 +164,7 @@ class AutolabelConfig:
         "unclear", 'k reports, none confirmed: "unclear", or "right" by the paper\'s letter'
     )
     temperature: TemperatureOrGreedy = setting(1.0, "at which critiques are drawn")
+    most: Count = setting(0, "labelled proofs that join 𝒟v: those that are hardest to verify; 0: all")
     grow: bool = setting(True, "whether the labelled proofs join 𝒟v (false: the ablation)")
 
     def __post_init__(self):

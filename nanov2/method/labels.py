@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections import Counter
 from dataclasses import dataclass
 
@@ -54,6 +55,19 @@ def label_all(
 
 def clear(labelled: list[Labelled]) -> list[Labelled]:
     return [x for x in labelled if x.label is not None]
+
+
+def joining(labelled: list[Labelled], most: int) -> list[Labelled]:
+    """Those with a label that join 𝒟v: all, or the `most` that are hardest to verify, whose critiques' scores
+    differ most (section 2.3: new proofs that are hard to verify)."""
+    sure = clear(labelled)
+    return sorted(sure, key=lambda x: -spread_of_scores(x.critiques))[:most] if most else sure
+
+
+def spread_of_scores(critiques: list[Assessed]) -> float:
+    """Variance of the scores that critiques of one proof give; those without a score do not count."""
+    scores = [c.score for c in critiques if c.score is not None]
+    return statistics.pvariance(scores) if scores else 0.0
 
 
 def unclear(labelled: list[Labelled]) -> list[Labelled]:

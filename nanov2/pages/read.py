@@ -137,11 +137,13 @@ def read_phases(run: Path) -> list[Phase]:
 def planned(settings: dict) -> list[tuple[str, int]]:
     """The phases of the whole run, (phase, lap) in order, from the settings that run.json keeps."""
     later = (settings.get(f"lap_{p}") or {} for p in ("verifier2", "generator", "selfverify"))
-    consolidates = any(s.get("init") == "consolidated" for s in later)
+    left_out = set() if any(s.get("init") == "consolidated" for s in later) else {"consolidate"}
+    if not (settings.get("renew_meta") or {}).get("on"):
+        left_out.add("renew_meta")
     laps = settings.get("laps", 1)
     return [
         (phase, lap)
         for lap in range(1, min(int(laps), 1000) + 1)
         for phase, info in PHASES.items()
-        if info.belongs_to(lap) and (consolidates or phase != "consolidate")
+        if info.belongs_to(lap) and phase not in left_out
     ]

@@ -50,7 +50,7 @@ def safe(text: str, width: int) -> str:
 
 
 def steps_of(config: dict, phase: str, lap: int) -> int | None:
-    section = config.get(phase if lap == 1 or phase == "consolidate" else f"lap_{phase}", {})
+    section = config.get(phase if f"lap_{phase}" not in config or lap == 1 else f"lap_{phase}", {})
     return section.get("steps")
 
 

@@ -31,6 +31,7 @@ from nanov2.method.config import (
     LapSelfVerifyConfig,
     LapVerifier2Config,
     MetaConfig,
+    RenewMetaConfig,
     SearchConfig,
     SelfVerifyConfig,
     Verifier2Config,
@@ -91,6 +92,7 @@ class Config:
     verifier2: Verifier2Config = field(default_factory=Verifier2Config)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     selfverify: SelfVerifyConfig = field(default_factory=SelfVerifyConfig)
+    renew_meta: RenewMetaConfig = field(default_factory=RenewMetaConfig)
     lap_verifier2: LapVerifier2Config = field(default_factory=LapVerifier2Config)  # laps 2, 3, …
     lap_generator: LapGeneratorConfig = field(default_factory=LapGeneratorConfig)
     lap_selfverify: LapSelfVerifyConfig = field(default_factory=LapSelfVerifyConfig)
@@ -113,13 +115,20 @@ class Config:
             settings.choose(self.expert, EXPERTS, "expert", "or the path of a labelled JSONL file")
 
     def phase(self, name: str, lap: int = 1) -> GRPOConfig:
-        return getattr(self, name if lap == 1 else f"lap_{name}")
+        """The settings of a training phase: in later laps those of lap_NAME, where there is one."""
+        return getattr(self, f"lap_{name}" if lap > 1 and hasattr(self, f"lap_{name}") else name)
 
     @property
     def consolidates(self) -> bool:
         """Whether a phase of the later laps starts from a consolidated base."""
         later = (self.lap_verifier2, self.lap_generator, self.lap_selfverify)
         return any(phase.init == "consolidated" for phase in later)
+
+    def skips(self, phase: str) -> bool:
+        """Whether the flywheel leaves out a phase that is there on request."""
+        return (phase == "consolidate" and not self.consolidates) or (
+            phase == "renew_meta" and not self.renew_meta.on
+        )
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -18,6 +18,7 @@ class PhaseInfo:
     title: str
     laps: Literal["first", "later", "all"] = "all"
     needs: tuple[str, ...] = ()  # phases of the same lap that it reads, or of the lap that has them
+    follows: bool = False  # it reads those of the lap before
     trains: Literal["", "verify", "meta", "prove"] = ""  # the task that GRPO trains in it
     answers: tuple[str, ...] = field(default=())  # modes of sample.py that its model is for
 
@@ -37,6 +38,15 @@ CYCLE = (
         "Base of a later lap: rejection fine-tuning on the best samples of the lap before",
         "later",
         ("autolabel",),
+        follows=True,
+    ),
+    PhaseInfo(
+        "renew_meta",
+        "1C again: πη learns from the last verifier's critiques of new proofs (𝒟mv grows)",
+        "later",
+        ("autolabel",),
+        follows=True,
+        trains="meta",
     ),
     PhaseInfo(
         "verifier2",
@@ -65,12 +75,12 @@ PHASES = {phase.name: phase for phase in CYCLE}
 
 
 def flywheel(config: Config) -> list[tuple[str, int]]:
-    """(phase, lap) of everything that the flywheel does; consolidation only where a phase starts from it."""
+    """(phase, lap) of everything that the flywheel does."""
     return [
         (phase.name, lap)
         for lap in range(1, config.laps + 1)
         for phase in CYCLE
-        if phase.belongs_to(lap) and (phase.name != "consolidate" or config.consolidates)
+        if phase.belongs_to(lap) and not config.skips(phase.name)
     ]
 
 
@@ -84,10 +94,10 @@ def check_name(phase: str, *others: str) -> None:
 
 def needed(phase: str, lap: int, config: Config) -> list[tuple[str, int]]:
     """(phase, lap) of what has to be done before a phase."""
-    needs = PHASES[phase].needs
+    info, needs = PHASES[phase], PHASES[phase].needs
     if phase == "generator":
         needs = (getattr(config, section_of(phase, lap, config)).judged_by,)
-    return [(name, 1 if PHASES[name].laps == "first" else lap - (phase == "consolidate")) for name in needs]
+    return [(name, 1 if PHASES[name].laps == "first" else lap - info.follows) for name in needs]
 
 
 def check_request(phase: str, lap: int, config: Config) -> None:

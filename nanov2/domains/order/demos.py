@@ -5,8 +5,9 @@ They stand for what a language model is pretrained on. An author writes either b
 decoding does not help, and the right answer is there to be found by sampling:
 
 - a prover jumps to the conclusion one step early, or states a relation stronger than it is given;
-- a critic passes over steps that state another relation than the given one, and, once it has found a gap,
-  finds fault with all that follows (the score does not show it: what R_meta is there to close);
+- a critic passes over steps that state another relation than the given one; of a proof with a gap it blames a
+  sound step beside the gap, or finds fault with all that follows (the score shows neither: what R_meta is
+  there to close);
 - a meta-critic agrees with whatever it reads;
 - a reviser hands the same proof in again.
 """
@@ -50,19 +51,31 @@ class Noise:
     revision_same: Rate = setting(0.6, "revisions that hand the same proof in again")
     revision_right: Rate = setting(0.3, "revisions that are the right chain")
     lenient: Rate = setting(0.62, "critiques that pass over relations that are not the given ones")
-    pile_on: Rate = setting(0.62, "critiques that find fault with all that follows a gap")
+    pile_on: Rate = setting(0.5, "critiques that find fault with all that follows a gap")
+    misplace: Rate = setting(0.2, "critiques that blame a sound step for the gap beside it")
     agree: Rate = setting(0.62, "meta-critiques that agree with whatever they read")
     lookup: Rate = setting(0.03, "findings whose relation is looked up wrongly, habit or not")
     whole: Rate = setting(0.03, "findings about the ends and the strength of a chain that are wrong")
     score: Rate = setting(0.08, "scores that do not follow from the findings")
     others: Rate = setting(0.4, "first proofs that are somebody else's, of all kinds: read, not learnt")
     share_revision: Rate = setting(0.4, "proofs found wanting that are shown being revised")
+    practice: Rate = setting(
+        0.8, "demonstrations of the first half that practise reading: a proof full of faults is judged"
+    )
+    practice_later: Rate = setting(0.2, "and of the second half")
+
+    def __post_init__(self):
+        if self.pile_on + self.misplace > 1:
+            raise ValueError(
+                f"noise: pile_on {self.pile_on:g} and misplace {self.misplace:g} are shares of one whole"
+            )
 
 
 # How a stray proof gets a step that is not given; weights. That something is *not* among the facts is what a
 # verifier learns last, and the error that a generator finds.
 GAPS = {"skip": 25, "term": 30, "walk": 20, "backwards": 25}
 OTHERS = {"jump": 0.15, "overstate": 0.15, "stray": 0.75}  # what somebody else's proofs are like
+CARELESS = 0.3  # look-ups of somebody else's critique that are wrong
 PROOFS = 2  # at most this many in one demonstration: a draft and its revisions
 
 
@@ -166,7 +179,8 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
     Habits are of judging, not of reading: what the facts say is looked up rightly, and then passed over.
     """
     truth = examine(problem, steps)
-    lenient, piles_on = rng.random() < noise.lenient, rng.random() < noise.pile_on
+    lenient, mood = rng.random() < noise.lenient, rng.random()
+    piles_on, misplaces = mood < noise.pile_on, noise.pile_on <= mood < noise.pile_on + noise.misplace
     findings, lost = [], False
     for step, relation, _ in truth.findings:
         relation = _misread(rng, problem, relation, noise)
@@ -177,6 +191,8 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
             said = "gap"
         findings.append(Finding(step, relation, said))
         lost = lost or said == "gap"
+    if misplaces:
+        findings = _misplaced(rng, findings)
     ends = truth.ends != (rng.random() < noise.whole)
     strong = truth.strong != (rng.random() < noise.whole)
     if lost and piles_on:
@@ -185,6 +201,17 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
     if rng.random() < noise.score:
         score = rng.choice([s for s in LEVELS if s != score])
     return Critique(tuple(findings), ends, strong, score)
+
+
+def _misplaced(rng: random.Random, findings: list[Finding]) -> list[Finding]:
+    """The first gap passed over, and a sound step next to it blamed in its place."""
+    verdicts = [f.verdict for f in findings]
+    gap = verdicts.index("gap") if "gap" in verdicts else None
+    beside = [i for i in (gap - 1, gap + 1) if verdicts[i : i + 1] == ["ok"]] if gap is not None else []
+    if not beside:
+        return findings
+    moved = {gap: "ok", rng.choice(beside): "gap"}
+    return [f._replace(verdict=moved.get(i, f.verdict)) for i, f in enumerate(findings)]
 
 
 def weak_meta(
@@ -204,6 +231,49 @@ def weak_meta(
         return real if real is None or rng.random() >= noise.whole else not real
 
     return conclude(looks, mistaken(exact.ends), mistaken(exact.strong), mistaken(exact.follows))
+
+
+def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
+    """A chain of which about a third of the steps are given, a third state another relation, and a third are
+    not given: nothing but reading the facts tells which."""
+    terms = sorted({t for fact in problem.facts for t in (fact.left, fact.right)})
+    here = problem.goal.left if rng.random() < 0.5 else rng.choice(terms)
+    steps, seen = [], {here}
+    for _ in range(rng.randint(2, 5)):
+        onward = [(b, r) for (a, b), r in problem.table.items() if a == here and b not in seen]
+        backward = [a for a, b in problem.table if b == here and a not in seen]
+        elsewhere = [t for t in terms if t not in seen]
+        relation = rng.choice(problem.family.relations)
+        if onward and rng.random() < 0.9:
+            there, given = rng.choice(onward)
+            relation = given if rng.random() < 0.3 else relation
+        elif backward and rng.random() < 0.4:
+            there = rng.choice(backward)
+        elif elsewhere:
+            there = rng.choice(elsewhere)
+        else:
+            break
+        steps.append(Step(here, relation, there))
+        seen.add(there)
+        here = there
+    return tuple(steps)
+
+
+def make_practice(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
+    """A scrambled proof, its critique, and the meta-critique of that.
+
+    The proof is read, not learnt; so is every other critique, which is by somebody who looks up carelessly:
+    a meta-critic who saw sound look-ups alone would copy them.
+    """
+    steps, careless = scrambled_proof(rng, problem), rng.random() < 0.5
+    critique = weak_critique(rng, problem, steps, replace(noise, lookup=CARELESS) if careless else noise)
+    meta = weak_meta(rng, problem, steps, critique, noise)
+    turns = (
+        ("prove", HEADING + write_proof(steps)),
+        ("verify", write_critique(critique)),
+        ("meta", write_meta(meta)),
+    )
+    return Demonstration(problem.text, turns, (False, not careless, True))
 
 
 def make_demonstration(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:

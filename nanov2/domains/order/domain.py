@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import CritiqueGrade, View, fresh_model
 from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage
-from nanov2.domains.order.demos import make_demonstration
+from nanov2.domains.order.demos import make_demonstration, make_practice
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.domains.order.world import (
     ENDS,
@@ -178,17 +178,19 @@ class OrderDomain:
     # --- demonstrations
 
     def demonstration(self, rng: random.Random, progress: float) -> Demonstration:
-        """Short chains first: a look-up is learnt on few facts."""
+        """Short chains first, and much reading: a look-up is learnt on few facts and many faults."""
         w, _ = self.config.world, self._sets
         everything = Difficulty(
             (w.labelled_chain[0], w.hard_chain[1]), (w.labelled_facts[0], w.hard_facts[1])
         )
         stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))))
         difficulty = next((d for share, d in stages if progress < share), everything)
+        noise = self.config.noise
+        practises = rng.random() < (noise.practice if progress < 0.5 else noise.practice_later)
         for _ in range(DRAWS):
             problem = make_problem(rng, difficulty)
             if problem.form not in self._kept_out:
-                return make_demonstration(rng, problem, self.config.noise)
+                return (make_practice if practises else make_demonstration)(rng, problem, noise)
         raise InputError("world: nearly all problems are held out: lower held_out, or raise chain or facts")
 
     # --- pages

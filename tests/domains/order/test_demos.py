@@ -10,6 +10,8 @@ from nanov2.domains.language import HEADING
 from nanov2.domains.order.demos import (
     Noise,
     make_demonstration,
+    make_practice,
+    scrambled_proof,
     weak_critique,
     weak_meta,
     weak_proof,
@@ -116,6 +118,31 @@ def test_after_a_gap_a_critic_goes_on_finding_fault_which_the_score_does_not_sho
     assert share(invented for _, invented in gaps) == pytest.approx(0.6, abs=0.1)
     others = [g.invented > 0 for t, _, g in graded(noise) if "gap" not in str(t.findings)]
     assert share(others) == 0
+
+
+def test_a_critic_blames_a_sound_step_for_the_gap_beside_it_which_the_score_does_not_show():
+    noise = dataclasses.replace(SOUND, misplace=0.6)
+    jumps = dataclasses.replace(SOUND, jump=1.0)
+    gaps = [(c.score == t.score, g) for t, c, g in graded(noise, jumps) if len(t.findings) > 1]
+    assert share(right for right, _ in gaps) == 1
+    assert share(g.quality == 0 for _, g in gaps) == pytest.approx(0.6, abs=0.1)
+    assert share(g.missed > 0 for _, g in gaps) == pytest.approx(0.6, abs=0.1)
+    others = [g.invented > 0 for t, _, g in graded(noise) if "gap" not in str(t.findings)]
+    assert share(others) == 0
+
+
+def test_shares_of_one_whole_that_are_more_than_it_are_refused():
+    with pytest.raises(ValueError, match=r"pile_on 0\.7 and misplace 0\.4"):
+        Noise(pile_on=0.7, misplace=0.4)
+
+
+def test_practice_shows_steps_of_all_kinds_alike_and_no_proof_in_it_is_learnt():
+    rng = random.Random(8)
+    verdicts = [f.verdict for p in PROBLEMS for f in examine(p, scrambled_proof(rng, p)).findings]
+    for kind in ("ok", "slip", "gap"):
+        assert 0.25 < share(v == kind for v in verdicts) < 0.45, kind
+    shown = [make_practice(rng, p, NOISE) for p in PROBLEMS]
+    assert all(d.learnt in ((False, True, True), (False, False, True)) for d in shown)
 
 
 def test_a_meta_critic_agrees_with_what_it_reads():
