@@ -8,7 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAP1 = ["base", "coldstart", "verifier", "meta", "verifier2", "generator", "selfverify", "autolabel"]
-ALL = LAP1 + [f"lap2/{p}" for p in ("consolidate", "verifier2", "generator", "selfverify", "autolabel")]
+ALL = LAP1 + [
+    f"lap2/{p}" for p in ("consolidate", "renew_meta", "verifier2", "generator", "selfverify", "autolabel")
+]
 # Smaller still than the smoke configuration: what is tested here is that phases work, not that they learn.
 TINY = [
     "--base.steps=240",
