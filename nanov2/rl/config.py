@@ -68,6 +68,9 @@ class GRPOConfig:
     malformed_penalty: Weight = setting(0.0, "taken off the reward of an answer without form or end")
     scale: Literal["std", "none", "loo"] = setting("std", "what a group's advantages are divided by")
     refill: Annotated[int, Within(0, 100)] = setting(2, "further rounds to replace groups without variance")
+    draw: Literal["uniform", "variance"] = setting(
+        "uniform", "which prompts: each once a pass, or by how much their group's rewards varied last"
+    )
     is_cap: Weight = setting(
         2.0, "cap of the importance weight trainer/sampler where they may differ: in bf16; 0 = off"
     )

@@ -29,7 +29,7 @@ from nanov2.model.sampler import Tokenizer, sample
 from nanov2.rl.config import GRPOConfig
 from nanov2.rl.optimizer import descend
 from nanov2.rl.stats import Stats
-from nanov2.rl.task import Group, Rewards, Task
+from nanov2.rl.task import Group, Part, Rewards, Task
 
 
 class Clock:
@@ -59,13 +59,16 @@ def rollout_groups(
     ranks: Ranks,
     seed: int,
     clock: Clock,
+    saw: Callable[[list[float | None]], None] = lambda spreads: None,
 ) -> tuple[list[Group], Stats]:
     """Sample groups until `config.prompts` of them (over all ranks) have variance, or refills run out.
 
     Groups without variance (max == min, C9) have no gradient: they are left out, and out of the loss's
     denominator too. So are items whose prompt fills the model's context; "overlong" counts them.
-    Returns this rank's groups and figures.
+    `saw` is told of each round of items, in order, the standard deviation of their groups' rewards (None:
+    nobody was rewarded), the same on every rank. Returns this rank's groups and figures.
     """
+    judges = getattr(task, "judges", {}).values()
     sampling = Sampling(config.temperature, config.max_tokens, config.batch_rows, task.max_given)
     kept, room, stats = [], config.prompts, Stats()
     for attempt in range(1 + config.refill):
@@ -79,14 +82,18 @@ def rollout_groups(
             model, tokenizer, prompts, config.samples, sampling, seeds, task.next_turn, task.max_turns
         )
         clock.lap("sample")
+        spent = sum(getattr(j, "tokens", 0) for j in judges)
         rewards = task.rewards([fitting[r.group][1] for r in rollouts], rollouts)
+        stats.add("judge_tokens", sum(getattr(j, "tokens", 0) for j in judges) - spent)
         clock.lap("judge")
         _count(stats, rollouts, rewards)
-        made = _make_groups(prompts, rollouts, rewards, config)
+        made, spreads = _make_groups(prompts, rollouts, rewards, config)
         groups = {i: group for (i, *_), group in zip(fitting, made, strict=True)}
+        spread = {i: s for (i, *_), s in zip(fitting, spreads, strict=True)}
         # The first `room` groups with variance, in the order drawn, whatever the number of ranks.
-        varied = ranks.gather([groups.get(i) is not None for i, _ in mine])
-        first = [i for i, has_variance in enumerate(varied) if has_variance][:room]
+        drawn = ranks.gather([[groups.get(i) is not None, spread.get(i)] for i, _ in mine])
+        saw([s for _, s in drawn])
+        first = [i for i, (has_variance, _) in enumerate(drawn) if has_variance][:room]
         kept += [groups[i] for i in first if i in groups]
         room -= len(first)
         stats.add("groups_sampled", len(prompts))
@@ -99,10 +106,11 @@ def rollout_groups(
 
 def _make_groups(
     prompts: list[list[int]], rollouts: list[Rollout], rewards: Rewards, config: GRPOConfig
-) -> list[Group | None]:
-    """A group for each prompt, None where it has no variance."""
+) -> tuple[list[Group | None], list[float | None]]:
+    """A group for each prompt, None where it has no variance; and the deviation of each prompt's rewards,
+    None where none is known."""
     if not rollouts:
-        return []
+        return [], []
     n = config.samples
     # The reward alone does not tell an answer without end or form from one that is merely wrong.
     formed = rewards.formed or [True] * len(rollouts)
@@ -111,12 +119,30 @@ def _make_groups(
     penalised = reward - config.malformed_penalty * torch.tensor(malformed, dtype=torch.float32)
     ids = torch.tensor([r.group for r in rollouts])
     advantages, stats = group_advantage(penalised, ids, scale=config.scale)
-    varied = dict(zip(stats.group_id.tolist(), stats.has_variance.tolist(), strict=True))
+    parts = _part_advantages(rollouts, rewards.parts, config)
     rows = [slice(g * n, (g + 1) * n) for g in range(len(prompts))]
-    return [
-        Group(prompt, rollouts[part], advantages[part].tolist()) if varied[g] else None
-        for g, (prompt, part) in enumerate(zip(prompts, rows, strict=True))
-    ]
+    groups: list[Group | None] = []
+    for prompt, part, varied in zip(prompts, rows, stats.has_variance.tolist(), strict=True):
+        credited = any(p.worth for of_one in parts[part] for p in of_one)
+        group = Group(prompt, rollouts[part], advantages[part].tolist(), parts[part])
+        groups.append(group if varied or credited else None)
+    scored = zip(stats.reward_std.tolist(), stats.count.tolist(), strict=True)
+    return groups, [std if count else None for std, count in scored]
+
+
+def _part_advantages(
+    rollouts: list[Rollout], parts: list[list[Part]], config: GRPOConfig
+) -> list[list[Part]]:
+    """The parts with their advantages: each prompt's j-th parts are a group of their own."""
+    if not any(parts):
+        return []
+    rows = zip(rollouts, parts, strict=True)
+    flat = [(r.group, j, part) for r, of_one in rows for j, part in enumerate(of_one)]
+    number = {key: i for i, key in enumerate(dict.fromkeys((g, j) for g, j, _ in flat))}
+    worth = torch.tensor([part.worth for *_, part in flat], dtype=torch.float32)
+    ids = torch.tensor([number[g, j] for g, j, _ in flat])
+    advantages = iter(group_advantage(worth, ids, scale=config.scale)[0].tolist())
+    return [[part._replace(worth=next(advantages)) for part in of_one] for of_one in parts]
 
 
 def _count(stats: Stats, rollouts: list[Rollout], rewards: Rewards) -> None:
@@ -126,6 +152,7 @@ def _count(stats: Stats, rollouts: list[Rollout], rewards: Rewards) -> None:
     stats.each("reward_squared", [r * r for r in rewards.reward])
     stats.each("unanswered", [float(math.isnan(r)) for r in rewards.reward])
     stats.each("cut", [float(r.truncated) for r in rollouts])
+    stats.each("length", [float(sum(r.sampled)) for r in rollouts])
     stats.add("tokens", tokens)
     # −log p of sampled tokens has the entropy as its mean
     stats.average("entropy", -sum(sum(r.logprobs) for r in rollouts), tokens)
@@ -196,7 +223,8 @@ IDLE_ROLLOUT = Rollout([0], -1, [0], [False], [0.0])  # of the idle packs of a s
 
 
 def _row_batches(model: Model, groups: list[Group], config: GRPOConfig, device: torch.device):
-    """Micro-batches of packs, and the rollout and the advantage of each completion in them."""
+    """Micro-batches of packs, the rollout of each completion in them, and their segments: tokens and
+    advantage of each, end to end (a completion is one, unless parts of it have advantages of their own)."""
     rows = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))]
     number = {row: n for n, row in enumerate(rows)}
     packs = []
@@ -206,11 +234,11 @@ def _row_batches(model: Model, groups: list[Group], config: GRPOConfig, device: 
     for packs_of_batch in in_step(model, micro_batches(packs, config.micro_tokens)):
         batch = collate(packs_of_batch).to(device)
         if packs_of_batch == [IDLE]:
-            yield batch, [IDLE_ROLLOUT], torch.zeros(1, device=device)
+            yield batch, [IDLE_ROLLOUT], [(1, 0.0)]
             continue
-        rollouts = [groups[rows[n][0]].rollouts[rows[n][1]] for n in batch.rows.tolist()]
-        advantages = [groups[rows[n][0]].advantages[rows[n][1]] for n in batch.rows.tolist()]
-        yield batch, rollouts, torch.tensor(advantages, device=device)
+        at = [rows[n] for n in batch.rows.tolist()]
+        rollouts = [groups[g].rollouts[i] for g, i in at]
+        yield batch, rollouts, [segment for g, i in at for segment in groups[g].segments(i)]
 
 
 def _logprob_table(model: Model, groups, config: GRPOConfig, device) -> dict[int, Tensor]:
@@ -226,7 +254,9 @@ def _logprob_table(model: Model, groups, config: GRPOConfig, device) -> dict[int
 
 def _accumulate(model, groups, config: GRPOConfig, is_cap, device, denominator, old, reference, stats):
     """Add the gradients of one optimiser step's groups, micro-batch by micro-batch."""
-    for batch, rollouts, advantages in _row_batches(model, groups, config, device):
+    for batch, rollouts, segments in _row_batches(model, groups, config, device):
+        lengths, advantages = zip(*segments, strict=True)
+        offsets = torch.tensor([0, *lengths], device=device).cumsum(0)
         old_logp = None if old is None else torch.cat([old[id(r)] for r in rollouts])
         sampler_logp = torch.tensor([x for r in rollouts for x in r.logprobs], device=device)
         ref_logp = None
@@ -237,8 +267,8 @@ def _accumulate(model, groups, config: GRPOConfig, is_cap, device, denominator, 
             model(batch.layout)[batch.at],
             model.output_weight,
             batch.target,
-            advantages,
-            batch.offsets,
+            torch.tensor(advantages, device=device),
+            offsets,
             mask=batch.counted,
             old_logp=old_logp,
             ref_logp=ref_logp,

@@ -111,7 +111,7 @@ def train_grpo(
     """
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
     phase = Phase(folder, model, config, ranks, task.judges, reference)
-    stream = Stream(items, seed, phase.saved.get("cursor", 0))
+    stream = make_stream(config, items, seed, phase.saved)
     best = Best(phase, keep_best)
     log, clock = Log(folder, name, ranks, phase.start, config.steps), Clock()
     if not phase.curve:
@@ -123,7 +123,7 @@ def train_grpo(
             judge.step = step
         with phase.whole():
             groups, stats = rollout_groups(
-                model, tokenizer, task, stream.take, config, ranks, rollout_seed, clock
+                model, tokenizer, task, stream.take, config, ranks, rollout_seed, clock, stream.saw
             )
         stats |= train_on_groups(
             phase.model, phase.optimizer, groups, config, ranks, rollout_seed, phase.reference, task.max_turns
@@ -141,7 +141,7 @@ def train_grpo(
         log.step(step, _figures(stats.over_ranks(ranks), clock.take()) | {"lr": phase.lr})
         if measured and best.ends(step):
             break
-        phase.save(step, cursor=stream.cursor, best=best.value, notes=best.notes)
+        phase.save(step, **stream.state(), best=best.value, notes=best.notes)
     phase.end()
     log.close()
     phase.stop.finish(name)
@@ -189,6 +189,58 @@ class Stream:
             taken.append(self.items[self._order[i]])
         self.cursor += n
         return taken
+
+    def saw(self, spreads: list[float | None]) -> None:
+        """How much the rewards of the items taken last varied: nothing to this stream."""
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {"cursor": self.cursor}
+
+
+class Curriculum:
+    """Draws items by the standard deviation of the rewards that their group had last: what is always right or
+    always wrong now teaches nothing now. An item that was not drawn yet counts as the mean of the others, and
+    none less than a tenth of that, so that all come back.
+
+    State: how many were drawn, and the deviations by the item's place. The same on any number of ranks.
+    """
+
+    def __init__(self, items: list, seed: int, cursor: int = 0, spreads: dict[str, float] | None = None):
+        self.items, self.seed, self.cursor = items, seed, cursor
+        self.spreads = {int(i): s for i, s in (spreads or {}).items()}
+        self._taken: list[int] = []
+
+    def take(self, n: int) -> list:
+        """n items, all different where there are so many."""
+        rng, taken = derive_rng(self.seed, "draw", self.cursor), []
+        mean = sum(self.spreads.values()) / max(len(self.spreads), 1) or 1.0
+        while len(taken) < n:
+            # The n largest of u^(1/w) are a weighted draw without replacement (Efraimidis and Spirakis 2006).
+            keys = [
+                math.log(1.0 - rng.random()) / max(self.spreads.get(i, mean), mean / 10)
+                for i in range(len(self.items))
+            ]
+            taken += sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[: n - len(taken)]
+        self._taken, self.cursor = taken, self.cursor + n
+        return [self.items[i] for i in taken]
+
+    def saw(self, spreads: list[float | None]) -> None:
+        """The deviations of the items taken last; None leaves an item's last one."""
+        known = zip(self._taken, spreads, strict=True)
+        self.spreads |= {i: round(s, 6) for i, s in known if s is not None}
+
+    def state(self) -> dict:
+        """What a checkpoint keeps (JSON: its keys are texts)."""
+        return {"cursor": self.cursor, "spreads": {str(i): s for i, s in self.spreads.items()}}
+
+
+def make_stream(config: GRPOConfig, items: list, seed: int, saved: dict) -> Stream | Curriculum:
+    """The items as `config.draw` says, from where a checkpoint left off."""
+    cursor = saved.get("cursor", 0)
+    if config.draw == "variance":
+        return Curriculum(items, seed, cursor, saved.get("spreads"))
+    return Stream(items, seed, cursor)
 
 
 def _readable(tokenizer: Tokenizer, groups: list[Group]) -> list[str]:

@@ -18,7 +18,7 @@ from nanov2.records import ProblemRecord
 from nanov2.rl.config import GRPOConfig
 from nanov2.rl.grpo import Clock, rollout_groups, train_on_groups
 from nanov2.rl.stats import Stats
-from nanov2.rl.task import Group, Rewards
+from nanov2.rl.task import Group, Part, Rewards
 
 CONFIG = GRPOConfig(prompts=4, samples=4, max_tokens=12, refill=0)
 
@@ -356,3 +356,39 @@ def test_C1_C17_two_ranks_have_the_gradient_and_norm_of_one(
         seen, norm = torch.load(tmp_path / f"{rank}.pt")
         assert torch.allclose(seen, keep.seen, atol=1e-5 * keep.seen.abs().max())
         assert norm == pytest.approx(figures["grad_norm"], rel=1e-4)
+
+
+def test_parts_of_a_rollout_are_trained_by_their_own_advantage(tokenizer, prompts, model, ranks):
+    groups = some_groups(model, tokenizer, prompts)
+    plain = gradient(model, tokenizer, groups, ranks)
+    for group in groups:
+        group.parts = [[Part(1, 3, 0.7)] for _ in group.rollouts]
+        for r in group.rollouts:
+            assert len(r.ids) >= 3
+    both = gradient(model, tokenizer, groups, ranks)
+    for group in groups:  # the parts alone: no other token has an advantage
+        group.advantages = [0.0] * len(group.rollouts)
+    alone = gradient(model, tokenizer, groups, ranks)
+    assert alone.abs().max() > 0 and torch.allclose(both, plain + alone, atol=1e-6)
+
+
+def test_a_group_whose_rollouts_are_worth_the_same_is_kept_where_its_parts_are_not(
+    tokenizer, prompts, model, ranks
+):
+    items = [ProblemRecord(p.text) for p in some_problems(4)]
+    task = LengthTask(prompts, rewards=[1.0] * 16)
+
+    def parts(items, rollouts):
+        rows = [
+            [Part(0, 1, float(r.group)), Part(1, 2, float(r.group % 2 and i % 2))]
+            for i, r in enumerate(rollouts)
+        ]
+        return Rewards([1.0] * 16, parts=rows)
+
+    task.rewards = parts
+    groups, _ = rollout_groups(model, tokenizer, task, lambda n: items[:n], CONFIG, ranks, 0, Clock())
+    assert len(groups) == 2
+    for group in groups:
+        worth = [p.worth for of_one in group.parts for p in of_one]
+        assert worth == pytest.approx([0, -1, 0, 1] * 2, abs=1e-4)
+        assert group.advantages == [0.0] * 4
