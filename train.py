@@ -28,6 +28,7 @@ from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.domains.domain import Truth
 from nanov2.method import figures as ev
 from nanov2.method.experts import ExactExpert, make_expert
+from nanov2.method.habits import habit_table
 from nanov2.method.judges import meta_judge
 from nanov2.method.labels import as_demonstration
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
@@ -98,7 +99,8 @@ def base(run: Run, lap: int) -> Result:
         curve.append({"step": c.base.steps, **measure(model, c.base.steps)})
     run.save("base", 1, model, tokenizer)
     after, samples = figures(model)
-    return Result(after, before, curve=curve, samples=samples, steps=c.base.steps)
+    tables = [habit_table(bench, domain, model, run.problems["held_out"])] if domain.truth else []
+    return Result(after, before, curve=curve, samples=samples, tables=tables, steps=c.base.steps)
 
 
 def coldstart(run: Run, lap: int) -> Result:

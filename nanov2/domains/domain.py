@@ -139,6 +139,7 @@ class View:
     form: str = ""  # how a critique is written so that the truth can read its findings
     kind: tuple[str, ...] = ()  # of the problem: what figures are given for apart, such as its difficulty
     faults: tuple[str, ...] = ()  # of the proof, by the truth: the names of its kinds of fault
+    errors: tuple[str, ...] = ()  # of the critique, by the truth: the names of its kinds of error
 
 
 class Domain(Protocol):

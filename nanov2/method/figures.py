@@ -142,7 +142,7 @@ class Bench:
         """Critiques of proofs whose score is known."""
         language = self.language
         questions = [language.verify(r.problem, r.proof) for r in proofs]
-        answers = self._answers(model, questions, self.config.verifier, "verifier")
+        answers = self.answers(model, questions, self.config.verifier, "verifier")
         columns, samples = defaultdict(list), []
         for record, answer in zip(proofs, answers, strict=True):
             claim = language.claimed_score(answer)
@@ -169,7 +169,7 @@ class Bench:
         """Meta-critiques of critiques whose quality is known."""
         language = self.language
         questions = [language.meta(r.problem, r.proof, r.critique) for r in critiques]
-        answers = self._answers(model, questions, self.config.meta, "meta")
+        answers = self.answers(model, questions, self.config.meta, "meta")
         claims = [language.claimed_quality(a) for a in answers]
         right = [float(c == r.quality) for c, r in zip(claims, critiques, strict=True)]
         clusters = [r.problem for r in critiques]
@@ -211,7 +211,7 @@ class Bench:
         n = self._samples(samples)
         items = [p for p in problems for _ in range(n)]
         questions = [self.language.prove(p.problem) for p in items]
-        proofs = self._answers(model, questions, self.config.generator, "generator", proofs=True)
+        proofs = self.answers(model, questions, self.config.generator, "generator", proofs=True)
         truth = true_scores(self.truth, items, proofs)
         columns = {
             "true_score": truth,
@@ -239,7 +239,7 @@ class Bench:
         n = max(ks)
         items = [p for p in problems[: self.config.eval.pass_problems] for _ in range(n)]
         questions = [self.language.prove(p.problem) for p in items]
-        proofs = self._answers(model, questions, self.config.generator, "pass", proofs=True)
+        proofs = self.answers(model, questions, self.config.generator, "pass", proofs=True)
         right = [full(t) for t in true_scores(self.truth, items, proofs)]
         counts = [int(sum(right[i : i + n])) for i in range(0, len(right), n)]
         columns = {
@@ -295,7 +295,10 @@ class Bench:
     def _sampling(self, phase: GRPOConfig) -> Sampling:
         return Sampling(self.temperature, phase.max_tokens, phase.batch_rows)
 
-    def _answers(self, model: Model, questions: list, phase: GRPOConfig, what: str, proofs: bool = False):
+    def answers(
+        self, model: Model, questions: list, phase: GRPOConfig, what: str, proofs: bool = False
+    ) -> list[str | None]:
+        """One answer to each question, or the proof in it; None where cut off. `what` seeds the draw."""
         seed = derive_seed(f"eval {what}", self.config.seed)
         how = self._sampling(phase)
         return sample_answers(model, self.language, questions, how, seed, self.ranks, proofs)

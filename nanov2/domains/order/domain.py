@@ -31,6 +31,7 @@ from nanov2.domains.order.world import (
     parse_finding,
     parse_problem,
     parse_proof,
+    rubric,
 )
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
@@ -207,6 +208,7 @@ class OrderDomain:
             form=FORM_V if critique is None else "",
             kind=tuple(problem.kind.split(", ")) if problem else (),
             faults=faults(problem, steps) if problem and steps else (),
+            errors=errors(problem, steps, critique) if problem and steps and critique else (),
         )
 
 
@@ -222,6 +224,30 @@ def faults(problem: Problem, steps: tuple[Step, ...]) -> tuple[str, ...]:
             follows = dataclasses.replace(problem, goal=finding.step).solution
             found.append("a step that jumps" if follows else "a step that does not follow")
     return tuple(sorted(set(found)))
+
+
+def errors(problem: Problem, steps: tuple[Step, ...], critique: str) -> tuple[str, ...]:
+    """The kinds of error that a critique makes."""
+    said, truth, lost, found = parse_critique(critique), examine(problem, steps), False, set()
+    if said is None or len(said.findings) != len(truth.findings):
+        return ("another form",)
+    for claim, due in zip(said.findings, truth.findings, strict=True):
+        if claim.step != due.step or claim.relation != due.relation:
+            found.add("looks a relation up wrongly")
+        elif claim.verdict == "ok" and due.verdict != "ok":
+            found.add(f"passes over {'a gap' if due.verdict == 'gap' else 'another relation'}")
+        elif claim.verdict != due.verdict:
+            found.add("finds fault with what follows a gap" if lost else "blames a sound step")
+        lost = lost or due.verdict == "gap"
+    if said.strong != truth.strong:
+        found.add(
+            "finds fault with what follows a gap" if lost and not said.strong else "misjudges the whole"
+        )
+    if said.ends != truth.ends:
+        found.add("misjudges the whole")
+    if said.score != rubric([f.verdict for f in said.findings], said.ends, said.strong):
+        found.add("a score that does not follow")
+    return tuple(sorted(found))
 
 
 def findings(critique: str, steps: tuple) -> tuple[tuple[int | None, str, bool], ...]:
