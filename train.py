@@ -7,7 +7,11 @@
 Phases, in order: base, coldstart, verifier, meta, verifier2, generator, selfverify, then autolabel.py;
 flywheel runs them all, for `laps` laps, from lap 2 on also consolidate where a phase starts from it. Each
 reads what earlier ones wrote to --dir and says which phase makes what is missing. A phase that is done is
-not done again; an interrupted one continues.
+not done again; an interrupted one continues. --from=RUN takes another run's phases up to the first whose
+settings differ, so that a change is tried without doing again what it does not touch:
+
+    python train.py --phase=flywheel --from=runs/proofworld --dir=runs/no-gate --verifier2.meta_gate=false
+
 --dry-run prints what a run takes, without weights.
 Any other --section.field=value overrides the configuration (see --help).
 """
@@ -17,14 +21,18 @@ from nanov2.distributed.startup import prepare
 prepare()
 
 import os
+import sys
 import time
 from collections import Counter
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
 
 from autolabel import autolabel
 from nanov2.distributed.ranks import derive_rng, derive_seed
+from nanov2.distributed.safety import on_main
 from nanov2.domains.domain import Truth
 from nanov2.method import figures as ev
 from nanov2.method.experts import ExactExpert, make_expert
@@ -40,6 +48,7 @@ from nanov2.pages.report import build_report
 from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.logs import print_table
 from nanov2.rl.trainer import counted_tokens, supervised_loss, train_supervised
+from nanov2.run import takeover
 from nanov2.run.cli import open_folder, parse, read_config, script
 from nanov2.run.folder import Run
 from nanov2.run.phase import (
@@ -434,6 +443,7 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
 FLAGS = {
     "phase": ("flywheel", "which phase to run, or flywheel for all"),
     "lap": (1, "lap of the phase"),
+    "from": ("", "folder of another run: its finished phases that have this run's settings are taken over"),
     "dry-run": (False, "print parameters, memory per rank, tokens and seconds per step; do nothing"),
     "ranks": (0, "ranks of --dry-run (default: those that torchrun started)"),
     "hardware": ("this", f"device of --dry-run: this machine's, or one of {', '.join(HARDWARE)}"),
@@ -450,10 +460,16 @@ def main() -> None:
     check_request(args.phase, args.lap, read_config(args, overrides))
     run = open_folder(args, overrides)
     wanted = flywheel(run.config) if args.phase == "flywheel" else [(args.phase, args.lap)]
+    taken = takeover.plan(run, Path(source), wanted[-1]) if (source := getattr(args, "from")) else None
     if not run.is_done(*wanted[0]):
         for earlier in needed(*wanted[0], run.config):
-            run.need(*earlier)
+            if not taken or earlier not in taken.phases:
+                run.need(*earlier)
     run.claim()
+    if taken:
+        on_main(run.ranks, run.dir, partial(takeover.take, run, taken))
+        if run.ranks.main:
+            print(taken, file=sys.stderr)
     for phase, lap in wanted:
         do_phase(run, phase, lap)
     if run.ranks.main:

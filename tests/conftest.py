@@ -110,6 +110,7 @@ SLOW_FILES = (
     "run/test_folder.py",
     "run/test_fuzz.py",
     "run/test_phases.py",
+    "run/test_takeover.py",
     "test_readme.py",
 )
 SLOW_TESTS = (

@@ -90,12 +90,16 @@ def _check_bounds(name: str, value: object, bounds: list[Within]) -> None:
 
 def _config_path(args: argparse.Namespace) -> tuple[Path, Path]:
     """The file with the settings, and the run folder."""
+    source = getattr(args, "from", "")
     path = Path(args.config) if args.config else DEFAULT_CONFIG
+    if source and not args.dir:
+        raise InputError(f"--from={source} needs --dir=FOLDER, the folder of the new run")
     folder = Path(args.dir) if args.dir else Path("runs") / path.stem
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--dir={folder} is a file, not a run folder")
-    if not args.config and (folder / "config.json").is_file():  # go on with the settings that the run has
-        path = folder / "config.json"
+    if not args.config:  # go on with the settings that the run has, or that it begins from
+        known = [Path(run) / "config.json" for run in (folder, source) if run]
+        path = next((p for p in known if p.is_file()), path)
     return path, folder
 
 

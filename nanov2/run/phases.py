@@ -21,24 +21,42 @@ class PhaseInfo:
     follows: bool = False  # it reads those of the lap before
     trains: Literal["", "verify", "meta", "prove"] = ""  # the task that GRPO trains in it
     answers: tuple[str, ...] = field(default=())  # modes of sample.py that its model is for
+    limits: tuple[str, ...] = ()  # sections whose max_tokens bound what is written in it, beside its own
 
     def belongs_to(self, lap: int) -> bool:
         return self.laps == "all" or (lap == 1) == (self.laps == "first")
 
 
 CYCLE = (
-    PhaseInfo("base", "Base: supervised training on imperfect demonstrations", "first"),
     PhaseInfo(
-        "coldstart", "1A: weak proofs, refined, drawn and scored by the expert (𝒟v)", "first", ("base",)
+        "base",
+        "Base: supervised training on imperfect demonstrations",
+        "first",
+        limits=("generator", "verifier"),
+    ),
+    PhaseInfo(
+        "coldstart",
+        "1A: weak proofs, refined, drawn and scored by the expert (𝒟v)",
+        "first",
+        ("base",),
+        limits=("verifier",),
     ),
     PhaseInfo("verifier", "1B: verifier πφ v1, R_format · R_score", "first", ("coldstart",), "verify"),
-    PhaseInfo("meta", "1C: graded critiques (𝒟mv) and the meta-verifier πη", "first", ("verifier",), "meta"),
+    PhaseInfo(
+        "meta",
+        "1C: graded critiques (𝒟mv) and the meta-verifier πη",
+        "first",
+        ("verifier",),
+        "meta",
+        limits=("verifier",),
+    ),
     PhaseInfo(
         "consolidate",
         "Base of a later lap: rejection fine-tuning on the best samples of the lap before",
         "later",
         ("autolabel",),
         follows=True,
+        limits=("generator",),
     ),
     PhaseInfo(
         "renew_meta",
@@ -47,6 +65,7 @@ CYCLE = (
         ("autolabel",),
         follows=True,
         trains="meta",
+        limits=("verifier", "meta"),
     ),
     PhaseInfo(
         "verifier2",
@@ -54,6 +73,7 @@ CYCLE = (
         needs=("meta",),
         trains="verify",
         answers=("verify", "meta"),
+        limits=("verifier", "meta"),
     ),
     PhaseInfo(
         "generator",
@@ -61,6 +81,7 @@ CYCLE = (
         needs=("verifier2",),
         trains="prove",
         answers=("prove",),
+        limits=("generator", "verifier"),
     ),
     PhaseInfo(
         "selfverify",
@@ -68,8 +89,14 @@ CYCLE = (
         needs=("generator",),
         trains="prove",
         answers=("refine", "search"),
+        limits=("selfverify", "verifier", "meta"),
     ),
-    PhaseInfo("autolabel", "4: labels by consensus for new hard proofs", needs=("selfverify",)),
+    PhaseInfo(
+        "autolabel",
+        "4: labels by consensus for new hard proofs",
+        needs=("selfverify",),
+        limits=("selfverify", "verifier", "meta"),
+    ),
 )
 PHASES = {phase.name: phase for phase in CYCLE}
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def settings_of(phase: str, lap: int, config: Config) -> dict:
     if config.world.gets_harder:  # how hard the hardest problems are depends on it
         shared["laps"] = config.laps
     shared["precision"] = config.parallel.precision
-    own = everything[section_of(phase, lap, config)]
-    return shared | {section_of(phase, lap, config): own}
+    own = section_of(phase, lap, config)
+    limits = {name: {"max_tokens": everything[name]["max_tokens"]} for name in PHASES[phase].limits}
+    return shared | limits | {own: everything[own]}
 
 
 def begin(folder: Path, phase: str, lap: int, config: Config) -> None:
@@ -67,14 +69,18 @@ def phases_in(run: Path) -> Iterator[tuple[str, int, Path]]:
 
 
 def refuse_others(folder: Path, phase: str, lap: int, config: Config, old: Config) -> None:
-    new, path = settings_of(phase, lap, config), folder / "settings.json"
-    known = read_json(path) if path.is_file() else settings_of(phase, lap, old)
-    changed = sorted(_differences(new, known))
-    if changed:
+    if changed := other_settings(folder, phase, lap, config, old):
         raise InputError(
             f"{folder} was made with other settings of {', '.join(changed)}: go on with those, use another "
             f"--dir, or delete {folder} and what came after it"
         )
+
+
+def other_settings(folder: Path, phase: str, lap: int, config: Config, old: Config) -> list[str]:
+    """The settings in which a phase differs from `config`, each with both values; `old`: those of its run."""
+    new, path = settings_of(phase, lap, config), folder / "settings.json"
+    known = read_json(path) if path.is_file() else settings_of(phase, lap, old)
+    return sorted(_differences(new, known))
 
 
 def _differences(new: dict, old: dict, prefix: str = "") -> Iterator[str]:
@@ -100,19 +106,22 @@ def check_file(path: Path, again: str) -> None:
 
     `again` is the command that makes it again.
     """
-    sums = read_json(path.parent / "phase.json").get("files", {})
-    wanted = sums.get(path.name) if isinstance(sums, dict) else None
-    if wanted is None:
-        return  # not a file that the phase vouches for
-    try:
-        found = digest(path)
-    except OSError as e:
-        found = f"{e.strerror}"
-    if found != wanted:
-        what = "is missing" if not path.is_file() else "has changed since the phase wrote it"
+    if what := fault(path):
         raise InputError(
             f"{path} {what}: put it back, or delete {path.parent} and what came after it, and run `{again}`"
         )
+
+
+def fault(path: Path) -> str:
+    """What is wrong with a file of a finished phase; "" where nothing is, or nobody vouches for it."""
+    sums = read_json(path.parent / "phase.json").get("files", {})
+    wanted = sums.get(path.name) if isinstance(sums, dict) else None
+    if wanted is None:
+        return ""
+    try:
+        return "" if digest(path) == wanted else "has changed since the phase wrote it"
+    except OSError:
+        return "cannot be read" if path.is_file() else "is missing"
 
 
 def digest(path: Path) -> str:
@@ -121,10 +130,14 @@ def digest(path: Path) -> str:
 
 
 def clear_leftovers(run: Path) -> None:
-    """Remove temporary files that killed processes of this machine left in a run folder."""
-    for path in run.rglob(".*.tmp"):
+    """Remove temporary files and folders that killed processes of this machine left in a run folder."""
+    for path in sorted(run.rglob(".*.tmp"), reverse=True):  # what is in a folder before the folder
         found = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
-        if found and not _alive(int(found[1])):
+        if not found or _alive(int(found[1])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             with contextlib.suppress(OSError):
                 path.unlink()
 
