@@ -17,8 +17,14 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
+_root = Path(__file__).parents[1]
+_checkout = (_root / "kernels" / "logprob.py").is_file()
 # In a checkout the kernels lie beside this package, in kernels/. They are imported as nanov2.kernels, since
 # `kernels` alone is the import name of a package of Hugging Face.
-_root = Path(__file__).parents[1]
-if (_root / "kernels" / "logprob.py").is_file():
+if _checkout:
     __path__.append(str(_root))
+
+
+def beside(name: str = ".") -> Path:
+    """What lies beside this package in a checkout, such as configs/, and in it where it is installed."""
+    return (_root if _checkout else Path(__file__).parent / ("scripts" if name == "." else "")) / name

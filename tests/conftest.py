@@ -109,6 +109,7 @@ SLOW_FILES = (
     "kernels/test_vocabulary_parallel.py",  # two processes
     "run/test_folder.py",
     "run/test_fuzz.py",
+    "run/test_install.py",
     "run/test_phases.py",
     "run/test_takeover.py",
     "test_readme.py",

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.domains.data import load, split
@@ -18,7 +19,7 @@ from nanov2.hub.endpoint import Endpoint, EndpointConfig
 from nanov2.hub.local import FolderAuthor, OwnAuthor, fingerprint
 from nanov2.model.rollout import Sampling
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
-from nanov2.run.cli import open_folder
+from nanov2.run.cli import WEIGHTS, open_folder, shipped
 from nanov2.run.config import Config, load_config
 from nanov2.run.folder import Run
 from nanov2.run.phases import check_name
@@ -69,7 +70,7 @@ def wanted(args: argparse.Namespace, overrides: list[str]) -> Config | None:
     overrides = [*overrides, *(f"{name}={json.dumps(value)}" for name, value in given.items() if value)]
     if not args.config and not any(o.lstrip("-").startswith("endpoint.") for o in overrides):
         return None
-    config = load_config(args.config, overrides)
+    config = load_config(shipped(Path(args.config)) if args.config else None, overrides)
     if not (config.endpoint.url or config.endpoint.model):
         return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -97,7 +98,9 @@ def run_cast(args: argparse.Namespace, overrides: list[str]) -> Cast:
     """The newest lap's models of a run, or those of --phase and --lap."""
     phase = args.phase or MODEL[args.mode]
     check_name(phase)
-    run = open_folder(args, overrides)
+    run = open_folder(args, overrides, models=True)
+    if run.dir == WEIGHTS and not args.phase and not run.is_done(phase):
+        phase = "selfverify"  # it proves too
     prover = _author(run, phase, args.lap, run.config.selfverify.max_tokens, args)
     if args.mode == "search":
         verifier = _author(run, "verifier2", args.lap, run.config.verifier.max_tokens, args)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from nanov2 import beside
 from nanov2.distributed.ranks import Ranks, leave
 from nanov2.distributed.safety import Stopped
 from nanov2.distributed.startup import set_threads
@@ -20,7 +21,8 @@ from nanov2.run.config import Config, describe, load_config
 from nanov2.run.folder import Run
 from nanov2.settings import Within
 
-DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "proofworld.toml"
+CONFIGS, WEIGHTS = beside("configs"), beside("weights")  # benchmarks/ship.py fills the latter
+DEFAULT_CONFIG = CONFIGS / "proofworld.toml"
 DISK = {  # what a user can put right
     errno.ENOSPC,
     errno.EDQUOT,
@@ -88,13 +90,15 @@ def _check_bounds(name: str, value: object, bounds: list[Within]) -> None:
         raise InputError(f"--{name} must be {allowed}, found {value}")
 
 
-def _config_path(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The file with the settings, and the run folder."""
+def _config_path(args: argparse.Namespace, models: bool = False) -> tuple[Path, Path]:
+    """The file with the settings, and the run folder; `models`: where there is none, nanov2's own models."""
     source = getattr(args, "from", "")
-    path = Path(args.config) if args.config else DEFAULT_CONFIG
+    path = shipped(Path(args.config)) if args.config else DEFAULT_CONFIG
     if source and not args.dir:
         raise InputError(f"--from={source} needs --dir=FOLDER, the folder of the new run")
     folder = Path(args.dir) if args.dir else Path("runs") / path.stem
+    if models and not (args.config or args.dir or folder.exists()):
+        folder = _own_models(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--dir={folder} is a file, not a run folder")
     if not args.config:  # go on with the settings that the run has, or that it begins from
@@ -103,14 +107,37 @@ def _config_path(args: argparse.Namespace) -> tuple[Path, Path]:
     return path, folder
 
 
+def _own_models(missing: Path) -> Path:
+    """The run folder of the models that come with nanov2; they are named on the terminal."""
+    if not (WEIGHTS / "config.json").is_file():
+        raise InputError(
+            f"{missing} is not there, and no models come with this copy of nanov2: run `python train.py "
+            "--phase=flywheel` first, or give --dir=RUN"
+        )
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{missing} is not there: these are models of the default run, from {WEIGHTS}", file=sys.stderr)
+    return WEIGHTS
+
+
+def shipped(path: Path) -> Path:
+    """The file itself or, where it is not there, nanov2's own of this name: configs/smoke.toml, or smoke."""
+    own = CONFIGS / path.with_suffix(".toml").name
+    return (
+        own if path.parent in (Path("."), Path("configs")) and not path.exists() and own.is_file() else path
+    )
+
+
 def read_config(args: argparse.Namespace, overrides: list[str]) -> Config:
     """The settings alone; nothing is made on disk."""
     return load_config(_config_path(args)[0], overrides)
 
 
-def open_folder(args: argparse.Namespace, overrides: list[str]) -> Run:
-    """The run that the arguments name. Nothing is written: `Run.claim` does that."""
-    path, folder = _config_path(args)
+def open_folder(args: argparse.Namespace, overrides: list[str], models: bool = False) -> Run:
+    """The run that the arguments name. Nothing is written: `Run.claim` does that.
+
+    With `models` it may be the one whose last models come with nanov2, where there is no run.
+    """
+    path, folder = _config_path(args, models)
     config = load_config(path, overrides)
     threads, ranks = set_threads(), Ranks()
     if ranks.main:
