@@ -37,7 +37,7 @@ from nanov2.domains.domain import Truth
 from nanov2.method import figures as ev
 from nanov2.method.experts import ExactExpert, make_expert
 from nanov2.method.habits import habit_table
-from nanov2.method.judges import meta_judge
+from nanov2.method.judges import OwnScores, meta_judge
 from nanov2.method.labels import as_demonstration
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.decoder import Model
@@ -368,7 +368,8 @@ def generator(run: Run, lap: int) -> Result:
     model, tokenizer = initial_weights(run, "generator", lap)
     language = run.domain.language(tokenizer)
     bench = run.bench(language)
-    task = GeneratorTask(language, proof_judge(run, lap, config), truth)
+    own = OwnScores(model, language, run.config.verifier.max_tokens, config.batch_rows)
+    task = GeneratorTask(language, proof_judge(run, lap, config), truth, own, config.self_scores)
     validation = run.problems["validation"] if lap == 1 else run.hard_problems("validation_hard", lap)
 
     def measure(model: Model, step: int) -> ev.Metrics:

@@ -112,6 +112,9 @@ class GeneratorConfig(ProverConfig):
     """2: the generator."""
 
     init: Literal["base", "verifier"] = setting("base", "where the weights start (verifier: v2)")
+    self_scores: Count = setting(
+        1, "proofs of each group that the generator scores itself, for the alarm `self_gap`; 0: none"
+    )
 
 
 @dataclass(frozen=True)

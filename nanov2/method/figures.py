@@ -309,8 +309,8 @@ class Bench:
         And of the proofs that it gives full marks, how many do not deserve them.
         """
         mine = self.ranks.mine(list(zip(items, proofs, strict=True)))
-        scores = judge_proofs(verifier, self.language, [i for i, _ in mine], [p for _, p in mine])
-        scores = self.ranks.gather(scores)
+        judged = judge_proofs(verifier, self.language, [i for i, _ in mine], [p for _, p in mine])
+        scores = self.ranks.gather([j.score for j in judged])
         columns["verifier_reward"] = scores
         columns["hacking_gap"] = [s - t for s, t in zip(scores, truth, strict=True)]
         columns["false_accept_rate"] = false_accepts(scores, truth)

@@ -20,6 +20,7 @@ from nanov2.method.rewards import R_looks
 from nanov2.method.sequential import SequentialTest
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,21 @@ def meta_judge(
     """πη as a judge of critiques: answers are meta-critiques, scores are R_meta."""
     author = own_author(model, language, **how)
     return Judge(author, language, language.claimed_quality, samples, rule=rule, error=error)
+
+
+class OwnScores:
+    """What a model in training says of proofs, one greedy critique each: for figures, never for a reward."""
+
+    def __init__(self, model: Model, language: Language, max_tokens: int, batch_rows: int = 512):
+        self.model, self.language = model, language
+        self.how = Sampling(0.0, max_tokens, batch_rows)
+
+    def __call__(self, questions: list[Messages]) -> list[float]:
+        """The score that the model gives to each; NaN where its critique cannot be read."""
+        prompts = [self.language.ids(q) for q in questions]
+        rollouts = sample(self.model, self.language.tokenizer, prompts, 1, self.how, 0)
+        scores = [self.language.claimed_score(self.language.answer(r)) for r in rollouts]
+        return [math.nan if s is None else s for s in scores]
 
 
 def own_author(

@@ -7,10 +7,11 @@ parameter of its own, feeds figures for the curves: no reward looks at it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from nanov2.domains.domain import Truth
 from nanov2.domains.language import Language
-from nanov2.method.judges import Judge
+from nanov2.method.judges import Judge, Judgement, OwnScores
 from nanov2.method.rewards import R_Z, R_format, R_gated, R_generator, R_verifier
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
@@ -98,11 +99,22 @@ class VerifierTask(SingleTurn):
 
 
 class GeneratorTask(SingleTurn):
-    """2: the frozen verifier's score of the proof is the whole reward."""
+    """2: the frozen verifier's score of the proof is the whole reward.
 
-    def __init__(self, language: Language, verifier: Judge, truth: Truth | None = None):
+    `own` gives the generator's own score of (the first) `asked` proofs of each group: for an alarm, in no
+    reward.
+    """
+
+    def __init__(
+        self,
+        language: Language,
+        verifier: Judge,
+        truth: Truth | None = None,
+        own: OwnScores | None = None,
+        asked: int = 0,
+    ):
         super().__init__(language, truth)
-        self.verifier = verifier
+        self.verifier, self.own, self.asked = verifier, own, asked
 
     @property
     def judges(self) -> dict[str, Judge]:
@@ -113,15 +125,31 @@ class GeneratorTask(SingleTurn):
 
     def rewards(self, items: list[ProblemRecord], rollouts: list[Rollout]) -> Rewards:
         proofs = [self.language.turns(r)[0][1] for r in rollouts]
-        scores = judge_proofs(self.verifier, self.language, items, proofs)
+        judged = judge_proofs(self.verifier, self.language, items, proofs)
+        scores = [j.score for j in judged]
         truth = true_scores(self.truth, items, proofs)
         formed = [self.language.is_proof(p) for p in proofs]
         log = {
             "truth": truth,
             "format": [float(f) for f in formed],
             "false_accept": false_accepts(scores, truth),
+            "judge_spread": [j.spread for j in judged],
+            "self_gap": differences(self._own_scores(items, rollouts, proofs, formed), scores),
         }
         return Rewards(scores, formed=formed, log=log)
+
+    def _own_scores(self, items, rollouts: list[Rollout], proofs, formed: list[bool]) -> list[float]:
+        """The generator's own scores of the first proofs of each group; NaN for the others."""
+        ask, seen = [], Counter()
+        for i, rollout in enumerate(rollouts):
+            if formed[i] and seen[rollout.group] < self.asked:
+                seen[rollout.group] += 1
+                ask.append(i)
+        own = [math.nan] * len(proofs)
+        questions = [self.language.verify(items[i].problem, proofs[i]) for i in ask]
+        for i, score in zip(ask, self.own(questions) if ask else [], strict=True):
+            own[i] = score
+        return own
 
 
 def with_gate(judges: dict[str, Judge]) -> dict[str, Judge]:
@@ -137,14 +165,20 @@ def false_accepts(scores: list[float], truth: list[float]) -> list[float]:
     ]
 
 
-def judge_proofs(verifier: Judge, language: Language, items, proofs: list[str | None]) -> list[float]:
-    """The verifier's mean score of each proof; one without the form of a proof is 0 without being asked."""
+def judge_proofs(verifier: Judge, language: Language, items, proofs: list[str | None]) -> list[Judgement]:
+    """What the verifier says of each proof; one without the form of a proof is 0 without being asked."""
     ask = [i for i, p in enumerate(proofs) if language.is_proof(p)]
-    scores = [0.0] * len(proofs)
+    found = [Judgement(0.0, (), ())] * len(proofs)
     questions = [language.verify(items[i].problem, proofs[i]) for i in ask]
     for i, judgement in zip(ask, verifier.ask(questions), strict=True):
-        scores[i] = judgement.score
-    return scores
+        found[i] = judgement
+    return found
+
+
+def differences(own: list[float], scores: list[float]) -> list[float]:
+    """Own score less the judge's, the self-internalisation gap: below 0 the judge pays for what the generator
+    itself does not believe. NaN where either did not answer."""
+    return [o - s for o, s in zip(own, scores, strict=True)]
 
 
 class SelfVerifyTask:
@@ -189,18 +223,19 @@ class SelfVerifyTask:
         trajectories = [judged_proofs(self.language.turns(r)) for r in rollouts]
         finals = [proofs[-1][0] for proofs in trajectories]
         critiques = [proofs[-1][1] for proofs in trajectories]
-        r_Y = judge_proofs(self.verifier, self.language, items, finals)
+        judged = judge_proofs(self.verifier, self.language, items, finals)
+        r_Y = [j.score for j in judged]
         formed = [self.language.is_proof(p) for p in finals]
         claims = [self.language.claimed_score(c) for c in critiques]
         truth = true_scores(self.truth, items, finals)
+        gap = differences([math.nan if c is None else c for c in claims], r_Y)
         log = {
             "truth": truth,
             "truth_draft": true_scores(self.truth, items, [proofs[0][0] for proofs in trajectories]),
             "proofs": [float(len(proofs)) for proofs in trajectories],
-            "self_score_error": [
-                math.nan if c is None or math.isnan(y) else abs(c - y)
-                for c, y in zip(claims, r_Y, strict=True)
-            ],
+            "self_score_error": [abs(g) for g in gap],
+            "self_gap": gap,
+            "judge_spread": [j.spread for j in judged],
             "false_accept": false_accepts(r_Y, truth),
         }
         if not self.alpha_beta:

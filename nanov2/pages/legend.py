@@ -166,6 +166,22 @@ FIGURES = {
     "truth_quality": Entry("true quality", "The expert's mean grade of the step's critiques."),
     "truth_draft": Entry("true score of drafts", "The expert's mean score of the step's first proofs."),
     "meta": Entry("meta score", "Mean quality that the frozen meta-verifier gives to the step's critiques."),
+    "false_accept": Entry(
+        "undeserved full marks",
+        "Of the step's proofs with full reward, the share whose true score is less; training never sees it.",
+        LOWER,
+    ),
+    "judge_spread": Entry(
+        "disagreement of looks",
+        "Mean distance between the highest and the lowest score that the judge's looks give to one proof.",
+    ),
+    "self_gap": Entry(
+        "self-internalisation gap",
+        "The generator's own score of its proofs less the judge's: below 0 the judge pays for what the "
+        "generator itself does not believe.",
+    ),
+    "length": Entry("length", "Mean number of tokens that an answer was sampled with."),
+    "judge_tokens": Entry("tokens of judges", "Tokens that the frozen judges sampled in the step."),
     "entropy": Entry(
         "entropy", "Mean uncertainty of the next token, in nats; near 0 the samples are all alike."
     ),

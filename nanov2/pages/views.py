@@ -231,7 +231,7 @@ def reward_and_truth(metrics: list[dict]) -> tuple[list[Series], bool]:
 VALIDATION = (
     (
         "reward and truth on validation problems",
-        ("verifier_reward", "true_score", "final_true_score", "hacking_gap"),
+        ("verifier_reward", "true_score", "final_true_score", "hacking_gap", "false_accept_rate"),
     ),
     (
         "validation",
@@ -271,7 +271,7 @@ def curves(phase: Phase) -> list[tuple[str, str, list[Series], bool]]:
         lines = validation(phase, figures)
         if title == "validation" or any(s.name == legend.entry("verifier_reward").title for s in lines):
             drawn.append((title, "Bands are 95% intervals.", lines, False))
-    for name in ("entropy", "loss"):
+    for name in ("false_accept", "entropy", "judge_spread", "self_gap", "length", "loss"):
         said = legend.entry(name)
         drawn.append((said.title, said.sentence, [Series(said.title, line(phase.metrics, name))], False))
     return drawn

@@ -3,7 +3,7 @@
 import pytest
 from conftest import small_model, some_problems, some_proofs
 
-from nanov2.method.judges import meta_judge, verifier_judge
+from nanov2.method.judges import OwnScores, meta_judge, verifier_judge
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
@@ -32,3 +32,33 @@ def test_C22_a_task_rewards_no_rollouts_with_the_figures_of_some(tokenizer, prom
     some, none = task.rewards(items, rollouts), task.rewards([], [])
     assert len(some.reward) == 3 and none.reward == []
     assert set(none.log) == set(some.log) and all(values == [] for values in none.log.values())
+
+
+def test_the_generators_own_score_is_asked_of_so_many_proofs_a_group_and_is_in_no_reward(tokenizer, prompts):
+    from test_correctness import FixedJudge, right, rollout
+
+    problems = some_problems(2)
+    items, rollouts = [], []
+    for g, problem in enumerate(problems):
+        for _ in range(3):
+            items.append(ProblemRecord(problem.text))
+            rollouts.append(rollout(tokenizer, [right(problem)[0]]))
+            rollouts[-1].group = g
+
+    asked = []
+
+    def own(questions):
+        asked.extend(questions)
+        return [0.25] * len(questions)
+
+    found = GeneratorTask(prompts, FixedJudge(1.0), None, own, 2).rewards(items, rollouts)
+    assert len(asked) == 4 and [x == x for x in found.log["self_gap"]] == [True, True, False] * 2
+    assert found.log["self_gap"][0] == -0.75 and found.reward == [1.0] * 6
+    assert GeneratorTask(prompts, FixedJudge(1.0)).rewards(items, rollouts).reward == found.reward
+
+
+def test_own_scores_leave_the_model_as_it_trains(tokenizer, prompts):
+    model = small_model(tokenizer).train()
+    questions = [prompts.verify(p.text, proof) for p, proof in some_proofs(2)]
+    assert len(OwnScores(model, prompts, 6)(questions)) == 2
+    assert model.training and all(p.requires_grad for p in model.parameters())
