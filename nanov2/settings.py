@@ -112,6 +112,9 @@ def convert(value: object, kind: Any, name: str, where: str) -> Any:
         return _one_of(value, [k for k in typing.get_args(kind) if k is not type(None)], name, where)
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
+        if parts[1:] == (...,):  # of any length; one element may stand for itself
+            items = value if isinstance(value, (list, tuple)) else [value]
+            return tuple(convert(v, parts[0], name, where) for v in items)
         if not isinstance(value, (list, tuple)) or len(value) != len(parts):
             raise InputError(f"{where}: {name} must be a list of {len(parts)} numbers, found {_shown(value)}")
         return tuple(convert(v, part, name, where) for v, part in zip(value, parts, strict=True))

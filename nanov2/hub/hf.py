@@ -17,12 +17,15 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from nanov2 import settings
 from nanov2.errors import InputError
@@ -314,14 +317,27 @@ def save(folder: str | Path, model: Model, source: str | Path | None = None) -> 
     for name in BESIDE:
         if source and (Path(source) / name).is_file():
             shutil.copy(Path(source) / name, folder / name)
-    weights = {
-        name if name.startswith("lm_head") else f"model.{name}": p.detach().cpu().contiguous()
-        for name, p in model.named_parameters()
-    }
+    contents = {name: tensor.cpu().contiguous() for name, tensor in weights(model)}
     partial = folder / "model.safetensors.part"
-    save_file(weights, str(partial), metadata={"format": "pt"})
+    save_file(contents, str(partial), metadata={"format": "pt"})
     partial.replace(folder / "model.safetensors")
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+
+
+def weights(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of all weights, as a model folder holds them, one whole tensor at a time.
+
+    Of a model in shards every rank goes through all of it: each tensor is gathered when its turn comes.
+    """
+    for name, p in model.named_parameters():
+        whole = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
+        yield name if name.startswith("lm_head") else f"model.{name}", whole
+
+
+def save_config(folder: Path, model: Model, dtype: str) -> None:
+    """config.json alone, for weights that are in `dtype` ("fp32", "bf16")."""
+    told = {"torch_dtype": {"fp32": "float32", "bf16": "bfloat16"}[dtype]}
+    write_atomically(folder / "config.json", json.dumps(from_config(model.config, model) | told, indent=2))
 
 
 def from_config(config: ModelConfig, model: Model) -> dict:

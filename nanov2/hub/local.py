@@ -17,7 +17,7 @@ from nanov2.hub.cache import Cache, question_keys
 from nanov2.hub.chat import ChatTokenizer
 from nanov2.hub.endpoint import EndpointConfig
 from nanov2.model.decoder import Model
-from nanov2.model.rollout import Rollout, Sampling
+from nanov2.model.rollout import Rollout, Sampling, Served
 from nanov2.model.sampler import sample
 
 
@@ -30,14 +30,19 @@ class Speech(Protocol):
     def answer(self, rollout: Rollout) -> str | None: ...
 
 
-class OwnAuthor:
-    """A model in memory, sampled; `language` is bound to its tokenizer."""
+class TokenAuthor:
+    """Whatever `sample` samples: a model in memory, or one that an engine serves. `language` is bound to its
+    tokenizer."""
 
     def __init__(
-        self, model: Model, language: Speech, how: Sampling, seed: int = 0, identity: dict | None = None
+        self,
+        sampled: Model | Served,
+        language: Speech,
+        how: Sampling,
+        seed: int = 0,
+        identity: dict | None = None,
     ):
-        self.model = model.eval().requires_grad_(False)
-        self.language, self.how, self.seed = language, how, seed
+        self.sampled, self.language, self.how, self.seed = sampled, language, how, seed
         told = {"temperature": how.temperature, "max_tokens": how.max_tokens, "seed": seed}
         self.identity = (identity or {}) | told
 
@@ -51,7 +56,7 @@ class OwnAuthor:
             [derive_seed(self.seed, ids, i) for i in range(f, f + n)]
             for ids, f in zip(asked, firsts, strict=True)
         ]
-        rollouts = sample(self.model, self.language.tokenizer, asked, n, self.how, seeds)
+        rollouts = sample(self.sampled, self.language.tokenizer, asked, n, self.how, seeds)
         found = [self._answer(r) for r in rollouts]
         return [found[i * n : (i + 1) * n] for i in range(len(questions))]
 
@@ -61,6 +66,14 @@ class OwnAuthor:
             return Answer(None, tokens, "cut off" if tokens else "too long")
         missing = "" if text else "empty" if not rollout.turns[-1] else "cut off"
         return Answer(text, tokens, missing)
+
+
+class OwnAuthor(TokenAuthor):
+    """A model in memory, for good: `model`."""
+
+    def __init__(self, model: Model, *args, **more):
+        self.model = model.eval().requires_grad_(False)
+        super().__init__(model, *args, **more)
 
 
 class FolderAuthor(OwnAuthor):

@@ -19,7 +19,7 @@ from nanov2.settings import (
     setting,
 )
 
-Judge = Literal["run", "endpoint"]
+Judge = Literal["run", "engine", "endpoint"]
 Chance = Annotated[float, Within(0.0001, 0.9999)]  # a probability that is neither 0 nor 1
 
 
@@ -66,7 +66,9 @@ class RenewMetaConfig(GRPOConfig):
 class JudgedConfig(GRPOConfig):
     """A phase whose reward comes from frozen judges."""
 
-    judge: Judge = setting("run", "the frozen judges: models of finished phases, or the endpoint's")
+    judge: Judge = setting(
+        "run", "the frozen judge: a finished phase's model, here or served by [rollout], or the endpoint's"
+    )
     judge_samples: Few = setting(1, "looks: answers of the frozen judge per item, at most")
     judge_temperature: TemperatureOrGreedy = setting(1.0, "at which the frozen judge answers")
     judge_rule: Literal["mean", "min", "gate"] = setting(

@@ -95,6 +95,11 @@ class Judge:
         """The judge's model, where it is in this process; else there is no such attribute."""
         return self.author.model
 
+    @property
+    def weights(self) -> str:
+        """The hash of its weights, where it is served elsewhere and tells it."""
+        return self.author.identity.get("weights", "")
+
     def ask(self, questions: list[Messages]) -> list[Judgement]:
         """One judgement for each question; one that is asked twice has one."""
         keys = [json.dumps(q) for q in questions]

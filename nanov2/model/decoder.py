@@ -27,6 +27,7 @@ from nanov2.model.attention import Layout
 from nanov2.model.cache import Cache
 from nanov2.model.deepseek import Experts, ExpertsConfig, LatentAttention, LatentConfig
 from nanov2.model.layers import MLP, Linear, RMSNorm, RopeScaling, Yarn, for_attention, rotate
+from nanov2.model.rollout import Engine
 from nanov2.settings import Few, Width, Within, setting
 
 
@@ -168,10 +169,12 @@ class Block(nn.Module):
 class Model(nn.Module):
     """The decoder. `output_weight` [V, D] is what `kernels.linear_logprob` multiplies hidden states with.
 
-    With `in_bf16` products are in bf16, those of the output layer on GPUs alone.
+    With `in_bf16` products are in bf16, those of the output layer on GPUs alone. `engine` samples it, where
+    this process does not.
     """
 
     in_bf16 = False
+    engine: Engine | None = None
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -9,7 +9,6 @@ sampled is never decoded and encoded again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from nanov2.model.cache import Cache
 from nanov2.model.decoder import Model
-from nanov2.model.rollout import Rollout, Sampling
+from nanov2.model.rollout import NextTurn, Rollout, Sampling, Served, Turns
 
 
 class Tokenizer(Protocol):
@@ -30,13 +29,12 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str: ...
 
 
-NextTurn = Callable[[Rollout], list[int] | None]
 WIDTH = 1024  # entries of the vocabulary in one part of the cumulative sum
 
 
 @torch.no_grad()
 def sample(
-    model: Model,
+    model: Model | Served,
     tokenizer: Tokenizer,  # where it has several `ends`, each ends a turn
     prompts: list[list[int]],
     n: int,
@@ -54,9 +52,14 @@ def sample(
 
     Prompt and completion never pass the model's context: a turn that reaches it is truncated, no turn begins
     that it has no room for, and a prompt without room for an answer has empty rollouts, truncated too.
+
+    A model with an `engine` is sampled by it.
     """
     if sampling.temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {sampling.temperature}")
+    if model.engine is not None:
+        ended = model.engine.groups(model, tokenizer, prompts, n, sampling, seed, next_turn, max_turns)
+        return sorted((r for groups in ended for group in groups for r in group), key=lambda r: r.group)
     seeds = seed if isinstance(seed, list) else [hash((seed, i)) for i in range(len(prompts))]
     ends = frozenset(getattr(tokenizer, "ends", None) or [tokenizer.end])
     was_training = model.training
@@ -93,7 +96,7 @@ class _Batch:
 
     def __init__(self, model, ends, groups, sampling, next_turn, max_turns):
         self.model, self.ends, self.sampling = model, ends, sampling
-        self.next_turn, self.max_turns = next_turn, max_turns
+        self.turns = Turns(sampling, next_turn, max_turns, model.config.context)
         self.n = len(groups[0][0])
         self.limit = (sampling.max_tokens + sampling.max_given) * max_turns  # tokens of a row
         # Prompts of like length are computed together; the longest first, so that room only falls.
@@ -136,29 +139,13 @@ class _Batch:
         rollout.add(drawn, True, logprob)
         if drawn in self.ends:
             rollout.turns.append(row.turn[:-1])
-            row.forced = deque(self._next_turn(rollout))
+            row.forced = deque(self.turns.opening(rollout))
             return drawn, bool(row.forced)
-        if len(row.turn) < self.sampling.max_tokens and self._room(rollout):
+        if len(row.turn) < self.sampling.max_tokens and self.turns.room(rollout):
             return drawn, True
         rollout.turns.append(row.turn)
         rollout.truncated = True
         return drawn, False
-
-    def _room(self, rollout: Rollout) -> int:
-        """Tokens that the model's context has left."""
-        context = self.model.config.context
-        return context - len(rollout.prompt) - len(rollout.ids) if context else self.limit
-
-    def _next_turn(self, rollout: Rollout) -> list[int]:
-        """The ids that open the next turn; none: there is none."""
-        if not self.next_turn or len(rollout.turns) >= self.max_turns:
-            return []
-        given = self.next_turn(rollout)
-        if given is None:
-            return []
-        if not 0 < len(given) <= self.sampling.max_given:
-            raise ValueError(f"a turn opens with {len(given)} tokens, max_given is {self.sampling.max_given}")
-        return given if self._room(rollout) > len(given) else []
 
     def _admit_or_shrink(self) -> bool:
         """Fill free rows with the next prompts; when none wait, drop free rows, many at once: it copies.

@@ -78,14 +78,11 @@ def rollout_groups(
         stats.add("overlong", len(asked) - len(fitting))
         prompts = [prompt for *_, prompt in fitting]
         seeds = [derive_seed(seed, attempt, i) for i, *_ in fitting]
-        rollouts = sample(
-            model, tokenizer, prompts, config.samples, sampling, seeds, task.next_turn, task.max_turns
-        )
-        clock.lap("sample")
+        how = (config.samples, sampling, seeds, task.next_turn, task.max_turns)
+        items = [item for _, item, _ in fitting]
         spent = sum(getattr(j, "tokens", 0) for j in judges)
-        rewards = task.rewards([fitting[r.group][1] for r in rollouts], rollouts)
+        rollouts, rewards = _sample_and_judge(model, tokenizer, task, items, prompts, how, clock)
         stats.add("judge_tokens", sum(getattr(j, "tokens", 0) for j in judges) - spent)
-        clock.lap("judge")
         _count(stats, rollouts, rewards)
         made, spreads = _make_groups(prompts, rollouts, rewards, config)
         groups = {i: group for (i, *_), group in zip(fitting, made, strict=True)}
@@ -102,6 +99,26 @@ def rollout_groups(
         if not room:
             break
     return kept, stats
+
+
+def _sample_and_judge(
+    model: Model, tokenizer: Tokenizer, task: Task, items: list, prompts: list[list[int]], how: tuple, clock
+) -> tuple[list[Rollout], Rewards]:
+    """The rollouts of all prompts, in order, and what they are worth. An engine goes on sampling while the
+    groups that have ended are judged."""
+    if model.engine is None:
+        batches = [sample(model, tokenizer, prompts, *how)]
+    else:
+        ended = model.engine.groups(model, tokenizer, prompts, *how)
+        batches = ([r for group in groups for r in group] for groups in ended)
+    rollouts, parts = [], []
+    for batch in batches:
+        clock.lap("sample")
+        parts.append(task.rewards([items[r.group] for r in batch], batch))
+        rollouts += batch
+        clock.lap("judge")
+    order = sorted(range(len(rollouts)), key=lambda i: rollouts[i].group)
+    return [rollouts[i] for i in order], Rewards.joined(parts, order)
 
 
 def _make_groups(
@@ -184,8 +201,11 @@ def train_on_groups(
     seed: int,
     reference: Model | None = None,
     max_turns: int = 1,
+    exact: bool = True,
 ) -> Stats:
     """Optimiser steps on one rollout: `epochs` passes of `minibatches` steps. Returns this rank's figures.
+
+    `exact`: the rollouts' log-probs are those of this model in fp32; an engine's are not.
 
     With one step in all, the old policy is the present one, and the ratio is exactly 1 (C6). Otherwise
     the old log-probs are computed by the trainer, once, before the first step.
@@ -193,7 +213,8 @@ def train_on_groups(
     steps, stats = config.epochs * config.minibatches, Stats()
     device, model.checkpointing = ranks.device, config.checkpointing
     old = _logprob_table(model, groups, config, device) if steps > 1 else None
-    is_cap = config.is_cap if ranks.precision == "bf16" else 0.0  # in fp32 the sampler is the trainer
+    same = ranks.precision == "fp32" and exact  # then the sampler is the trainer
+    is_cap = 0.0 if same else config.is_cap
     stats.peak("skipped", 0.0)
     for epoch in range(config.epochs):
         order = list(range(len(groups)))

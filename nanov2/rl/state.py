@@ -20,7 +20,8 @@ class Phase:
 
     `model` is what the caller gave, or its twin in shards; `whole()` fills the caller's and the judges'
     for sampling and measuring. It begins where the newest checkpoint left off: `start` is the step to go on
-    from, `curve` the figures so far, `saved` whatever else was given to `save`.
+    from, `curve` the figures so far, `saved` whatever else was given to `save`. Where an engine samples the
+    model, `whole()` gives the engine its weights and leaves them in shards here.
     """
 
     def __init__(
@@ -31,19 +32,29 @@ class Phase:
         frozen = {n: j.model for n, j in (judges or {}).items() if getattr(j, "model", None) is not None}
         if reference is not None:
             frozen["reference"] = reference
-        self.hashes = {name: fingerprint(m) for name, m in frozen.items()}
+        served = {n: getattr(j, "weights", "") for n, j in (judges or {}).items() if n not in frozen}
+        self.hashes = {n: weights for n, weights in served.items() if weights}
+        self.hashes |= {name: fingerprint(m) for name, m in frozen.items()}
         self.config, self.snapshots = config, Snapshots(folder, ranks, config.keep)
         self.trained = place(model, ranks)
         self.frozen = {name: place(m, ranks) for name, m in frozen.items()}
-        self.model = self.trained.model
+        self.model, self.engine = self.trained.model, model.engine
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay)
+        if self.engine is not None:
+            self.engine.changed()
+            self.optimizer.register_step_post_hook(lambda *_: self.engine.changed())
         self.reference = self.frozen["reference"].model if reference is not None else None
         self.stop, self.guard = CleanStop(ranks), Guard(folder, config.max_skipped, ranks)
         self.start, self.curve, self.saved = self._resume()
         self.guard.in_a_row = self.saved.get("skipped_in_a_row", 0)
 
     def whole(self) -> AbstractContextManager[None]:
-        return whole([self.trained, *(p for name, p in self.frozen.items() if name != "reference")])
+        frozen = [p for name, p in self.frozen.items() if name != "reference"]
+        if self.engine is None:
+            return whole([self.trained, *frozen])
+        if not self.engine.fresh:
+            self.engine.load(self.model)
+        return whole(frozen)
 
     def steps(self, lowest: float) -> Iterator[int]:
         """The steps that are left, or up to the one in which the run is asked to stop, each at its learning
@@ -92,6 +103,8 @@ class Phase:
             raise InputError(
                 f"{self.snapshots.folder}: no best weights left to go back to; delete the folder"
             )
+        if self.engine is not None:
+            self.engine.changed()
         return self.snapshots.load(path, self.model, self.optimizer)["step"]
 
     def end(self) -> None:

@@ -30,6 +30,23 @@ class Rewards:
     log: dict[str, list[float]] = field(default_factory=dict)  # further figures per rollout, for curves
     parts: list[list[Part]] = field(default_factory=list)  # empty: no rollout has any
 
+    @classmethod
+    def joined(cls, lists: list[Rewards], order: list[int]) -> Rewards:
+        """Those of several lists of rollouts as of one, in this order."""
+        lists = [each for each in lists if each.reward]
+        names = lists[0].log if lists else {}
+
+        def column(values: list[list]) -> list:
+            whole = [x for part in values for x in part]
+            return [whole[i] for i in order] if whole else []
+
+        return cls(
+            column([each.reward for each in lists]),
+            column([each.formed for each in lists]),
+            {name: column([each.log[name] for each in lists]) for name in names},
+            column([each.parts for each in lists]),
+        )
+
 
 class Task(Protocol):
     """What a phase trains on: how an item becomes a prompt, and a rollout a reward."""

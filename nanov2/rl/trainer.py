@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from tqdm import tqdm
 
 from nanov2.distributed.ranks import Ranks, derive_rng, derive_seed
 from nanov2.distributed.sharding import in_step
@@ -125,8 +128,17 @@ def train_grpo(
             groups, stats = rollout_groups(
                 model, tokenizer, task, stream.take, config, ranks, rollout_seed, clock, stream.saw
             )
+        exact = model.engine is None
         stats |= train_on_groups(
-            phase.model, phase.optimizer, groups, config, ranks, rollout_seed, phase.reference, task.max_turns
+            phase.model,
+            phase.optimizer,
+            groups,
+            config,
+            ranks,
+            rollout_seed,
+            phase.reference,
+            task.max_turns,
+            exact,
         )
         text = partial(_readable, tokenizer, groups)
         phase.guard.step(step, stats.maxima["skipped"] > 0, text)
@@ -138,7 +150,10 @@ def train_grpo(
             log.metrics(step + 1, {k: v for k, v in phase.curve[-1].items() if k != "step"})
             log.text(step + 1, "group", "\n".join(text()[:1]))
             clock.lap("eval")
-        log.step(step, _figures(stats.over_ranks(ranks), clock.take()) | {"lr": phase.lr})
+        figures = _figures(stats.over_ranks(ranks), clock.take())
+        log.step(step, figures | {"lr": phase.lr})
+        if ranks.main and not exact:
+            warn_of_gap(figures, step)
         if measured and best.ends(step):
             break
         phase.save(step, **stream.state(), best=best.value, notes=best.notes)
@@ -241,6 +256,19 @@ def make_stream(config: GRPOConfig, items: list, seed: int, saved: dict) -> Stre
     if config.draw == "variance":
         return Curriculum(items, seed, cursor, saved.get("spreads"))
     return Stream(items, seed, cursor)
+
+
+def warn_of_gap(figures: dict, step: int) -> None:
+    """Say so where an engine's tokens are, on average, more than 1% likelier or unlikelier to the trainer: an
+    engine that samples from other weights, another temperature or a rounded distribution shows here."""
+    mean = figures.get("importance_weight", 1.0)
+    if abs(mean - 1) > 0.01:
+        most = figures.get("importance_weight_max", math.nan)
+        tqdm.write(
+            f"step {step}: the mean importance weight is {mean:.4f} (largest {most:.3g}), not within 1% of "
+            "1: does the engine serve these weights, at this temperature, with processed log-probs?",
+            file=sys.stderr,
+        )
 
 
 def _readable(tokenizer: Tokenizer, groups: list[Group]) -> list[str]:

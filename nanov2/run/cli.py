@@ -18,6 +18,7 @@ from nanov2.distributed.safety import Stopped
 from nanov2.distributed.startup import set_threads
 from nanov2.errors import InputError
 from nanov2.run.config import Config, describe, load_config
+from nanov2.run.engines import close_engines
 from nanov2.run.folder import Run
 from nanov2.settings import Within
 
@@ -154,7 +155,10 @@ def script(main: Callable[[], None]) -> None:
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
-        main()
+        try:
+            main()
+        finally:
+            close_engines()
     except InputError as e:
         _end(f"error: {e}")
     except Stopped as e:

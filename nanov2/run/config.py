@@ -21,6 +21,7 @@ from nanov2.domains.order.config import WorldConfig
 from nanov2.domains.order.demos import Noise
 from nanov2.errors import InputError
 from nanov2.hub.endpoint import EndpointConfig
+from nanov2.hub.engine import RolloutConfig
 from nanov2.method.config import (
     AutolabelConfig,
     ColdstartConfig,
@@ -102,6 +103,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):

@@ -148,11 +148,15 @@ class Run:
             self._checked.add(path)
         return path
 
-    def load(self, phase: str, lap: int = 1) -> tuple[Model, ChatTokenizer]:
+    def model_folder(self, phase: str, lap: int = 1) -> Path:
+        """That of a finished phase's model, as the phase left it."""
         folder = self.need(phase, lap)
         for name in sorted(p.name for p in folder.iterdir() if p.suffix in MODEL_FILES):
             self.file(phase, lap, name)
-        return chat.load_model(folder, self.ranks.device)
+        return folder
+
+    def load(self, phase: str, lap: int = 1) -> tuple[Model, ChatTokenizer]:
+        return chat.load_model(self.model_folder(phase, lap), self.ranks.device)
 
     def save(self, phase: str, lap: int, model: Model, tokenizer: ChatTokenizer) -> None:
         if self.ranks.main:

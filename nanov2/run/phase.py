@@ -22,6 +22,7 @@ from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
 from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, read_json
 from nanov2.rl.trainer import train_grpo
+from nanov2.run.engines import close_engines, rollout_engine, served_author
 from nanov2.run.folder import Run
 from nanov2.run.phases import PHASES
 
@@ -160,12 +161,20 @@ def initial_weights(run: Run, phase: str, lap: int):
 
 
 def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig):
-    """A frozen judge: a finished phase's model, or with `judge = "endpoint"` the chat model of [endpoint]."""
+    """A frozen judge: a finished phase's model, here or (`judge = "engine"`) served by [rollout]; or with
+    `judge = "endpoint"` the chat model of [endpoint]."""
     seed = derive_seed(run.config.seed, "judge", phase, lap)
     if config.judge == "endpoint":
         return endpoint_judge(run, kind, config, seed)
-    model, tokenizer = run.load(phase, lap)
     limit = run.config.meta.max_tokens if kind is meta_judge else run.config.verifier.max_tokens
+    if config.judge == "engine":
+        how = Sampling(config.judge_temperature, limit, config.batch_rows)
+        author = served_author(run, phase, lap, how, seed)
+        language = author.language
+        read = language.claimed_quality if kind is meta_judge else language.claimed_score
+        more = looks(run, kind, phase, lap, config)
+        return Judge(author, language, read, config.judge_samples, **more)
+    model, tokenizer = run.load(phase, lap)
     return kind(
         model,
         run.domain.language(tokenizer),
@@ -224,13 +233,19 @@ def run_grpo(
     """What every GRPO phase does: measure, train, save, measure again."""
     config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
+    model.engine = rollout_engine(run)
+    if model.engine:
+        model.engine.load(model)
     before, _ = held_out(model)
     chosen = ["the true score on validation problems chose the weights (keep_best)"] if keep_best else []
     curve, notes = train_grpo(
         folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
     )
     run.save(phase, lap, model, tokenizer)
+    if model.engine and not model.engine.fresh:
+        model.engine.load(model)
     after, samples = held_out(model)
+    close_engines(judges_only=True)
     judges = [
         f"frozen {name}: {j.unparsed} of {j.asked} answers did not parse (rank 0)"
         for name, j in task.judges.items()

@@ -22,7 +22,7 @@ from nanov2.run.phases import PHASES, section_of
 
 # What changes no figure, or only how answers of the same model are reached.
 FREE = {"keep", "save_every", "checkpointing"}
-NOT_OF_PHASES = {"laps", "search", "endpoint", "parallel"}
+NOT_OF_PHASES = {"laps", "search", "endpoint", "rollout", "parallel"}
 # What a person goes on writing after the phase's end.
 BY_HAND = ("unclear.jsonl", "proofs_to_score.jsonl", "critiques_to_score.jsonl")
 

@@ -12,7 +12,7 @@ from nanov2.domains.domain import Domain
 from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, ProverConfig
 from nanov2.run.config import EXPERTS, Config, trained_sections
-from nanov2.run.costs import Costs, Hardware
+from nanov2.run.costs import Costs, Hardware, shape_of
 
 STATE = 16  # bytes a parameter in training: weight, gradient, AdamW's two moments, in fp32
 
@@ -22,6 +22,7 @@ def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     does not fit into memory."""
     _check_expert(config, domain)
     _check_judges(config, domain)
+    _check_engine(config)
     _check_memory(config, ranks)
     if config.autolabel.problems > len(domain.problems().get("train_hard", [])):
         for lap in (1, config.laps):  # are there as many different ones?
@@ -56,6 +57,26 @@ def _check_judges(config: Config, domain: Domain) -> None:
             raise InputError(f'{name}.judge = "endpoint" is for pretrained models: set pretrained.folder')
         if not config.endpoint.url.startswith(("http://", "https://")) or not config.endpoint.model:
             raise InputError(f'{name}.judge = "endpoint" needs endpoint.url (http://…/v1) and endpoint.model')
+
+
+def _check_engine(config: Config) -> None:
+    rollout = config.rollout
+    judged = [getattr(config, name) for name in trained_sections()]
+    asks = any(isinstance(section, JudgedConfig) and section.judge == "engine" for section in judged)
+    if rollout.engine == "own":
+        if asks:
+            raise InputError('judge = "engine" needs rollout.engine, "vllm" or "sglang"')
+        return
+    if not rollout.start and (not rollout.urls or (asks and not rollout.judge_urls)):
+        missing = "judge_urls" if rollout.urls else "urls"
+        raise InputError(
+            f"rollout.engine {rollout.engine!r} needs rollout.{missing}, or --rollout.start=true"
+        )
+    if shape_of(config).embed_conv:
+        raise InputError(
+            f"rollout.engine {rollout.engine!r} serves models of the Hugging Face families, and this one "
+            "mixes preceding tokens into embeddings: set pretrained.folder, or --model.embed_conv=0"
+        )
 
 
 def _check_memory(config: Config, ranks: Ranks) -> None:

@@ -44,6 +44,8 @@ def out_of_range(kind):
         return NO_NUMBERS + [base(v) for v in values] + ([0.5, 1e9] if base is int else [])
     if typing.get_origin(kind) is Literal:
         return ["", "foo", 1, None, True, typing.get_args(kind)[0] + "x"]
+    if kind == tuple[str, ...]:
+        return [[1], 7, None, ["x"], "x", [{"a": 1}], ["a\nb"]]
     if typing.get_origin(kind) is tuple:
         return [[], [1], [1, 2, 3], [0, 2], [3, 2], [2, 10**9], [1, math.nan], ["a", "b"], 7, None]
     if kind is bool:
