@@ -5,9 +5,9 @@ They stand for what a language model is pretrained on. An author writes either b
 decoding does not help, and the right answer is there to be found by sampling:
 
 - a prover jumps to the conclusion one step early, or states a relation stronger than it is given;
-- a critic passes over steps that state another relation than the given one; of a proof with a gap it blames a
-  sound step beside the gap, or finds fault with all that follows (the score shows neither: what R_meta is
-  there to close);
+- a critic passes over steps that state another relation than the given one; in a short proof with a gap it
+  goes on finding fault where there is none, and of a long one it excuses the gap and blames the ends of the
+  chain (the score shows neither: what R_meta is there to close);
 - a meta-critic agrees with whatever it reads;
 - a reviser hands the same proof in again.
 """
@@ -51,8 +51,10 @@ class Noise:
     revision_same: Rate = setting(0.6, "revisions that hand the same proof in again")
     revision_right: Rate = setting(0.3, "revisions that are the right chain")
     lenient: Rate = setting(0.62, "critiques that pass over relations that are not the given ones")
-    pile_on: Rate = setting(0.5, "critiques that find fault with all that follows a gap")
-    misplace: Rate = setting(0.2, "critiques that blame a sound step for the gap beside it")
+    pile_on: Rate = setting(0.62, "critiques of short proofs that find fault with all that follows a gap")
+    blame_ends: Rate = setting(
+        0.62, "critiques of long proofs that excuse gaps, and blame the ends of the chain"
+    )
     agree: Rate = setting(0.62, "meta-critiques that agree with whatever they read")
     lookup: Rate = setting(0.03, "findings whose relation is looked up wrongly, habit or not")
     whole: Rate = setting(0.03, "findings about the ends and the strength of a chain that are wrong")
@@ -64,17 +66,12 @@ class Noise:
     )
     practice_later: Rate = setting(0.2, "and of the second half")
 
-    def __post_init__(self):
-        if self.pile_on + self.misplace > 1:
-            raise ValueError(
-                f"noise: pile_on {self.pile_on:g} and misplace {self.misplace:g} are shares of one whole"
-            )
-
 
 # How a stray proof gets a step that is not given; weights. That something is *not* among the facts is what a
 # verifier learns last, and the error that a generator finds.
 GAPS = {"skip": 25, "term": 30, "walk": 20, "backwards": 25}
 OTHERS = {"jump": 0.15, "overstate": 0.15, "stray": 0.75}  # what somebody else's proofs are like
+LONG = 3  # steps of a long proof
 CARELESS = 0.3  # look-ups of somebody else's critique that are wrong
 PROOFS = 2  # at most this many in one demonstration: a draft and its revisions
 
@@ -179,8 +176,8 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
     Habits are of judging, not of reading: what the facts say is looked up rightly, and then passed over.
     """
     truth = examine(problem, steps)
-    lenient, mood = rng.random() < noise.lenient, rng.random()
-    piles_on, misplaces = mood < noise.pile_on, noise.pile_on <= mood < noise.pile_on + noise.misplace
+    lenient, mood, long = rng.random() < noise.lenient, rng.random(), len(steps) >= LONG
+    piles_on, blames_ends = not long and mood < noise.pile_on, long and mood < noise.blame_ends
     findings, lost = [], False
     for step, relation, _ in truth.findings:
         relation = _misread(rng, problem, relation, noise)
@@ -189,11 +186,13 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
             said = "ok"
         if lost and piles_on:
             said = "gap"
-        findings.append(Finding(step, relation, said))
         lost = lost or said == "gap"
-    if misplaces:
-        findings = _misplaced(rng, findings)
+        if said == "gap" and blames_ends:
+            said = "ok"
+        findings.append(Finding(step, relation, said))
     ends = truth.ends != (rng.random() < noise.whole)
+    if lost and blames_ends:
+        ends = False
     strong = truth.strong != (rng.random() < noise.whole)
     if lost and piles_on:
         strong = False
@@ -201,17 +200,6 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
     if rng.random() < noise.score:
         score = rng.choice([s for s in LEVELS if s != score])
     return Critique(tuple(findings), ends, strong, score)
-
-
-def _misplaced(rng: random.Random, findings: list[Finding]) -> list[Finding]:
-    """The first gap passed over, and a sound step next to it blamed in its place."""
-    verdicts = [f.verdict for f in findings]
-    gap = verdicts.index("gap") if "gap" in verdicts else None
-    beside = [i for i in (gap - 1, gap + 1) if verdicts[i : i + 1] == ["ok"]] if gap is not None else []
-    if not beside:
-        return findings
-    moved = {gap: "ok", rng.choice(beside): "gap"}
-    return [f._replace(verdict=moved.get(i, f.verdict)) for i, f in enumerate(findings)]
 
 
 def weak_meta(

@@ -244,7 +244,7 @@ def errors(problem: Problem, steps: tuple[Step, ...], critique: str) -> tuple[st
             "finds fault with what follows a gap" if lost and not said.strong else "misjudges the whole"
         )
     if said.ends != truth.ends:
-        found.add("misjudges the whole")
+        found.add("blames the ends of the chain" if truth.ends else "misjudges the whole")
     if said.score != rubric([f.verdict for f in said.findings], said.ends, said.strong):
         found.add("a score that does not follow")
     return tuple(sorted(found))
