@@ -168,10 +168,13 @@ def refined(trajectories: list[TrajectoryRecord], truth: Truth | None) -> list[d
 
 
 def verifier(run: Run, lap: int) -> Result:
-    """1B: GRPO from the base on 𝒟v with R_format · R_score."""
+    """1B: GRPO from the base on 𝒟v with R_format · R_score (· credit for each finding)."""
     model, tokenizer = run.load("base")
-    task = VerifierTask(run.domain.language(tokenizer), truth=run.domain.truth)
+    truth, findings = run.domain.truth, None
     items = balanced(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "score")
+    if run.config.verifier.credit == "finding":
+        findings = {(r.problem, r.proof): truth.findings(r.problem, r.proof) for r in items}
+    task = VerifierTask(run.domain.language(tokenizer), truth=truth, findings=findings)
     return train_verifier(run, "verifier", lap, model, tokenizer, task, items)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import NamedTuple
 
 from nanov2.hub.author import Messages
 from nanov2.hub.chat import ChatTokenizer
@@ -266,6 +267,14 @@ class Demonstration:
     learnt: tuple[bool, ...] = ()  # whether each turn is learnt or only read; empty: all are learnt
 
 
+class Finding(NamedTuple):
+    """One finding of a sampled critique: tokens `start` to `end`, and its text."""
+
+    start: int
+    end: int
+    text: str
+
+
 class Language:
     """The paper's prompts and forms. A domain may subclass it, for another rubric or a stricter form.
 
@@ -360,6 +369,10 @@ class Language:
         proof = self.read_proof(self.answer(rollout))
         score = self.claimed_score(proof.critique) if proof else None
         return self.again if score is not None and score < 1 else None
+
+    def findings(self, rollout: Rollout) -> list[Finding] | None:
+        """What a sampled critique says, finding by finding, in order; None: this language cannot tell."""
+        return None
 
     def document(self, shown: Demonstration) -> Pack:
         """A demonstration for supervised training: its last turn as the answer to what came before it."""

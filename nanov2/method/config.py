@@ -45,6 +45,18 @@ class ConsolidateConfig(BaseConfig):
 class VerifierConfig(GRPOConfig):
     """1B: the verifier v1, from the base."""
 
+    credit: Literal["answer", "finding"] = setting(
+        "answer", "whose reward tokens share: the whole critique's, or also that of the finding they are in"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.credit == "finding" and self.loss_type not in ("dapo", "dr_grpo"):
+            raise ValueError(
+                f'credit = "finding" gives tokens advantages of their own, and loss_type {self.loss_type!r} '
+                'takes one a critique: set loss_type = "dapo" or "dr_grpo"'
+            )
+
 
 @dataclass(frozen=True)
 class MetaConfig(GRPOConfig):

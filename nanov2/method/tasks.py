@@ -15,7 +15,7 @@ from nanov2.method.judges import Judge, Judgement, OwnScores
 from nanov2.method.rewards import R_Z, R_format, R_gated, R_generator, R_verifier
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
-from nanov2.rl.task import Rewards
+from nanov2.rl.task import Part, Rewards
 
 
 def true_scores(truth: Truth | None, items: list, proofs: list[str | None]) -> list[float]:
@@ -41,11 +41,19 @@ class VerifierTask(SingleTurn):
     """1B, 1C, 1D: on 𝒟v R = R_format · R_score (· R_meta with `meta`), on 𝒟mv R = R_format · R_score.
 
     Items are ProofRecords (write a critique) and CritiqueRecords (write a meta-critique), in any mixture.
+    `findings`, the expert's of each (problem, proof), give credit to each finding of a critique beside the
+    reward of the whole: 1 if it is one of the expert's and said for the first time, else 0.
     """
 
-    def __init__(self, language: Language, meta: Judge | None = None, truth: Truth | None = None):
+    def __init__(
+        self,
+        language: Language,
+        meta: Judge | None = None,
+        truth: Truth | None = None,
+        findings: dict[tuple[str, str], frozenset[str]] | None = None,
+    ):
         super().__init__(language, truth)
-        self.meta = meta
+        self.meta, self.findings = meta, findings
 
     @property
     def judges(self) -> dict[str, Judge]:
@@ -71,7 +79,21 @@ class VerifierTask(SingleTurn):
         log = {"format": r_format, "score": r_score, "truth_quality": self._true_qualities(items, answers)}
         if self.meta:
             log["meta"] = [math.nan if m is None else m for m in r_meta]
-        return Rewards(reward, log=log)
+        if self.findings is None:
+            return Rewards(reward, log=log)
+        parts = [self._parts(*of_one) for of_one in zip(items, rollouts, claims, strict=True)]
+        log["finding"] = [math.fsum(p.worth for p in ps) / len(ps) if ps else math.nan for ps in parts]
+        return Rewards(reward, log=log, parts=parts)
+
+    def _parts(self, item, rollout: Rollout, claim: float | None) -> list[Part]:
+        """The findings of a critique, each with its credit; none in one without the required form."""
+        if claim is None or not isinstance(item, ProofRecord):
+            return []
+        right, said, parts = self.findings[item.problem, item.proof], set(), []
+        for start, end, text in self.language.findings(rollout):
+            parts.append(Part(start, end, float(text in right and text not in said)))
+            said.add(text)
+        return parts
 
     def _claim(self, item: ProofRecord | CritiqueRecord, answer: str | None) -> float | None:
         meta = isinstance(item, CritiqueRecord)

@@ -171,6 +171,9 @@ FIGURES = {
         "Of the step's proofs with full reward, the share whose true score is less; training never sees it.",
         LOWER,
     ),
+    "finding": Entry(
+        "right findings", "Share of the findings of the step's critiques that are the expert's.", HIGHER
+    ),
     "judge_spread": Entry(
         "disagreement of looks",
         "Mean distance between the highest and the lowest score that the judge's looks give to one proof.",

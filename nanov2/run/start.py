@@ -23,6 +23,7 @@ def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     _check_expert(config, domain)
     _check_judges(config, domain)
     _check_engine(config)
+    _check_credit(config, domain)
     _check_memory(config, ranks)
     if config.autolabel.problems > len(domain.problems().get("train_hard", [])):
         for lap in (1, config.laps):  # are there as many different ones?
@@ -76,6 +77,15 @@ def _check_engine(config: Config) -> None:
         raise InputError(
             f"rollout.engine {rollout.engine!r} serves models of the Hugging Face families, and this one "
             "mixes preceding tokens into embeddings: set pretrained.folder, or --model.embed_conv=0"
+        )
+
+
+def _check_credit(config: Config, domain: Domain) -> None:
+    names = hasattr(domain.truth, "findings") and not config.pretrained.folder and config.expert == "exact"
+    if config.verifier.credit == "finding" and not names:
+        raise InputError(
+            'verifier.credit = "finding" needs the exact expert of a domain that names findings, and its own '
+            'small model (domain = "order"): set "answer"'
         )
 
 

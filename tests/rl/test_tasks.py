@@ -1,13 +1,21 @@
 """What tasks give for rollouts, and for none."""
 
+import math
+import types
+
 import pytest
 from conftest import small_model, some_problems, some_proofs
 
+from nanov2.domains.order.domain import OrderTruth
+from nanov2.domains.order.world import examine, write_critique, write_proof
+from nanov2.errors import InputError
 from nanov2.method.judges import OwnScores, meta_judge, verifier_judge
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
-from nanov2.model.rollout import Sampling
+from nanov2.model.rollout import Rollout, Sampling
 from nanov2.model.sampler import sample
-from nanov2.records import ProblemRecord, ProofRecord
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
+from nanov2.run.config import load_config
+from nanov2.run.start import _check_credit
 
 
 def tasks(tokenizer, prompts):
@@ -62,3 +70,54 @@ def test_own_scores_leave_the_model_as_it_trains(tokenizer, prompts):
     questions = [prompts.verify(p.text, proof) for p, proof in some_proofs(2)]
     assert len(OwnScores(model, prompts, 6)(questions)) == 2
     assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def critique_rollout(prompts, text):
+    ids = [*prompts.tokenizer.encode(text), prompts.tokenizer.end]
+    return Rollout([], 0, ids, [True] * len(ids), [0.0] * len(ids), [ids[:-1]])
+
+
+def test_each_finding_of_a_critique_has_the_credit_of_its_own_tokens(prompts):
+    problem = some_problems(1)[0]
+    truth, proof = OrderTruth(), write_proof(problem.solution)
+    exact = examine(problem, problem.solution)
+    wrong = exact._replace(findings=(exact.findings[0]._replace(verdict="gap"), *exact.findings[1:]))
+    twice = exact._replace(findings=(exact.findings[0], *exact.findings), strong=False)
+    item = ProofRecord(problem.text, proof, 1.0)
+    known = {(item.problem, item.proof): truth.findings(item.problem, item.proof)}
+    rollouts = [critique_rollout(prompts, write_critique(c)) for c in (exact, wrong, twice)]
+    task = VerifierTask(prompts, findings=known)
+    found = task.rewards([item] * 3, [*rollouts])
+    n = len(exact.findings) + 2  # and the ends and the strength of the chain
+    worth = [[p.worth for p in ps] for ps in found.parts]
+    assert worth == [[1] * n, [0] + [1] * (n - 1), [1, 0] + [1] * (n - 2) + [0]]
+    assert found.reward == VerifierTask(prompts).rewards([item] * 3, rollouts).reward
+    for rollout, parts in zip(rollouts, found.parts):
+        texts = [prompts.tokenizer.decode(rollout.ids[p.start : p.end]) for p in parts]
+        lines = prompts.answer(rollout).split("\n")
+        assert [t.rstrip("\n") for t in texts] == lines[1:-1]
+
+
+def test_a_critique_without_form_and_a_meta_critique_have_no_findings(prompts):
+    problem = some_problems(1)[0]
+    proof, text = write_proof(problem.solution), write_critique(examine(problem, problem.solution))
+    items = [ProofRecord(problem.text, proof, 1.0), CritiqueRecord(problem.text, proof, text, 1.0)]
+    known = {(problem.text, proof): OrderTruth().findings(problem.text, proof)}
+    rollouts = [critique_rollout(prompts, text.rpartition("\n")[0]), critique_rollout(prompts, text)]
+    found = VerifierTask(prompts, findings=known).rewards(items, rollouts)
+    assert found.parts == [[], []] and all(math.isnan(x) for x in found.log["finding"])
+
+
+@pytest.mark.parametrize(
+    "settings", [["--expert=page"], ["--domain=natural", "--expert=grades"], ["--pretrained.folder=x"]]
+)
+def test_credit_per_finding_is_refused_where_nobody_can_name_findings(settings):
+    config = load_config("configs/smoke.toml", ["--verifier.credit=finding", *settings])
+    domain = types.SimpleNamespace(truth=None if "--domain=natural" in settings else OrderTruth())
+    with pytest.raises(InputError, match="verifier.credit"):
+        _check_credit(config, domain)
+
+
+def test_credit_per_finding_is_refused_where_a_loss_takes_one_advantage_a_critique():
+    with pytest.raises(InputError, match="loss_type"):
+        load_config(None, ["--verifier.credit=finding", "--grpo.loss_type=gspo"])

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import CritiqueGrade, View, fresh_model
-from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage
+from nanov2.domains.language import V_END, V_START, Demonstration, Finding, Language, TurnLanguage
 from nanov2.domains.order.demos import make_demonstration, make_practice
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.domains.order.world import (
+    BLANKS,
     ENDS,
     STRONG,
     Difficulty,
@@ -32,10 +33,12 @@ from nanov2.domains.order.world import (
     parse_problem,
     parse_proof,
     rubric,
+    write_critique,
 )
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.model.decoder import Model
+from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
 if TYPE_CHECKING:
@@ -78,6 +81,13 @@ class OrderTruth:
         parsed = parse_problem(problem)
         return grade_critique(parsed, proof, critique) if parsed else None
 
+    def findings(self, problem: str, proof: str) -> frozenset[str]:
+        """The findings of the exact critique of a proof, as texts; empty where it cannot be judged."""
+        parsed, steps = parse_problem(problem), parse_proof(proof)
+        if parsed is None or steps is None:
+            return frozenset()
+        return frozenset(write_critique(examine(parsed, steps)).split("\n")[1:-1])
+
 
 class OrderLanguage(TurnLanguage):
     """The world's own models write proofs that can be read as chains, or none."""
@@ -91,6 +101,18 @@ class OrderLanguage(TurnLanguage):
         if parsed is None:
             return super().claims_issue(critique)
         return bool(parsed.claims) or not (parsed.ends and parsed.strong and parsed.score == 1)
+
+    def findings(self, rollout: Rollout) -> list[Finding]:
+        """The lines between those of the form."""
+        found, start, text = [], 0, ""
+        for i, token in enumerate(rollout.ids):
+            text += self.tokenizer.decode([token])
+            if text.endswith("\n") or i + 1 == len(rollout.ids):
+                line = text.strip(BLANKS)
+                if line and not line.startswith(V_START) and V_END not in line:
+                    found.append(Finding(start, i + 1, line))
+                start, text = i + 1, ""
+        return found
 
 
 class OrderDomain:
