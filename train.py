@@ -46,7 +46,7 @@ from nanov2.model.rollout import Sampling
 from nanov2.pages import legend
 from nanov2.pages.report import build_report
 from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, TrajectoryRecord
-from nanov2.rl.logs import print_table
+from nanov2.rl.logs import print_table, track
 from nanov2.rl.trainer import counted_tokens, supervised_loss, train_supervised
 from nanov2.run import takeover
 from nanov2.run.cli import open_folder, parse, read_config, script
@@ -448,6 +448,7 @@ FLAGS = {
     "phase": ("flywheel", "which phase to run, or flywheel for all"),
     "lap": (1, "lap of the phase"),
     "from": ("", "folder of another run: its finished phases that have this run's settings are taken over"),
+    "track": ("", "also tell every step to wandb or trackio, which must be installed"),
     "dry-run": (False, "print parameters, memory per rank, tokens and seconds per step; do nothing"),
     "ranks": (0, "ranks of --dry-run (default: those that torchrun started)"),
     "hardware": ("this", f"device of --dry-run: this machine's, or one of {', '.join(HARDWARE)}"),
@@ -463,6 +464,8 @@ def main() -> None:
         return
     check_request(args.phase, args.lap, read_config(args, overrides))
     run = open_folder(args, overrides)
+    if args.track and run.ranks.main:
+        track(args.track, run.dir.name, run.config.to_dict())
     wanted = flywheel(run.config) if args.phase == "flywheel" else [(args.phase, args.lap)]
     taken = takeover.plan(run, Path(source), wanted[-1]) if (source := getattr(args, "from")) else None
     if not run.is_done(*wanted[0]):

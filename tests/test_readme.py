@@ -9,6 +9,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import tomllib
 
 import pytest
 from chat_model import make_folder
@@ -116,3 +117,19 @@ def test_files_and_links_that_the_texts_name_are_there():
         names = r"`((?:nanov2|kernels|configs|tests|docs|benchmarks|tools|environments)/[\w./*-]+)"
         for name in re.findall(names, text):
             assert any(ROOT.glob(name)), f"{path.name}: {name}"
+
+
+def test_the_readme_is_a_door():
+    words = [w for w in TEXTS[0].read_text(encoding="utf-8").split() if re.search(r"\w", w)]
+    assert len(words) <= 1300
+
+
+def test_the_versions_that_were_measured_are_those_that_the_project_asks_for():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*setup["dependencies"], *setup["optional-dependencies"]["dev"]]
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = dict(line.split(";")[0].split("==") for line in lines if not line.startswith("#"))
+    for requirement in asked:
+        name, version = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
+        have, least = ([int(n) for n in v.split(".")] for v in (pinned[name], version))
+        assert have >= least, requirement

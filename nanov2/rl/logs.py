@@ -1,7 +1,11 @@
-"""What a phase tells while it runs: metrics.jsonl, TensorBoard, a progress bar, a table at its end."""
+"""What a phase tells while it runs: metrics.jsonl, TensorBoard, a progress bar, a table at its end.
+
+TensorBoard's tags do not name the phase, which the folder does: curves of several laps lie over each other.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from collections.abc import Callable
@@ -13,12 +17,53 @@ from tqdm import tqdm
 from nanov2 import journal
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import on_main
+from nanov2.errors import InputError
 from nanov2.records import write_atomically, write_jsonl
 
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl that may be being written, or was when its writer was killed."""
     return [row for row in journal.read(path, lenient=True) if isinstance(row.get("step"), int)]
+
+
+class Tracker:
+    """Weights & Biases or Trackio, which have the same functions: a run there for each phase, in a group.
+
+    InputError, in one line, where the package is missing or does not start.
+    """
+
+    def __init__(self, tool: str, group: str, settings: dict):
+        if tool not in TRACKERS:
+            raise InputError(f"--track must be one of {', '.join(TRACKERS)}, found {tool!r}")
+        try:
+            self.module = importlib.import_module(tool)
+        except ImportError as e:
+            raise InputError(f"--track={tool}: {e}; install it with `pip install {tool}`") from e
+        self.tool, self.group, self.settings, self.waiting = tool, group, settings, {}
+
+    def begin(self, phase: str) -> None:
+        where = {"project": "nanov2", "group": self.group, "name": f"{self.group} {phase}"}
+        if self.tool == "wandb":  # goes on with a run by its id, Trackio by its name
+            where["id"] = where["name"].replace("/", "-").replace(" ", "-")
+        try:
+            self.module.init(**where, config=self.settings, resume="allow")
+        except Exception as e:  # whatever a service raises: no key, no network
+            said = " ".join(str(e).split())
+            raise InputError(f"--track={self.tool}: {type(e).__name__}: {said:.200}") from e
+
+    def step(self, step: int, scalars: dict) -> None:
+        self.module.log(scalars | self.waiting, step=step)
+        self.waiting = {}
+
+
+TRACKERS = ("wandb", "trackio")
+tracker: Tracker | None = None  # of this process; see `track`
+
+
+def track(tool: str, group: str, settings: dict) -> None:
+    """From here on every phase is told to the tool too, under the name of the run."""
+    global tracker
+    tracker = Tracker(tool, group, settings)
 
 
 class Log:
@@ -43,6 +88,8 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
 
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start)
+        if tracker:
+            tracker.begin(self.name)
 
     def step(self, step: int, scalars: dict) -> None:
         on_main(self.ranks, self.folder, partial(self._write, step, scalars))
@@ -55,16 +102,23 @@ class Log:
 
     def _write(self, step: int, scalars: dict) -> None:
         journal.append(self.path, [{"step": step} | _rounded(scalars)])
+        flat = {}
         for key, value in scalars.items():
-            for name, x in value.items() if isinstance(value, dict) else ((None, value),):
-                self.writer.add_scalar(f"{self.name}/{key}" + (f"/{name}" if name else ""), x, step)
+            flat |= {f"{key}/{k}": x for k, x in value.items()} if isinstance(value, dict) else {key: value}
+        for name, x in flat.items():
+            self.writer.add_scalar(name, x, step)
+        if tracker:
+            tracker.step(step, flat)
 
     def metrics(self, step: int, metrics: dict) -> None:
-        """Held-out figures, {name: {"value", …}}."""
+        """Figures of validation items after `step` steps, {name: {"value", …}}."""
 
         def write():
-            for name, m in metrics.items():
-                self.writer.add_scalar(f"{self.name}/held-out/{name}", m["value"], step)
+            values = {name: m["value"] for name, m in metrics.items()}
+            for name, x in values.items():
+                self.writer.add_scalar(name, x, step)
+            if tracker:
+                tracker.waiting |= values  # steps may only grow there: told with the step that ends now
 
         on_main(self.ranks, self.folder, write)
 
@@ -72,13 +126,18 @@ class Log:
         def write():
             write_atomically(self.path.with_name("last_sample.txt"), text)
             body = "\n".join("    " + line for line in text.splitlines())
-            self.writer.add_text(f"{self.name}/{title}", body, step)
+            self.writer.add_text(title, body, step)
 
         on_main(self.ranks, self.folder, write)
 
     def close(self) -> None:
         self.bar.close()
-        on_main(self.ranks, self.folder, lambda: self.writer.close())
+        on_main(self.ranks, self.folder, self._end)
+
+    def _end(self) -> None:
+        self.writer.close()
+        if tracker:
+            tracker.module.finish()
 
 
 def _quietly(args) -> None:

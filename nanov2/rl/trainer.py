@@ -82,7 +82,7 @@ def train_supervised(
         if phase.measures(step) and step + 1 < config.steps:
             with phase.whole():
                 phase.curve.append({"step": step + 1, **measure(model, step + 1)})
-            log.metrics(step + 1, phase.curve[-1] | {"step": {"value": step + 1}})
+            log.metrics(step + 1, {k: v for k, v in phase.curve[-1].items() if k != "step"})
             clock.lap("eval")
         figures = {"tokens": tokens, "skipped": float(norm is None), "seconds": clock.take()}
         log.step(step, figures if norm is None else {"loss": loss, "grad_norm": norm} | figures)

@@ -1,0 +1,3 @@
+from nanov2_order.taskset import OrderTaskset
+
+__all__ = ["OrderTaskset"]

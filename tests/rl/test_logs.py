@@ -1,0 +1,90 @@
+"""What a phase tells: curves under names that laps share, and --track to another tool."""
+
+import json
+import sys
+import types
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nanov2.distributed.ranks import Ranks
+from nanov2.errors import InputError
+from nanov2.rl import logs
+
+FIGURE = {"value": 0.5, "n": 4, "low": 0.2, "high": 0.8}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """A stand-in for wandb and trackio, and what it was told."""
+    calls = []
+    for tool in logs.TRACKERS:
+        module = types.ModuleType(tool)
+        module.init = lambda **given: calls.append(("init", given))
+        module.log = lambda values, step: calls.append(("log", step, values))
+        module.finish = lambda: calls.append(("finish",))
+        monkeypatch.setitem(sys.modules, tool, module)
+    monkeypatch.setattr(logs, "tracker", None)
+    return calls
+
+
+def two_steps(folder, name):
+    log = logs.Log(folder, name, Ranks(), 0, 2)
+    log.step(0, {"reward": 0.25, "seconds": {"train": 2.0}})
+    log.metrics(2, {"validation/true_score": FIGURE})
+    log.step(1, {"reward": 0.5, "seconds": {"train": 2.0}})
+    log.text(2, "group", "a proof")
+    log.close()
+
+
+def test_laps_share_the_names_of_their_curves_and_no_name_says_a_thing_twice(tmp_path):
+    tags = []
+    for name in ("generator", "lap2/generator"):
+        two_steps(tmp_path / name, name)
+        events = EventAccumulator(str(tmp_path / name / "tensorboard"))
+        events.Reload()
+        tags.append(events.Tags()["scalars"])
+    assert tags[0] == tags[1] and set(tags[0]) == {"reward", "seconds/train", "validation/true_score"}
+
+
+@pytest.mark.parametrize("tool", logs.TRACKERS)
+def test_each_phase_is_a_run_of_the_tool_whose_steps_grow(tmp_path, told, tool):
+    logs.track(tool, "proofworld", {"seed": 3})
+    two_steps(tmp_path / "a", "verifier")
+    two_steps(tmp_path / "b", "lap2/verifier2")
+    first, *steps, last = told[:4]
+    assert first[1] | {"id": ""} == {
+        "project": "nanov2",
+        "group": "proofworld",
+        "name": "proofworld verifier",
+        "config": {"seed": 3},
+        "resume": "allow",
+        "id": "",
+    }
+    assert steps == [
+        ("log", 0, {"reward": 0.25, "seconds/train": 2.0}),
+        ("log", 1, {"reward": 0.5, "seconds/train": 2.0, "validation/true_score": 0.5}),
+    ]
+    assert last == ("finish",) and told[4][1]["name"] == "proofworld lap2/verifier2"
+    assert ("id" in first[1]) == (tool == "wandb") and "/" not in told[4][1].get("id", "")
+
+
+def test_a_tool_that_is_missing_unknown_or_refuses_is_one_line(tmp_path, told, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("no API key\nconfigured")
+
+    sys.modules["wandb"].init = refuse
+    logs.track("wandb", "a", {})
+    with pytest.raises(InputError, match="--track=wandb: RuntimeError: no API key configured"):
+        two_steps(tmp_path, "verifier")
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
+    with pytest.raises(InputError, match="--track=trackio: .*install it with `pip install trackio`"):
+        logs.track("trackio", "a", {})
+    with pytest.raises(InputError, match="--track must be one of wandb, trackio, found 'wanbd'"):
+        logs.track("wanbd", "a", {})
+
+
+def test_without_a_tool_nothing_but_the_folder_is_told(tmp_path, told):
+    two_steps(tmp_path, "verifier")
+    assert told == []
+    assert [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1]
