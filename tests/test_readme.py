@@ -31,7 +31,7 @@ NOT_RUN = {  # how a command begins: why it is not run
     "python -m nanov2 torchrun": "torchrun, quieter; tests/distributed/test_startup.py has it",
     "python -c": "shows a text; tests/domains/test_second_domain.py runs the lines in it",
 }
-SHORTER = {  # where an endpoint is asked: fewer questions
+SHORTER = {  # fewer questions than the command asks
     "sample.py": ["--limit=1", "--search.rounds=1", "--search.pool=2", "--search.n=2"],
     "autolabel.py": ["--autolabel.n=2", "--autolabel.k=2", "--autolabel.m=1", "--autolabel.clean=2"],
 }
@@ -91,7 +91,7 @@ def test_a_command_of_the_texts_runs_as_it_stands(command, checkout, scripted_se
     if script == "train.py":
         inside(script, *args, *(["--dry-run"] if "--dry-run" not in args else []))
     elif script in ("sample.py", "autolabel.py"):
-        inside(script, *args, *(SHORTER[script] if scripted_server.url in command else []))
+        inside(script, *args, *SHORTER[script])
     elif script.startswith("benchmarks/"):  # minutes to hours: its options are read, no more
         with pytest.raises(SystemExit) as end:
             monkeypatch.setattr(sys, "argv", [script, *args, "--help"])
