@@ -53,13 +53,16 @@ from nanov2.run.cli import open_folder, parse, read_config, script
 from nanov2.run.folder import Run
 from nanov2.run.phase import (
     Result,
+    at_best_temperature,
     balanced,
     both,
     distinct_proofs,
     graded,
     hardest_held_out,
+    held_out_problems,
     initial_weights,
     judge,
+    merged,
     on_held_out_problems,
     proof_judge,
     read_eval,
@@ -201,7 +204,16 @@ def train_verifier(
             metrics, samples = metrics | m, samples + ev.pick(s, shown)
         return metrics, samples
 
-    return run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
+    sets = verifier_test_sets(run, lap)
+    best = at_best_temperature(
+        bench,
+        "validation/score_accuracy",
+        lambda b: b.verifier(model, validation, "validation")[0],
+        lambda b: merged(b.verifier(model, proofs, name)[0] for name, proofs in sets.items()),
+    )
+    result = run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
+    result.beside |= best
+    return result
 
 
 def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
@@ -299,8 +311,15 @@ def train_meta(
     def held_out(model: Model) -> ev.Measured:
         return both(bench, lambda b: b.meta(model, sets["labelled"], "labelled"))
 
+    best = at_best_temperature(
+        bench,
+        "validation/meta_balanced_accuracy",
+        lambda b: b.meta(model, sets["validation"], "validation")[0],
+        lambda b: b.meta(model, sets["labelled"], "labelled")[0],
+    )
     items = balanced(dmv, "quality", most=4)
     result = run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
+    result.beside |= best
     counts = Counter(r.quality for r in dmv)
     table = {"title": "𝒟mv: critiques per quality", "columns": ["quality", "critiques"]}
     result.tables.append(table | {"rows": [[q, counts[q]] for q in LEVELS]})
@@ -385,8 +404,16 @@ def generator(run: Run, lap: int) -> Result:
         return metrics | bench.pass_at_k(model, hardest_held_out(run), "hard"), samples
 
     items = run.problems["train"] if lap == 1 else run.hard_problems("train_hard", lap)
-    best = "validation/true_score" if config.keep_best == "truth" else ""
-    return run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best)
+    keep = "validation/true_score" if config.keep_best == "truth" else ""
+    best = at_best_temperature(
+        bench,
+        "validation/true_score",
+        lambda b: b.generator(model, validation, "validation")[0],
+        lambda b: merged(b.generator(model, p, name)[0] for name, p in held_out_problems(run).items()),
+    )
+    result = run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, keep)
+    result.beside |= best
+    return result
 
 
 def selfverify(run: Run, lap: int) -> Result:
@@ -408,8 +435,17 @@ def selfverify(run: Run, lap: int) -> Result:
         return on_held_out_problems(run, bench, lambda b, *args: b.selfverify(model, *args, verdicts))
 
     items = (run.problems["train"] if lap == 1 else []) + run.hard_problems("train_hard", lap)
-    best = "validation/final_true_score" if config.keep_best == "truth" else ""
-    return run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best)
+    keep = "validation/final_true_score" if config.keep_best == "truth" else ""
+    validation = run.hard_problems("validation_hard", lap)
+    best = at_best_temperature(
+        bench,
+        "validation/final_true_score",
+        lambda b: b.selfverify(model, validation, "validation")[0],
+        lambda b: merged(b.selfverify(model, p, name)[0] for name, p in held_out_problems(run).items()),
+    )
+    result = run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, keep)
+    result.beside |= best
+    return result
 
 
 STEPS = {

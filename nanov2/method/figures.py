@@ -138,6 +138,9 @@ class Bench:
     def greedy(self) -> Bench:
         return dataclasses.replace(self, temperature=0.0, suffix=GREEDY)
 
+    def at(self, temperature: float) -> Bench:
+        return dataclasses.replace(self, temperature=temperature, suffix="")
+
     def verifier(self, model: Model, proofs: list[ProofRecord], name: str) -> Measured:
         """Critiques of proofs whose score is known."""
         language = self.language

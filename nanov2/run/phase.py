@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -127,16 +127,41 @@ def both(bench: ev.Bench, measure: Callable[[ev.Bench], ev.Measured]) -> ev.Meas
     return metrics, samples
 
 
+def merged(figures: Iterable[ev.Metrics]) -> ev.Metrics:
+    return dict(chain.from_iterable(f.items() for f in figures))
+
+
+BEST = "the start at its best temperature"  # in eval.json's "beside"
+TEMPERATURES = (0.0, 0.3, 0.6, 1.0)
+
+
+def at_best_temperature(
+    bench: ev.Bench, validation: str, validate: Callable[[ev.Bench], ev.Metrics], measure: Callable
+) -> dict[str, ev.Metrics]:
+    """{BEST: figures of `measure(bench)`} at the temperature that does best by the figure `validation` of
+    `validate(bench)`: what training gained over a model that is only sampled well."""
+    found = {t: validate(bench.at(t)).get(validation) for t in TEMPERATURES}
+    tried = {t: figure["value"] for t, figure in found.items() if figure}
+    if not tried:  # nobody knows the truth
+        return {}
+    best = max(tried, key=tried.get)
+    chosen = {"temperature": {"value": best, "n": len(tried), "low": best, "high": best}}
+    return {BEST: measure(bench.at(best)) | chosen}
+
+
+def held_out_problems(run: Run) -> dict[str, list[ProblemRecord]]:
+    """The held-out sets by the name that their figures have."""
+    sets = {"labelled": "held_out", "hard": "held_out_hard", "hardest": "held_out_hardest"}
+    return {name: run.problems[key] for name, key in sets.items() if key in run.problems}
+
+
 def on_held_out_problems(
     run: Run, bench: ev.Bench, measure: Callable[[ev.Bench, list, str], ev.Measured]
 ) -> ev.Measured:
     """`measure(bench, problems, name)` on each held-out set, at both temperatures."""
     metrics, samples = {}, []
-    sets = {"labelled": "held_out", "hard": "held_out_hard", "hardest": "held_out_hardest"}
-    for name, problems in sets.items():
-        if problems not in run.problems:
-            continue
-        figures, shown = both(bench, lambda b, p=problems, n=name: measure(b, run.problems[p], n))
+    for name, problems in held_out_problems(run).items():
+        figures, shown = both(bench, lambda b, p=problems, n=name: measure(b, p, n))
         metrics |= figures
         samples += ev.pick(shown, run.config.eval.shown // 2)
     return metrics, samples
