@@ -30,9 +30,10 @@ class Row:
     greedy: bool = True  # whether the figure is measured at temperature 0 too
 
 
-V1, INVENTED = "verifier v1", "labelled/invented_in_failed_rate"
+V1, BEST = "verifier v1", "the start at its best temperature"
 ROWS = (
     Row("1B", "score accuracy, base → v1", "verifier", "labelled/score_accuracy", readme=True),
+    Row("1B", "the same, from the base's best T", "verifier", "labelled/score_accuracy", BEST, greedy=False),
     Row(
         "1B",
         "critiques of failed proofs with an invented issue",
@@ -41,6 +42,14 @@ ROWS = (
     ),
     Row("1B", "critiques that miss an issue", "verifier", "labelled/missed_issue_rate"),
     Row("1C", "balanced accuracy of πη", "meta", "labelled/meta_balanced_accuracy", readme=True),
+    Row(
+        "1C",
+        "the same, from the base's best T",
+        "meta",
+        "labelled/meta_balanced_accuracy",
+        BEST,
+        greedy=False,
+    ),
     Row("1C", "plain accuracy of πη", "meta", "labelled/meta_accuracy"),
     Row("1C", "a constant answer", "meta", "labelled/meta_constant_accuracy"),
     Row("1D", "critique quality, v1 → v2", "verifier2", "labelled/critique_quality", V1, readme=True),
@@ -55,6 +64,7 @@ ROWS = (
     ),
     Row("1D", "missed issues, v1 → v2", "verifier2", "labelled/missed_issue_rate", V1),
     Row("2", "true score, base → θ v1", "generator", "labelled/true_score", readme=True),
+    Row("2", "the same, from the base's best T", "generator", "labelled/true_score", BEST, greedy=False),
     Row("2", "true score, harder problems", "generator", "hard/true_score"),
     Row("2", "verifier's reward − true score", "generator", "labelled/hacking_gap"),
     Row("2", "perfect rewards that are wrong", "generator", "labelled/false_accept_rate"),
@@ -63,6 +73,7 @@ ROWS = (
     Row("2", "pass@16, harder problems", "generator", "hard/pass_at_16", greedy=False),
     Row("2", "pass@64, harder problems", "generator", "hard/pass_at_64", greedy=False),
     Row("3", "final true score, harder problems", "selfverify", "hard/final_true_score", readme=True),
+    Row("3", "the same, from the start's best T", "selfverify", "hard/final_true_score", BEST, greedy=False),
     Row("3", "draft true score, harder problems", "selfverify", "hard/draft_true_score"),
     Row("4", "agreement of labels", "autolabel", "hard/label_agreement", greedy=False),
     Row("4", "majority, same proofs", "autolabel", "hard/majority_agreement", greedy=False),

@@ -47,6 +47,8 @@ Metrics = dict[str, Figure]
 Measured = tuple[Metrics, list[dict]]  # figures, and samples for the report
 CUT = "(cut off)"  # what stands for an answer that has none
 GREEDY = "@T0"  # ends the name of a figure at temperature 0
+BY_TYPE = ("score_accuracy", "critique_quality", "true_score", "final_true_score")  # per type of problem too
+MOST_TYPES = 12  # more of them say too little each
 
 
 def interval(values: list[float], clusters: list | None = None) -> Figure:
@@ -130,6 +132,7 @@ class Bench:
     ranks: Ranks
     temperature: float
     suffix: str = ""  # of the figures' names
+    by_type: bool = False  # whether some figures are given for each type of problem too
 
     @classmethod
     def of(cls, language: Language, truth: Truth | None, config: Config, ranks: Ranks) -> Bench:
@@ -166,7 +169,7 @@ class Bench:
                 }
                 | shown_grade(grade)
             )
-        return self._figures(columns, name, [r.problem for r in proofs]), samples
+        return self._figures(columns, name, proofs), samples
 
     def meta(self, model: Model, critiques: list[CritiqueRecord], name: str) -> Measured:
         """Meta-critiques of critiques whose quality is known."""
@@ -180,7 +183,7 @@ class Bench:
             "meta_accuracy": right,
             "meta_unparsed_rate": [float(c is None) for c in claims],
         }
-        metrics = self._figures(columns, name, clusters)
+        metrics = self._figures(columns, name, critiques)
         metrics[f"{name}/meta_balanced_accuracy{self.suffix}"] = balanced(
             right, [r.quality for r in critiques], clusters
         )
@@ -229,7 +232,7 @@ class Bench:
             | shown_truth(t)
             for i, p, t, s in zip(items[::n], proofs[::n], truth[::n], scores[::n], strict=True)
         ]
-        return self._figures(columns, name, [i.problem for i in items]), shown
+        return self._figures(columns, name, items), shown
 
     def pass_at_k(self, model: Model, problems: list[ProblemRecord], name: str) -> Metrics:
         """Share of problems of which at least one of k samples is a full proof, for the k of eval.pass_at.
@@ -248,7 +251,7 @@ class Bench:
         columns = {
             f"pass_at_{k}": [1 - math.comb(n - c, k) / math.comb(n, k) for c in counts] for k in sorted(ks)
         }
-        return self._figures(columns, name, list(range(len(counts))))
+        return figures(columns, name, list(range(len(counts))))
 
     def selfverify(
         self,
@@ -289,7 +292,7 @@ class Bench:
                 )
         if verifier:
             self._reward_beside_truth(columns, verifier, items, finals, columns["final_true_score"])
-        return self._figures(columns, name, [i.problem for i in items]), shown
+        return self._figures(columns, name, items), shown
 
     def _samples(self, samples: int | None) -> int:
         """Greedy answers to one question are all alike: one is enough."""
@@ -319,8 +322,34 @@ class Bench:
         columns["false_accept_rate"] = false_accepts(scores, truth)
         return scores
 
-    def _figures(self, columns: dict[str, list[float]], name: str, clusters: list) -> Metrics:
-        return {key + self.suffix: value for key, value in figures(columns, name, clusters).items()}
+    def _figures(self, columns: dict[str, list[float]], name: str, items: list) -> Metrics:
+        """Figures of items that have a problem; with `by_type` those of BY_TYPE for each type of problem too,
+        as "name/figure@T0 [type]"."""
+        clusters, types = [i.problem for i in items], [getattr(i, "kind", "").split(", ")[0] for i in items]
+        found = {key + self.suffix: value for key, value in figures(columns, name, clusters).items()}
+        for kind in sorted(set(types)) if self.by_type and 1 < len(set(types)) <= MOST_TYPES else ():
+            at = [i for i, t in enumerate(types) if t == kind]
+            part = {c: [values[i] for i in at] for c, values in columns.items() if c in BY_TYPE}
+            of_type = figures(part, name, [clusters[i] for i in at])
+            found |= {f"{key}{self.suffix} [{kind}]": value for key, value in of_type.items()}
+        return found
+
+
+def without_types(metrics: Metrics) -> Metrics:
+    return {name: figure for name, figure in metrics.items() if not name.endswith("]")}
+
+
+def type_table(before: Metrics, after: Metrics) -> dict | None:
+    """The figures per type of problem, before → after; None where there is one type."""
+    types = defaultdict(dict)
+    for name, figure in after.items():
+        if name.endswith("]"):
+            title, _, kind = name.removesuffix("]").partition(" [")
+            start = f"{before[name]['value']:.3f} → " if name in before else ""
+            types[kind][title] = f"{start}{figure['value']:.3f} (n = {figure['n']})"
+    columns = sorted({title for row in types.values() for title in row})
+    rows = [[kind, *(types[kind].get(c, "") for c in columns)] for kind in sorted(types)]
+    return {"title": "Per type of problem", "columns": ["type", *columns], "rows": rows} if types else None
 
 
 def balanced(right: list[float], levels: list[float], clusters: list) -> Figure:

@@ -40,6 +40,11 @@ class Result:
     notes: list[str] = field(default_factory=list)
     steps: int | None = None
 
+    def __post_init__(self):
+        if by_type := ev.type_table(self.before, self.after):
+            self.tables.append(by_type)
+        self.before, self.after = ev.without_types(self.before), ev.without_types(self.after)
+
     def figures(self) -> dict:
         """The content of eval.json."""
         return {name: getattr(self, name) for name in ("before", "after", "beside", "curve")}
@@ -121,6 +126,7 @@ def graded(run: Run, proofs: list[ProofRecord]) -> list[ProofRecord]:
 
 def both(bench: ev.Bench, measure: Callable[[ev.Bench], ev.Measured]) -> ev.Measured:
     """Figures at the temperature of [eval] and, unless eval.greedy is off, at temperature 0."""
+    bench = dataclasses.replace(bench, by_type=True)
     metrics, samples = measure(bench)
     if bench.config.eval.greedy:
         metrics = metrics | measure(bench.greedy())[0]
