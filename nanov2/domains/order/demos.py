@@ -71,6 +71,7 @@ class Noise:
 # verifier learns last, and the error that a generator finds.
 GAPS = {"skip": 25, "term": 30, "walk": 20, "backwards": 25}
 OTHERS = {"jump": 0.15, "overstate": 0.15, "stray": 0.75}  # what somebody else's proofs are like
+PLANNED = 0.6  # practice proofs found wanting that are followed by the right chain
 LONG = 3  # steps of a long proof
 CARELESS = 0.3  # look-ups of somebody else's critique that are wrong
 PROOFS = 2  # at most this many in one demonstration: a draft and its revisions
@@ -248,19 +249,20 @@ def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
 
 
 def make_practice(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
-    """A scrambled proof, its critique, and the meta-critique of that.
+    """A scrambled proof, its critique, and then the meta-critique of that or, where it found fault, the right
+    chain as the revision.
 
     The proof is read, not learnt; so is every other critique, which is by somebody who looks up carelessly:
-    a meta-critic who saw sound look-ups alone would copy them.
+    a meta-critic who saw sound look-ups alone would copy them. The revision is where a prover whose habit is
+    to jump learns to plan: which of several facts leads on to the goal.
     """
     steps, careless = scrambled_proof(rng, problem), rng.random() < 0.5
     critique = weak_critique(rng, problem, steps, replace(noise, lookup=CARELESS) if careless else noise)
-    meta = weak_meta(rng, problem, steps, critique, noise)
-    turns = (
-        ("prove", HEADING + write_proof(steps)),
-        ("verify", write_critique(critique)),
-        ("meta", write_meta(meta)),
-    )
+    if critique.score < 1 and rng.random() < PLANNED:
+        last = ("prove", HEADING + write_proof(problem.solution))
+    else:
+        last = ("meta", write_meta(weak_meta(rng, problem, steps, critique, noise)))
+    turns = (("prove", HEADING + write_proof(steps)), ("verify", write_critique(critique)), last)
     return Demonstration(problem.text, turns, (False, not careless, True))
 
 
