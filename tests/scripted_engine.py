@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         vllm = path != "/generate"
         ids = body["token_ids" if vllm else "input_ids"]
         most = how["max_tokens" if vllm else "max_new_tokens"]
-        seed = how["seed" if vllm else "sampling_seed"]
+        seed = how.get("seed" if vllm else "sampling_seed", 0)
         rollouts = self.server.choices(ids, how["n"], most, how["temperature"], how["stop_token_ids"], seed)
         rows = [(r.ids, r.logprobs, r.truncated) for r in rollouts]
         if fault == "short":

@@ -51,7 +51,7 @@ class Dialect(Protocol):
     health: str  # and the one that answers once the server can
 
     def question(
-        self, ids: list[int], n: int, most: int, temperature: float, ends: tuple[int, ...], seed: int
+        self, ids: list[int], n: int, most: int, temperature: float, ends: tuple[int, ...], seed: int | None
     ) -> dict: ...
 
     def read(self, answer: Any, n: int) -> list[Reply]: ...
@@ -73,7 +73,6 @@ class VLLM:
             "max_tokens": most,
             "stop_token_ids": list(ends),
             "ignore_eos": True,  # of the ends that the server knows; those above are heeded
-            "seed": seed,
             "logprobs": 0,
             "top_p": 1.0,
             "top_k": -1,
@@ -81,6 +80,7 @@ class VLLM:
             "repetition_penalty": 1.0,
             "detokenize": False,
         }
+        sampling |= {} if seed is None else {"seed": seed}
         return {"token_ids": ids, "sampling_params": sampling}
 
     def read(self, answer: Any, n: int) -> list[Reply]:
@@ -128,13 +128,13 @@ class SGLang:
             "temperature": temperature,
             "max_new_tokens": most,
             "stop_token_ids": list(ends),
-            "sampling_seed": seed,
             "top_p": 1.0,
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "no_stop_trim": True,
         }
+        sampling |= {} if seed is None else {"sampling_seed": seed}
         return {"input_ids": ids, "sampling_params": sampling, "return_logprob": True}
 
     def read(self, answer: Any, n: int) -> list[Reply]:

@@ -59,6 +59,10 @@ class RolloutConfig:
     dtype: Literal["bf16", "fp32"] = setting("bf16", "of the weights that are served")
     folder: str = setting("/dev/shm", "through which weights go: servers must see it under the same name")
     concurrency: Annotated[int, Within(1, 4096)] = setting(256, "requests at a time of one rank")
+    seeded: bool = setting(
+        False,
+        "whether each request has a seed: samples that come again, slower (vLLM's CPU build dies of it)",
+    )
     timeout: Seconds = setting(3600.0, "seconds for one answer, its last byte included")
     patience: Seconds = setting(900.0, "seconds that a server may be away or fail before the run ends")
 
@@ -213,11 +217,11 @@ class Engine:
                 for rollout in group:
                     rollout.turns, rollout.truncated = [[]], True
                 work.done.put(i)
-            elif isinstance(drawn, list):
+            elif isinstance(drawn, list) and self.config.seeded:
                 for rollout, one in zip(group, drawn, strict=True):
                     work.submit([rollout], one)
             else:
-                work.submit(group, drawn)
+                work.submit(group, drawn if isinstance(drawn, int) else derive_seed(drawn))
         return work.finished()
 
     def ask(
@@ -225,8 +229,9 @@ class Engine:
     ) -> list[Reply]:
         """One reply to each rollout of the request. InputError where the engine gives up, or after `stop`."""
         first = request.rollouts[0].group * self.ranks.size + self.ranks.rank
+        seed = request.seed % 2**31 if self.config.seeded else None
         body = self.dialect.question(
-            request.ids, len(request.rollouts), request.most, temperature, ends, request.seed % 2**31
+            request.ids, len(request.rollouts), request.most, temperature, ends, seed
         )
 
         def once(url: str) -> list[Reply]:

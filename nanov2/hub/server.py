@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -48,14 +49,9 @@ class Server:
     def restart(self) -> None:
         """After its death, at most a few times."""
         if self.restarts == MOST_RESTARTS:
-            raise InputError(
-                f"{self.command[0]} died {MOST_RESTARTS + 1} times; the end of {self.log}: {self.tail()}"
-            )
+            raise InputError(f"{self.name} died {MOST_RESTARTS + 1} times{self.tail()}")
         self.restarts += 1
-        print(
-            f"{self.command[0]} died and is started again; the end of {self.log}: {self.tail()}",
-            file=sys.stderr,
-        )
+        print(f"{self.name} died and is started again{self.tail()}", file=sys.stderr)
         self._start()
 
     def stop(self) -> None:
@@ -66,13 +62,14 @@ class Server:
             process.wait()
 
     def tail(self) -> str:
-        """The last lines of the log, to end a message with."""
+        """The last errors of the log, or its last lines, to end a message with."""
         try:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
             lines = []
-        last = " | ".join(line.strip() for line in lines[-8:] if line.strip())[-1500:]
-        return f"; the end of {self.log}: {last or '(empty)'}"
+        errors = [line for line in lines[-2000:] if re.search(r"(Error|error|Exception)\b", line)]
+        last = " | ".join(line.strip()[-300:] for line in (errors or lines)[-4:] if line.strip())
+        return f"; its log, {self.log}: {last or '(empty)'}"
 
     def _start(self) -> None:
         self.stop()
@@ -93,24 +90,16 @@ class Server:
 
     def _wait(self) -> None:
         end, wire = time.monotonic() + self.patience, Wire(5.0)
-        print(
-            f"waiting for {shlex.join(self.command[:3])} … at {self.url}; its log: {self.log}",
-            file=sys.stderr,
-        )
+        print(f"waiting for {self.name} at {self.url}; its log: {self.log}", file=sys.stderr)
         while time.monotonic() < end:
             if not self.alive():
-                status = self.process.returncode
-                raise InputError(
-                    f"{self.command[0]} ended with status {status}; the end of {self.log}: {self.tail()}"
-                )
+                raise InputError(f"{self.name} ended with status {self.process.returncode}{self.tail()}")
             with suppress(Broken, InputError):
                 wire.get(self.url, self.health)
                 return
             time.sleep(0.2)
         self.stop()
-        raise InputError(
-            f"{self.command[0]} is not healthy after {self.patience:g} s; {self.log}: {self.tail()}"
-        )
+        raise InputError(f"{self.name} is not healthy after {self.patience:g} s{self.tail()}")
 
 
 def free_port() -> int:

@@ -39,7 +39,13 @@ def serve(tmp_path):
         found = [ScriptedEngine(tells=tells) for _ in range(servers)]
         for server in found:
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        settings = {"timeout": 5.0, "patience": 3.0, "dtype": "fp32", "folder": str(tmp_path)} | settings
+        settings = {
+            "timeout": 5.0,
+            "patience": 3.0,
+            "dtype": "fp32",
+            "folder": str(tmp_path),
+            "seeded": True,
+        } | settings
         config = RolloutConfig(engine, tuple(s.url for s in found), **settings)
         made.extend(found)
         made.append(Engine(config, config.urls, Ranks()))
@@ -339,3 +345,10 @@ def test_a_judge_behind_an_engine_answers_as_the_phases_model_and_states_its_has
         TokenAuthor(served, prompts, how, identity={"weights": "hash"}), prompts, prompts.claimed_score
     )
     assert getattr(judge, "model", None) is None and judge.weights == "hash"
+
+
+def test_without_seeds_a_group_is_one_request_whatever_the_caller_draws(serve, model, tokenizer, asked):
+    engine, server = serve(seeded=False)
+    assert len(through(engine, model, tokenizer, asked[:2], 3, seed=[[1, 2, 3], [4, 5, 6]])) == 6
+    how = [r["sampling_params"] for r in server.requests]
+    assert [h["n"] for h in how] == [3, 3] and all("seed" not in h for h in how)
