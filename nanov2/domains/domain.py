@@ -181,6 +181,7 @@ def fresh_model(config: Config, tokenizer: ChatTokenizer) -> Model:
 
 NAMES = {
     "order": "nanov2.domains.order.domain:OrderDomain",
+    "integers": "nanov2.domains.integers.domain:IntegersDomain",
     "natural": "nanov2.domains.natural.domain:NaturalDomain",
 }
 

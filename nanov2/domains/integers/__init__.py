@@ -1,0 +1,1 @@
+"""Parity and divisibility: the first proofs that everybody learns, with an exact expert."""

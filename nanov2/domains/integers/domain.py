@@ -1,0 +1,237 @@
+"""The integers world as a domain: problems made from a seed, exact truth, imperfect demonstrations.
+
+Sizes of the sets are those of [world]; how hard problems are is said here (a subclass says it otherwise). A
+pretrained model (`pretrained.folder`) reads and writes the same texts through its own tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from nanov2.distributed.ranks import derive_rng
+from nanov2.domains.domain import CritiqueGrade, View, fresh_model
+from nanov2.domains.integers.demos import Habits, make_demonstration
+from nanov2.domains.integers.tokenizer import integers_tokenizer
+from nanov2.domains.integers.world import (
+    Difficulty,
+    Problem,
+    Proof,
+    claims,
+    examine,
+    grade_critique,
+    grade_proof,
+    make_problem,
+    parse_critique,
+    parse_finding,
+    parse_problem,
+    parse_proof,
+    parse_whole,
+)
+from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage
+from nanov2.errors import InputError
+from nanov2.hub.chat import ChatTokenizer, load_model
+from nanov2.model.decoder import Model
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
+
+if TYPE_CHECKING:
+    from nanov2.run.config import Config
+
+RUBRIC_V = """\
+1: every line follows.
+0.5: one slip of arithmetic, carried on, or a last expression that does not show the remainder yet.
+0: an integer written as what it is not, or not at all; one letter for two integers; an example; a \
+conclusion that does not follow or was not asked; two slips."""
+RUBRIC_MV = """\
+Only the issues that the critique claims count. An issue is real where its line is true.
+1: all are real, and the score follows from the findings (to claim none is reasonable).
+0.5: some are invented, or the score does not follow.
+0: all are invented."""
+FORM_V = """\
+Write a line about each definition, in order, in one of these forms:
+- $a = 2k + 1$: given to be odd, so this is right.
+- $a = 2k + 1$: given to be even, but this says otherwise.
+- $b = 2k$: given to be even, but this letter stands for another number already.
+- $a = 3$: given to be odd, but this is only an example.
+Then a line about each expression of the calculation, with the expression expanded in the letters:
+- $3a + b$: that is $6k + 2m + 3$ by the definitions.
+- $2(3k + m + 1) + 1$: that is $6k + 2m + 3$, so this step is justified.
+- $2(3k + m + 2) + 1$: that is $6k + 2m + 5$, so this step is not justified.
+Then one line of each of these three groups:
+Every number is written out. | A number is not written out.
+The last expression shows the claim. | The last expression does not show the claim yet. | The claim does not \
+follow from the last expression.
+This is what was asked. | This is not what was asked."""
+FAULTS = {
+    "other": "a wrong definition",
+    "shared": "one letter for two integers",
+    "example": "an example",
+    "slip": "a slip of arithmetic",
+    "hidden": "a remainder that is not shown",
+    "false": "a conclusion that does not follow",
+    "complete": "an integer not written out",
+    "asked": "another claim",
+}
+DRAWS = 10_000  # problems drawn in a row without a new one, before a difficulty is called too narrow
+
+
+class IntegersTruth:
+    """The exact expert."""
+
+    def score(self, problem: str, proof: str | None) -> float:
+        parsed = parse_problem(problem)
+        if parsed is None:
+            return math.nan
+        return grade_proof(parsed, proof) if proof is not None else 0.0
+
+    def examine(self, problem: str, proof: str, critique: str) -> CritiqueGrade | None:
+        parsed = parse_problem(problem)
+        return grade_critique(parsed, proof, critique) if parsed else None
+
+
+class IntegersLanguage(TurnLanguage):
+    """The world's own models write proofs of its form, or none."""
+
+    def is_proof(self, text: str | None) -> bool:
+        return text is not None and parse_proof(text) is not None
+
+    def claims_issue(self, critique: str) -> bool:
+        """Any finding against the proof, or a score below 1."""
+        parsed = parse_critique(critique)
+        if parsed is None:
+            return super().claims_issue(critique)
+        against = parsed.claims or any(claims(name, value) for name, value in parsed.whole.items())
+        return bool(against) or parsed.score < 1
+
+
+class IntegersDomain:
+    """Remainders of expressions in integers whose remainders are given."""
+
+    truth = IntegersTruth()
+    habits = Habits()
+    labelled = Difficulty()
+    hard = Difficulty(moduli=(2, 3, 4), variables=(2, 3), unused=2, coefficient=4)
+    first = Difficulty(moduli=(2,), variables=(1, 1), unused=0)  # what demonstrations begin with
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def start(self) -> tuple[Model, ChatTokenizer]:
+        if self.config.pretrained.folder:
+            return load_model(self.config.pretrained.folder)
+        tokenizer = integers_tokenizer()
+        return fresh_model(self.config, tokenizer), tokenizer
+
+    def language(self, tokenizer: ChatTokenizer | None) -> Language:
+        if tokenizer and tokenizer.task:
+            return IntegersLanguage(tokenizer, strict=True)
+        return Language(tokenizer, self.config.pretrained.strict)
+
+    # --- problems
+
+    def problems(self) -> dict[str, list[ProblemRecord]]:
+        """Held-out and validation problems differ from all others up to names and the order of what is
+        given."""
+        return {name: [ProblemRecord(p.text, p.kind) for p in ps] for name, ps in self._sets.items()}
+
+    @cached_property
+    def _sets(self) -> dict[str, list[Problem]]:
+        w, self._kept_out = self.config.world, set()
+        sets = {}
+        for name, difficulty, n in (
+            ("held_out", self.labelled, w.held_out),
+            ("held_out_hard", self.hard, w.held_out),
+            ("validation", self.labelled, w.validation),
+            ("validation_hard", self.hard, w.validation),
+        ):
+            sets[name] = self._draw(name, difficulty, n, self._kept_out, lambda p: p.form)
+            self._kept_out |= {p.form for p in sets[name]}
+        known: set[str] = set()
+        for name, difficulty, n in (
+            ("train", self.labelled, w.problems),
+            ("train_hard", self.hard, w.hard_problems),
+        ):
+            sets[name] = self._draw(name, difficulty, n, known, lambda p: p.text)
+            known |= {p.text for p in sets[name]}
+        return sets
+
+    def _draw(self, purpose: str, difficulty: Difficulty, n: int, known: set[str], key) -> list[Problem]:
+        """n problems by (seed, purpose), none of whose keys is known and none of whose forms is kept out."""
+        known, drawn, i, last = set(known), [], 0, 0
+        while len(drawn) < n:
+            problem = make_problem(derive_rng(self.config.seed, "integers", purpose, i), difficulty)
+            i += 1
+            if key(problem) not in known and problem.form not in self._kept_out:
+                drawn.append(problem)
+                known.add(key(problem))
+                last = i
+            elif i - last >= DRAWS:
+                raise InputError(
+                    f"integers: {n} problems are asked for {purpose}, {len(drawn)} differ: lower "
+                    "world.held_out or world.problems, or widen the domain's Difficulty"
+                )
+        return drawn
+
+    def new_problems(self, lap: int, n: int) -> list[ProblemRecord]:
+        known = {p.text for problems in self._sets.values() for p in problems}
+        drawn = self._draw(f"autolabel lap {lap}", self.hard, n, known, lambda p: p.text)
+        return [ProblemRecord(p.text, p.kind) for p in drawn]
+
+    def graded_proofs(self) -> dict[str, list[ProofRecord]]:
+        return {}
+
+    # --- demonstrations
+
+    def demonstration(self, rng: random.Random, progress: float) -> Demonstration:
+        """One variable modulo 2 first: calculating is learnt on short expressions."""
+        _ = self._sets
+        difficulty = self.first if progress < 0.1 else self.labelled
+        if progress >= 0.3:
+            difficulty = rng.choice((self.labelled, self.hard))
+        for _ in range(DRAWS):
+            problem = make_problem(rng, difficulty)
+            if problem.form not in self._kept_out or progress < 0.1:
+                return make_demonstration(rng, problem, self.habits)
+        raise InputError("integers: nearly all problems are held out: lower world.held_out")
+
+    # --- pages
+
+    def view(self, record: ProblemRecord | ProofRecord | CritiqueRecord) -> View:
+        problem, critique = parse_problem(record.problem), getattr(record, "critique", None)
+        proof = parse_proof(getattr(record, "proof", ""))
+        steps = (*proof.definitions, *proof.chain) if proof else ()
+        return View(
+            statement=record.problem,
+            facts=tuple(f"${x}$ is {condition.words}" for x, condition in problem.given) if problem else (),
+            steps=tuple(f"${step}$" for step in steps),
+            findings=findings(critique, steps) if critique is not None else (),
+            rubric=RUBRIC_V if critique is None else RUBRIC_MV,
+            form=FORM_V if critique is None else "",
+            kind=tuple(problem.kind.split(", ")) if problem else (),
+            faults=faults(problem, proof) if problem and proof else (),
+        )
+
+
+def faults(problem: Problem, proof: Proof) -> tuple[str, ...]:
+    """The kinds of fault that a proof has."""
+    truth = examine(problem, proof)
+    names = {f.verdict for f in truth.claims}
+    for name, value in truth.whole.items():
+        if claims(name, value):
+            names.add(value if name == "shown" else name)
+    return tuple(sorted(FAULTS[name] for name in names))
+
+
+def findings(critique: str, steps: tuple) -> tuple[tuple[int | None, str, bool], ...]:
+    """A critique's lines without those of the form: (step it is about, text, whether it claims an issue)."""
+    found = []
+    for line in filter(None, map(str.strip, critique.split("\n"))):
+        if line.startswith(V_START) or "\\boxed" in line:
+            continue
+        said, whole = parse_finding(line), parse_whole(line)
+        at = steps.index(said.subject) if said and said.subject in steps else None
+        claim = said.claims if said else bool(whole) and claims(*whole)
+        found.append((at, line.removeprefix("- "), claim))
+    return tuple(found)

@@ -1,0 +1,198 @@
+"""The integers world: its words, its expert's judgement of critiques, its demonstrations, its domain."""
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripts import ROOT, run
+
+from nanov2.distributed.ranks import derive_rng
+from nanov2.domains.domain import open_domain
+from nanov2.domains.integers import polynomials
+from nanov2.domains.integers.demos import Habits, make_demonstration, weak_meta, weak_proof
+from nanov2.domains.integers.tokenizer import integers_tokenizer
+from nanov2.domains.integers.world import (
+    Condition,
+    Difficulty,
+    examine,
+    examine_critique,
+    grade_critique,
+    grade_proof,
+    make_problem,
+    parse_critique,
+    parse_problem,
+    parse_proof,
+    shows,
+    solve,
+    write_critique,
+    write_meta,
+    write_proof,
+)
+from nanov2.domains.language import HEADING, read_score
+from nanov2.records import CritiqueRecord, ProofRecord
+from nanov2.run.config import load_config
+
+PROBLEM = parse_problem("Let $a$ be odd and let $b$ be even. Show that $3a + b$ is odd.")
+RIGHT = (
+    "Write $a = 2k + 1$ and $b = 2m$. Then $3a + b = 3(2k + 1) + 2m = 6k + 2m + 3 = 2(3k + m + 1) + 1$. "
+    "So $3a + b$ is odd."
+)
+HARD = Difficulty((2, 3, 4), (1, 3), 2, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "change, score",
+    [
+        (("", ""), 1.0),
+        ((" = 3(2k + 1) + 2m", ""), 1.0),  # a step fewer
+        ((" = 2(3k + m + 1) + 1", ""), 0.5),  # the remainder is not shown
+        (("2(3k + m + 1) + 1", "2(3k + m) + 3"), 0.5),  # nor reduced
+        (("6k + 2m + 3", "6k + 4m + 3"), 0.0),  # two slips: there and back
+        (("6k + 2m + 3 = 2(3k + m + 1) + 1", "8k + 2m + 3 = 2(4k + m + 1) + 1"), 0.5),  # one, carried on
+        (("m", "k"), 0.0),  # one letter for two integers: and wrong sums
+        (("b = 2m", "b = 2m + 1"), 0.0),
+        (("a = 2k + 1", "a = 3"), 0.0),
+        ((" and $b = 2m$", "$"), 0.0),
+        (("is odd", "is even"), 0.0),
+        (("So $3a + b$", "So $a$"), 0.0),
+        (("Write", "Take"), 0.0),
+    ],
+)
+def test_the_rubric(change, score):
+    assert grade_proof(PROBLEM, RIGHT.replace(*change) if change[0] else RIGHT) == score
+
+
+def test_one_letter_for_two_integers_proves_a_special_case_alone():
+    special = "Write $a = 2k + 1$ and $b = 2k$. Then $3a + b = 8k + 3 = 2(4k + 1) + 1$. So $3a + b$ is odd."
+    truth = examine(PROBLEM, parse_proof(special))
+    assert truth.score == 0 and [f.verdict for f in truth.claims] == ["shared"]
+
+
+def test_what_shows_a_remainder():
+    odd, even = Condition(2, 1), Condition(2, 0)
+    assert all(shows(e, odd) for e in ("2(3k + m + 1) + 1", "2k + 1", "2(k) + 1"))
+    assert all(shows(e, even) for e in ("2(k)", "2k^2", "2m"))
+    assert not any(shows(e, odd) for e in ("6k + 1", "2(k) + 3", "2k", "2k + 2m + 1", "2(k + 1)(m) + 1", "1"))
+
+
+@given(st.text(alphabet=st.sampled_from("Write $a=2k+1().^Thenso is d\n"), max_size=80))
+def test_parsers_take_any_text(text):
+    assert parse_proof(text) is None or write_proof(parse_proof(text)) == text.strip()
+    assert parse_problem(text) is None and parse_critique(text) is None
+    polynomials.parse(text)
+
+
+@pytest.mark.parametrize("text", ["(" * 90 + "k" + ")" * 90, "(k + m + n + p)^2" * 11, "9" * 200, "k" * 190])
+def test_hostile_expressions_are_refused(text):
+    assert polynomials.parse(text) is None
+
+
+def proofs(n, habits=Habits(early=0.2, same_letter=0.2, stray=0.6)):  # noqa: B008
+    for i in range(n):
+        rng = derive_rng("integers", i)
+        problem = make_problem(rng, HARD if i % 2 else Difficulty())
+        yield rng, problem, weak_proof(rng, problem, habits)
+
+
+def test_texts_come_back_from_their_tokens_and_parse():
+    tokenizer = integers_tokenizer()
+    bytes_from = tokenizer.vocab_size - 256
+    for rng, problem, _ in proofs(150):
+        shown = make_demonstration(rng, problem, Habits())
+        assert parse_problem(shown.problem) == problem
+        for task, text in (("", shown.problem), *shown.turns):
+            ids = tokenizer.encode(text)
+            assert tokenizer.decode(ids) == text and (max(ids) < bytes_from or "1" in text), text
+            if task == "verify":
+                assert parse_critique(text)
+            elif task == "prove":
+                assert parse_proof(text.removeprefix(HEADING))
+
+
+def test_the_exact_critique_is_right_in_every_line_and_its_meta_critique_agrees():
+    for _, problem, proof in proofs(200):
+        text, exact = write_proof(proof), examine(problem, proof)
+        grade = grade_critique(problem, text, write_critique(exact))
+        assert grade.quality == 1 and all(grade.marks) and not grade.invented and not grade.missed
+        meta = examine_critique(problem, proof, exact)
+        assert meta.quality == 1 and read_score(write_meta(meta)) == 1
+
+
+def test_a_critiques_grade_is_what_its_exact_meta_critique_says():
+    qualities = Counter()
+    for rng, problem, _ in proofs(400):
+        (_, answer), (_, text), *_ = make_demonstration(rng, problem, Habits()).turns
+        critique, shown = parse_critique(text), answer.removeprefix(HEADING)
+        parsed = parse_proof(shown)
+        grade = grade_critique(problem, shown, write_critique(critique))
+        assert examine_critique(problem, parsed, critique).quality == grade.quality
+        careful = weak_meta(rng, problem, parsed, critique, Habits(agree=0, whole=0))
+        assert read_score(write_meta(careful)) == grade.quality
+        qualities[grade.quality] += 1
+    assert set(qualities) == {0, 0.5, 1}
+
+
+def test_invented_and_missed_issues_are_counted():
+    proof = RIGHT.replace("b = 2m", "b = 2m + 1")
+    found = parse_critique(write_critique(examine(PROBLEM, parse_proof(proof))))
+    lenient = write_critique(examine(PROBLEM, parse_proof(RIGHT)))
+    assert grade_critique(PROBLEM, proof, lenient).missed == len(found.claims) + sum(
+        v != w for v, w in zip(found.whole.values(), (True, "shown", True))
+    )
+    invented = lenient.replace("is justified.\n- $2(", "is not justified.\n- $2(")
+    grade = grade_critique(PROBLEM, RIGHT, invented)
+    assert (grade.quality, grade.invented, grade.missed) == (0.0, 1, 0)
+
+
+def test_habits_are_wrong_most_of_the_time_and_the_right_way_is_among_the_samples():
+    scores, own = Counter(), 0
+    for rng, problem, _ in proofs(600):
+        if len(problem.used) > 1:
+            scores[grade_proof(problem, write_proof(weak_proof(rng, problem, Habits())))] += 1
+            own += 1
+    assert 0.08 < scores[1.0] / own < 0.35 and scores[0.0] / own > 0.5
+
+
+@pytest.fixture(scope="module")
+def domain():
+    return open_domain(load_config(ROOT / "configs" / "integers-smoke.toml"))
+
+
+def test_held_out_problems_are_new_up_to_names_and_order(domain):
+    sets = {name: [parse_problem(r.problem) for r in rs] for name, rs in domain.problems().items()}
+    measured = {p.form for name, ps in sets.items() if not name.startswith("train") for p in ps}
+    trained = [p for name, ps in sets.items() if name.startswith("train") for p in ps]
+    shown = [parse_problem(domain.demonstration(derive_rng(i), 1.0).problem) for i in range(100)]
+    new = [parse_problem(r.problem) for r in domain.new_problems(1, 20)]
+    assert not measured & {p.form for p in [*trained, *shown, *new]}
+    texts = [p.text for ps in [*sets.values(), new] for p in ps]
+    assert len(texts) == len(set(texts))
+    renamed = parse_problem("Let $x$ be even and let $z$ be odd. Show that $x + 3z$ is odd.")
+    assert renamed.form == PROBLEM.form
+
+
+def test_pages_see_steps_findings_and_faults(domain):
+    proof = RIGHT.replace("b = 2m", "b = 2k")
+    critique = write_critique(examine(PROBLEM, parse_proof(proof)))
+    view = domain.view(CritiqueRecord(PROBLEM.text, proof, critique))
+    assert len(view.steps) == 6 and [at for at, *_ in view.findings] == [0, 1, 2, 3, 4, 5, None, None, None]
+    assert view.findings[1][2] and not view.findings[0][2]
+    assert "one letter for two integers" in domain.view(ProofRecord(PROBLEM.text, proof)).faults
+    assert view.kind == ("modulo 2", "2 variables")
+
+
+def test_a_right_proof_exists_for_every_problem():
+    for _, problem, _ in proofs(200):
+        assert grade_proof(problem, write_proof(solve(problem))) == 1
+
+
+def test_every_phase_of_the_cycle_runs(tmp_path):
+    flags = ["--base.steps=60", "--grpo.steps=1", "--laps=1", "--autolabel.problems=4", "--world.held_out=6"]
+    flags += ["--world.validation=4", "--coldstart.problems=16", "--eval.samples=1", "--grpo.max_tokens=24"]
+    flags += ["--config=configs/integers-smoke.toml", f"--dir={tmp_path / 'run'}"]
+    code, _, err = run("train.py", "--phase=flywheel", *flags)
+    assert code == 0, err
+    figures = json.loads((tmp_path / "run" / "selfverify" / "eval.json").read_text())["after"]
+    assert figures["hard/final_true_score"]["n"] > 0 and (tmp_path / "run" / "report.html").is_file()
