@@ -29,6 +29,7 @@ from nanov2.domains.integers.world import (
     parse_problem,
     parse_proof,
     parse_whole,
+    rubric,
 )
 from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage
 from nanov2.errors import InputError
@@ -211,6 +212,7 @@ class IntegersDomain:
             form=FORM_V if critique is None else "",
             kind=tuple(problem.kind.split(", ")) if problem else (),
             faults=faults(problem, proof) if problem and proof else (),
+            errors=errors(problem, proof, critique) if problem and proof and critique else (),
         )
 
 
@@ -222,6 +224,26 @@ def faults(problem: Problem, proof: Proof) -> tuple[str, ...]:
         if claims(name, value):
             names.add(value if name == "shown" else name)
     return tuple(sorted(FAULTS[name] for name in names))
+
+
+def errors(problem: Problem, proof: Proof, critique: str) -> tuple[str, ...]:
+    """The kinds of error that a critique makes."""
+    said, truth, lost, found = parse_critique(critique), examine(problem, proof), False, set()
+    if said is None or len(said.findings) != len(truth.findings):
+        return ("another form",)
+    for claim, due in zip(said.findings, truth.findings, strict=True):
+        if claim[:2] != due[:2]:
+            found.add("works something out wrongly")
+        elif due.claims and not claim.claims:
+            found.add(f"passes over {FAULTS[due.verdict]}")
+        elif claim.verdict != due.verdict:
+            found.add("finds fault with what follows a fault" if lost else "blames a sound step")
+        lost = lost or due.claims
+    if said.whole != truth.whole:
+        found.add("misjudges the whole")
+    if said.score != rubric([f.verdict for f in said.findings], *said.whole.values()):
+        found.add("a score that does not follow")
+    return tuple(sorted(found))
 
 
 def findings(critique: str, steps: tuple) -> tuple[tuple[int | None, str, bool], ...]:

@@ -180,7 +180,10 @@ def test_pages_see_steps_findings_and_faults(domain):
     assert len(view.steps) == 6 and [at for at, *_ in view.findings] == [0, 1, 2, 3, 4, 5, None, None, None]
     assert view.findings[1][2] and not view.findings[0][2]
     assert "one letter for two integers" in domain.view(ProofRecord(PROBLEM.text, proof)).faults
-    assert view.kind == ("modulo 2", "2 variables")
+    assert view.kind == ("modulo 2", "2 variables") and view.errors == ()
+    lenient = critique.replace("but this letter stands for another number already", "so this is right")
+    passed = domain.view(CritiqueRecord(PROBLEM.text, proof, lenient)).errors
+    assert "passes over one letter for two integers" in passed
 
 
 def test_a_right_proof_exists_for_every_problem():
