@@ -34,6 +34,7 @@ from collections import Counter
 from pathlib import Path
 
 from nanov2.domains.domain import open_domain
+from nanov2.domains.natural.marks import grade_by_marks
 from nanov2.method import trust
 from nanov2.method.agreement import agreement, measure, report
 from nanov2.method.consensus import Rule, assess
@@ -106,13 +107,22 @@ def verify_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
     if graded:
         rule = dataclasses.replace(Rule.of(c), name="consensus", k=min(c.k, args.n))
         print(report(measure(*map(list, zip(*graded, strict=True)), rule)))
-    rows = []
+    rows, marked = [], cast.config.expert == "marks"
+    if marked:
+        judged = trust.marked_critiques(items, found)
+        print(trust.by_marks(judged))
+        if args.output:
+            write_jsonl(f"{args.output}.critiques.jsonl", judged)
     for item, critiques in zip(items, found, strict=True):
         shown = [
             {"critique": x.critique, "score": x.score, "confirmed": x.confirmations}
             | true_quality(cast, item.problem, item.proof, x.critique)
             for x in critiques
         ]
+        if marked:
+            for row, x in zip(shown, critiques, strict=True):
+                grade = grade_by_marks(item.proof, item.wrong, x.critique or "")
+                row |= {"quality": grade.quality, "invented": grade.invented, "missed": grade.missed}
         row = {"problem": item.problem, "proof": item.proof, "score": item.score, "critiques": shown}
         rows.append(row | truth_of(cast, item.problem, [item.proof]))
     return rows

@@ -35,7 +35,7 @@ from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.distributed.safety import on_main
 from nanov2.domains.domain import Truth
 from nanov2.method import figures as ev
-from nanov2.method.experts import ExactExpert, make_expert
+from nanov2.method.experts import GRADED, ExactExpert, make_expert
 from nanov2.method.habits import habit_table
 from nanov2.method.judges import OwnScores, meta_judge
 from nanov2.method.labels import as_demonstration
@@ -132,7 +132,7 @@ def coldstart(run: Run, lap: int) -> Result:
     known = domain.graded_proofs()
     dv = [r for r in known.get("train", []) if r.score is not None]
     trajectories = []
-    if c.expert != "grades":  # with grades alone there is nobody to score a new proof
+    if c.expert not in GRADED:  # with grades alone there is nobody to score a new proof
         trajectories = write("train", run.problems["train"][: c.coldstart.problems])
         unscored = [r for r in known.get("train", []) if r.score is None]
         unscored += spread(distinct_proofs(trajectories, language, "coldstart"), c.coldstart.subset)
@@ -284,7 +284,9 @@ def train_meta(
             answers = ev.sample_answers(critic, language, questions, how, seed, run.ranks)
             distinct = {(r.problem, r.proof, a): r for r, a in zip(proofs, answers, strict=True)}
             return [
-                CritiqueRecord(r.problem, r.proof, a, None, r.score, source=f"lap {lap}: the last verifier")
+                CritiqueRecord(
+                    r.problem, r.proof, a, None, r.score, f"lap {lap}: the last verifier", wrong=r.wrong
+                )
                 for (*_, a), r in distinct.items()
                 if language.claimed_score(a) is not None
             ]

@@ -38,6 +38,7 @@ class ProofRecord:
     kind: str = ""
     source: str = ""  # who wrote the proof: "coldstart/draft", "autolabel/lap1", …
     label: str = ""  # who scored it: "expert", "consensus 8/8", …
+    wrong: str = ""  # the first wrong step, word for word, where somebody marked it
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class CritiqueRecord:
     score: float | None = None  # s of the proof, where known
     source: str = ""
     label: str = ""
+    wrong: str = ""  # of the proof
 
 
 @dataclass(frozen=True)

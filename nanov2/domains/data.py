@@ -45,6 +45,7 @@ class DataConfig:
     )
     score: str = setting("score", "the grade of the proof")
     quality: str = setting("quality", "the grade of the critique")
+    wrong: str = setting("wrong", "the proof's first wrong step, word for word; empty where there is none")
     full: Above0 = setting(1.0, "grades of at least this become 1")
     half: Above0 = setting(0.5, "of at least this, 0.5; below, 0")
     top: Annotated[float, Within(0, 1e12)] = setting(
@@ -100,6 +101,8 @@ def load(config: DataConfig, kind: type[Record]) -> Loaded[Record]:
             continue
         if grade:
             values[grade], written = _grade(config, row, grade, where)
+        if "proof" in texts:
+            values["wrong"] = _marked(row, config, values["proof"], where)
         if key in seen:
             same = not grade or seen[key] == values[grade]
             loaded.counts["duplicate" if same else "duplicate with another grade"] += 1
@@ -186,6 +189,16 @@ def _text(row: dict, column: str, where: str) -> str:
     except UnicodeEncodeError as e:
         raise InputError(f"{where}, column {column!r}: not Unicode text: {e.reason}") from e
     return value
+
+
+def _marked(row: dict, config: DataConfig, proof: str, where: str) -> str:
+    """The first wrong step, or "" where none is marked."""
+    if row.get(config.wrong) in (None, "") and (config.wrong == "wrong" or config.wrong in row):
+        return ""
+    wrong = _text(row, config.wrong, where)
+    if wrong not in proof:
+        raise InputError(f"{where}, column {config.wrong!r}: not a part of the proof: {wrong!r:.60}")
+    return wrong
 
 
 def _grade(config: DataConfig, row: dict, name: str, where: str) -> tuple[float | None, str]:

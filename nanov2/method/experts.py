@@ -3,6 +3,8 @@
 - ExactExpert: the truth of a domain that has one.
 - FileExpert: looks the scores up in a labelled JSONL file, and asks a person for the rest.
 - GradesExpert: proofs come with people's grades; a critique is as good as its score is near them.
+- MarksExpert: proofs come with people's grades and marks of the first wrong step; a critique is judged by the
+  places of its claims.
 - PersonExpert: writes what is waiting to a file, and the phase goes on when it comes back filled in: when it
   is started again, or by itself where it waits for the judging page (judge.py).
 """
@@ -17,8 +19,11 @@ from typing import Protocol
 
 from nanov2.domains.domain import Truth
 from nanov2.domains.language import read_score
+from nanov2.domains.natural.marks import grade_by_marks
 from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
+
+GRADED = ("grades", "marks")  # experts that know proofs that people graded, and cannot score a new one
 
 
 class Expert(Protocol):
@@ -109,6 +114,33 @@ class GradesExpert:
         ]
 
 
+class MarksExpert(GradesExpert):
+    """For graded proofs whose first wrong step is marked: ms from where a critique claims defects."""
+
+    def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
+        _check_marks(super().score_proofs(records))
+        return records
+
+    def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
+        _check_marks(records)
+        return [
+            dataclasses.replace(
+                r, quality=grade_by_marks(r.proof, r.wrong, r.critique).quality, label="by marks"
+            )
+            for r in records
+        ]
+
+
+def _check_marks(records: list) -> None:
+    """Refuse grades and marks that contradict each other."""
+    for r in records:
+        if r.score is not None and (r.score < 1) != bool(r.wrong):
+            raise InputError(
+                f'expert "marks": a proof of {r.problem[:60]!r} has score {r.score:g} and '
+                f"{'a' if r.wrong else 'no'} first wrong step; data.wrong names the column"
+            )
+
+
 class PersonExpert:
     """Judgements by hand: items wait in `folder`, with `score` or `quality` null, to be filled in.
 
@@ -150,16 +182,16 @@ class PersonExpert:
 
 
 def make_expert(setting: str, folder: Path, truth: Truth | None = None) -> Expert:
-    """The expert that the configuration names: "exact", "grades", "person", "page" (a person, waited for), or
-    the path of a labelled file."""
+    """The expert that the configuration names: "exact", "grades", "marks", "person", "page" (a person, waited
+    for), or the path of a labelled file."""
     if setting == "exact":
         if truth is None:
             raise InputError(
                 'expert "exact": nobody knows the truth here; set --expert=page, person, or a file'
             )
         return ExactExpert(truth)
-    if setting == "grades":
-        return GradesExpert()
+    if setting in GRADED:
+        return MarksExpert() if setting == "marks" else GradesExpert()
     if setting in ("person", "page"):
         return PersonExpert(folder, wait=setting == "page")
     path = Path(setting)

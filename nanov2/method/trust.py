@@ -17,10 +17,12 @@ from itertools import zip_longest
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import Domain, View
-from nanov2.domains.language import Language
+from nanov2.domains.language import Language, read_score
+from nanov2.domains.natural.marks import grade_by_marks
 from nanov2.errors import InputError
 from nanov2.hub.author import Messages
 from nanov2.method.consensus import Assessed, majority, worst
+from nanov2.method.experts import MarksExpert
 from nanov2.method.figures import Figure, Metrics, any_of, balanced, interval
 from nanov2.method.judges import Judge
 from nanov2.records import LEVELS, CritiqueRecord, ProofRecord
@@ -276,3 +278,34 @@ def _block(title: str, figures: Metrics, titles: dict[str, str]) -> list[str]:
 
 def _number(figure: Figure) -> str:
     return f"{figure['value']:.3f}" if figure["n"] else "unknown"
+
+
+# --- critiques of proofs whose first wrong step is marked ------------------------------------------
+
+
+def marked_critiques(items: list[ProofRecord], found: list[list[Assessed]]) -> list[CritiqueRecord]:
+    """The critiques that have a score, with the quality that the marks of first wrong steps give them."""
+    records = [
+        CritiqueRecord(r.problem, r.proof, x.critique, None, r.score, r.source, wrong=r.wrong)
+        for r, critiques in zip(items, found, strict=True)
+        for x in critiques
+        if x.score is not None
+    ]
+    return MarksExpert().score_critiques(records)
+
+
+def by_marks(records: list[CritiqueRecord]) -> str:
+    """How the claims of critiques lie to the first wrong steps, as text for a terminal."""
+    nan, columns = math.nan, defaultdict(list)
+    for r in records:
+        grade, claims = grade_by_marks(r.proof, r.wrong, r.critique), read_score(r.critique) < 1
+        columns["mean quality by marks"].append(grade.quality)
+        columns["with an invented defect"].append(float(grade.invented > 0))
+        columns["of wrong proofs: missing the first wrong step"].append(
+            float(grade.missed > 0) if r.wrong else nan
+        )
+        columns["of wrong proofs, scored below 1: saying where"].append(
+            float(bool(grade.marks)) if r.wrong and claims else nan
+        )
+    figures = {name: interval(values, [r.problem for r in records]) for name, values in columns.items()}
+    return "\n".join(_block("critiques", figures, {name: name for name in figures})[1:])

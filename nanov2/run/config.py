@@ -42,7 +42,7 @@ from nanov2.model.decoder import ModelConfig
 from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.settings import Few, Within, check_section, setting
 
-EXPERTS = ("exact", "grades", "person", "page")  # or the path of a labelled JSONL file
+EXPERTS = ("exact", "grades", "marks", "person", "page")  # or the path of a labelled JSONL file
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Config:
     )
     expert: str = setting(
         "exact",
-        'who scores: "exact" (the domain\'s truth), "grades" (of [data]), "person" (a file to fill in), '
+        'who scores: "exact" (the domain\'s truth), "grades" (of [data]), "marks" (of first wrong '
+        'steps, of [data]), "person" (a file to fill in), '
         '"page" (waits for the judging page), or the path of a labelled JSONL file',
     )
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -11,6 +11,7 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.domains.domain import Domain
 from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, ProverConfig
+from nanov2.method.experts import GRADED, MarksExpert
 from nanov2.run.config import EXPERTS, Config, trained_sections
 from nanov2.run.costs import Costs, Hardware, shape_of
 
@@ -38,11 +39,14 @@ def _check_expert(config: Config, domain: Domain) -> None:
         raise InputError(
             'expert = "exact": nobody knows the truth here; set --expert=page, person, or a file'
         )
-    if config.expert == "grades" and not any(domain.graded_proofs().values()):
+    if config.expert in GRADED and not any(domain.graded_proofs().values()):
         raise InputError(
-            f'expert = "grades" uses the grades of people, and domain {config.domain!r} has none: '
+            f'expert = "{config.expert}" uses the grades of people, and domain {config.domain!r} has none: '
             "set --expert=exact, person, page, or a file"
         )
+    if config.expert == "marks":
+        graded = [r for records in domain.graded_proofs().values() for r in records]
+        MarksExpert().score_proofs([r for r in graded if r.score is not None])
     if folder and not (Path(folder) / "config.json").is_file():
         raise InputError(f"pretrained.folder {folder!r} is no model folder: config.json is missing")
 

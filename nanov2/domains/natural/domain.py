@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.data import load, split
 from nanov2.domains.domain import View
 from nanov2.domains.language import MV_END, MV_START, RUBRIC_V, V_END, V_START, Demonstration, Language
+from nanov2.domains.natural.marks import SHORTEST, MarkedLanguage
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.model.decoder import Model
@@ -41,8 +43,8 @@ class NaturalDomain:
             raise InputError("domain natural starts from a pretrained model: set pretrained.folder")
         if config.expert == "exact":
             raise InputError(
-                "nobody knows the truth of natural-language proofs: set --expert=grades (those of [data]), "
-                "page, person, or a file of grades"
+                "nobody knows the truth of natural-language proofs: set --expert=grades or marks (those of "
+                "[data]), page, person, or a file of grades"
             )
         self.config = config
 
@@ -50,7 +52,8 @@ class NaturalDomain:
         return load_model(self.config.pretrained.folder)
 
     def language(self, tokenizer: ChatTokenizer | None) -> Language:
-        return Language(tokenizer, self.config.pretrained.strict)
+        speaks = MarkedLanguage if self.config.expert == "marks" else Language
+        return speaks(tokenizer, self.config.pretrained.strict)
 
     @cached_property
     def _graded(self) -> dict[str, list[ProofRecord]]:
@@ -103,10 +106,11 @@ class NaturalDomain:
         """
         record, score = rng.choice(self._short), rng.choice(list(REMARKS))
         task = rng.choice(("prove", "verify", "meta"))
-        answer = proof_in_form(record.proof, score)
+        quote = rng.choice(sentences(record.proof)) if self.config.expert == "marks" else ""
+        answer = proof_in_form(record.proof, score, quote)
         if task == "prove":
             return Demonstration(record.problem, (("prove", answer),))
-        turns = [("prove", answer), ("verify", critique_in_form(score))]
+        turns = [("prove", answer), ("verify", critique_in_form(score, quote))]
         if task == "meta":
             turns.append(("meta", meta_critique_in_form(rng.choice(list(REMARKS)))))
         return Demonstration(record.problem, tuple(turns))
@@ -115,14 +119,21 @@ class NaturalDomain:
         return View(statement=record.problem, rubric=RUBRIC_V)
 
 
-def critique_in_form(score: float) -> str:
-    """A verifier's answer, for the form alone."""
-    return f"{V_START}\n{REMARKS[score]}\n\n{V_END} \\boxed{{{score:g}}}"
+def critique_in_form(score: float, quote: str = "") -> str:
+    """A verifier's answer, for the form alone. `quote`: the words of the proof that it finds fault with."""
+    remark = f'Issue: "{quote}": {REMARKS[score]}' if quote and score < 1 else REMARKS[score]
+    return f"{V_START}\n{remark}\n\n{V_END} \\boxed{{{score:g}}}"
 
 
-def proof_in_form(proof: str, score: float) -> str:
+def proof_in_form(proof: str, score: float, quote: str = "") -> str:
     """A generator's answer: a proof with its evaluation."""
-    return f"## Solution\n\n{proof}\n\n## Self Evaluation\n\n{critique_in_form(score)}"
+    return f"## Solution\n\n{proof}\n\n## Self Evaluation\n\n{critique_in_form(score, quote)}"
+
+
+def sentences(proof: str) -> list[str]:
+    """What a critique can quote: lines and sentences without quotation marks, a few words each."""
+    parts = [part.strip() for part in re.split(r"(?<=[.:])\s|\n", proof.replace('"', "\n"))]
+    return [part[:80] for part in parts if len(part) >= SHORTEST] or [proof.strip()[:80]]
 
 
 def meta_critique_in_form(quality: float) -> str:
