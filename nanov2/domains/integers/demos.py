@@ -34,6 +34,7 @@ from nanov2.domains.integers.world import (
     examine_critique,
     quotient_form,
     rubric,
+    shortest,
     solve,
     worked,
     write_critique,
@@ -84,7 +85,7 @@ def weak_proof(rng: random.Random, problem: Problem, habits: Habits) -> Proof:
 def recalculated(problem: Problem, proof: Proof) -> Proof:
     """The same definitions with the calculation that follows from them."""
     written = dict(d.split(" = ") for d in proof.definitions)
-    return proof._replace(chain=tuple(dict.fromkeys([proof.chain[0], *worked(problem, written)])))
+    return proof._replace(chain=shortest([proof.chain[0], *worked(problem, written)]))
 
 
 def _slip(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
@@ -99,7 +100,7 @@ def _slip(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
     polynomial[monomial] = max(polynomial[monomial] + rng.choice((size, -size)), 0)
     expanded, last = polynomials.write(polynomial), quotient_form(polynomial, d)
     chain = [*proof.chain[:2], expanded if at == 1 else proof.chain[2], last]
-    return proof._replace(chain=tuple(dict.fromkeys(chain)))
+    return proof._replace(chain=shortest(chain))
 
 
 def _wrong_definition(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
@@ -142,9 +143,7 @@ def _other_claim(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
 def _unreduced(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
     """The remainder is left larger than it may be."""
     last = dict(polynomials.parse(proof.chain[-1]))
-    return proof._replace(
-        chain=tuple(dict.fromkeys([*proof.chain[:-1], quotient_form(last, problem.modulus, 1)]))
-    )
+    return proof._replace(chain=shortest([*proof.chain[:-1], quotient_form(last, problem.modulus, 1)]))
 
 
 STRAYS: tuple[Callable, ...] = (

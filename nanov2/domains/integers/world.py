@@ -249,7 +249,12 @@ def solve(problem: Problem, letters: Sequence[str] = WITNESSES) -> Proof:
         written[x] = polynomials.write({(letter,): modulus, (): conditions[x].remainder})
     chain = [problem.goal, *worked(problem, written)]
     definitions = tuple(f"{x} = {side}" for x, side in written.items())
-    return Proof(definitions, tuple(dict.fromkeys(chain)), problem.goal, problem.claim)
+    return Proof(definitions, shortest(chain), problem.goal, problem.claim)
+
+
+def shortest(chain: Sequence[str]) -> tuple[str, ...]:
+    """The expressions without repetition, ending where the last one stands first."""
+    return tuple(dict.fromkeys(chain[: chain.index(chain[-1]) + 1]))
 
 
 def worked(problem: Problem, written: dict[str, str]) -> list[str]:
