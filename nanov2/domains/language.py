@@ -7,6 +7,7 @@ what cannot be read is None, a state of its own, never a score.
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -77,6 +78,18 @@ AGAIN = (
     "Revise your proof in the light of your own evaluation: mend every issue that you found. Answer in the "
     "same form, with `## Solution` and `## Self Evaluation`; the evaluation is of the revised proof."
 )  # what opens a further turn of a self-verifying trajectory
+
+
+ALONE = (
+    "Where your evaluation finds an issue, write the revised proof under a further heading `## Solution`, "
+    "with a further `## Self Evaluation`, and go on until you find none. The last proof counts."
+)
+
+
+def self_verify(problem: str) -> Messages:
+    """Draft, evaluation, revision, …, final proof and its evaluation, all in one answer. Section 2.2."""
+    (message,) = prove(problem)
+    return [message | {"content": f"{message['content']}\n\n{ALONE}"}]
 
 
 def verify(problem: str, proof: str) -> Messages:
@@ -249,6 +262,18 @@ def read_proof(answer: str | None) -> Proof | None:
     return Proof(proof.strip(), read_score(critique) if critique else None, critique)
 
 
+def read_trajectory(answer: str | None) -> list[tuple[str, str | None]]:
+    """All proofs in one answer, each with its author's evaluation if there is one, as (task, text)."""
+    text = without_thinking(answer) if answer is not None else None
+    turns: list[tuple[str, str | None]] = []
+    for part in SOLUTION.split(text or "")[1:]:
+        proof, *evaluation = SELF_EVALUATION.split(part, maxsplit=1)
+        turns.append(("prove", proof.strip() or None))
+        if proof.strip() and evaluation:
+            turns.append(("verify", evaluation[0].strip() or None))
+    return turns or [("prove", None)]
+
+
 def reports_issue(critique: str) -> bool:
     """Whether a critique finds fault: any score below 1."""
     score = read_score(critique)
@@ -263,7 +288,7 @@ class Demonstration:
     """
 
     problem: str
-    turns: tuple[tuple[str, str], ...]  # (task, text as an answer): task is "prove", "verify" or "meta"
+    turns: tuple[tuple[str, str], ...]  # (task, text as an answer): "prove", "verify", "meta", "self_verify"
     learnt: tuple[bool, ...] = ()  # whether each turn is learnt or only read; empty: all are learnt
 
 
@@ -275,24 +300,54 @@ class Finding(NamedTuple):
     text: str
 
 
+def one_answer(shown: Demonstration, rng: random.Random, alone: bool) -> Demonstration:
+    """What a chat model learns of a growing document: one answer to what came before it, drawn at random.
+
+    Each kind of answer is as likely as any other. A proof is followed by its author's evaluation; with
+    `alone` every other time by all its revisions too.
+    """
+    turns, learnt = shown.turns, shown.learnt or (True,) * len(shown.turns)
+    ends: dict[str, list[int]] = {}
+    for t, (task, _) in enumerate(turns):
+        if learnt[t]:
+            ends.setdefault(f"revision {task}" if task == "prove" and t else task, []).append(t)
+    if alone:  # revisions are part of the first answer
+        ends.pop("revision prove", None)
+    at = rng.choice(ends[rng.choice(sorted(ends))])
+    task, text = turns[at]
+    if task != "prove":
+        return Demonstration(shown.problem, turns[: at + 1])
+    alone = alone and rng.random() < 0.5  # proofs without revisions are asked for too
+    following = [words for name, words in turns[at:] if name in ("prove", "verify")] if alone else []
+    parts = following or [words for _, words in turns[at : at + 2]]
+    answer = "\n\n".join(p if i % 2 == 0 else f"## Self Evaluation\n{p}" for i, p in enumerate(parts))
+    return Demonstration(shown.problem, (*turns[:at], ("self_verify" if alone else "prove", answer)))
+
+
 class Language:
     """The paper's prompts and forms. A domain may subclass it, for another rubric or a stricter form.
 
     Bound to a model's tokenizer it also knows trajectories: one answer of a chat model holds a proof and its
-    author's evaluation (section 2.2 of the paper), so one answer is one turn of a self-verifying trajectory,
-    and a further turn opens with the request to revise. With `strict`, an answer outside the form has no
-    score (R_format of training); a judge that was never trained on the form is read leniently.
+    author's evaluation (section 2.2 of the paper). With `alone` it also holds the revisions and their
+    evaluations: a self-verifying trajectory is one answer, all of it the model's own doing. Without, one is
+    one turn of it, and a further turn opens with the driver's request to revise. With `strict`, an answer
+    outside the form has no score (R_format of training); a judge that was never trained on the form is read
+    leniently.
     """
 
     turns_per_proof = 1  # turns of a self-verifying trajectory that a proof with its critique takes
 
-    def __init__(self, tokenizer: ChatTokenizer | None = None, strict: bool = False):
-        self.tokenizer, self.strict = tokenizer, strict
+    def __init__(self, tokenizer: ChatTokenizer | None = None, strict: bool = False, alone: bool = False):
+        self.tokenizer, self.strict, self.alone = tokenizer, strict, alone
 
     # --- texts to messages
 
     def prove(self, problem: str) -> Messages:
         return prove(problem)
+
+    def self_verify(self, problem: str) -> Messages:
+        """What opens a self-verifying trajectory."""
+        return self_verify(problem) if self.alone else self.prove(problem)
 
     def verify(self, problem: str, proof: str) -> Messages:
         return verify(problem, proof)
@@ -339,7 +394,7 @@ class Language:
     @property
     def max_given(self) -> int:
         """Tokens that `follow` returns at most."""
-        return len(self.again)
+        return 1 if self.alone else len(self.again)
 
     def ids(self, messages: Messages) -> list[int]:
         """A question as the model reads it, up to where it answers. Where it is longer than the model's
@@ -355,6 +410,8 @@ class Language:
     def turns(self, rollout: Rollout) -> list[tuple[str, str | None]]:
         """A sampled trajectory as (task, text): "prove" and, where the author judged the proof, "verify".
         None: cut off, or without the form of one."""
+        if self.alone:
+            return read_trajectory(self.answer(rollout))
         out = []
         for t in range(len(rollout.turns)):
             proof = self.read_proof(self.answer(rollout, t))
@@ -365,7 +422,10 @@ class Language:
 
     def follow(self, rollout: Rollout) -> list[int] | None:
         """Of a self-verifying trajectory whose turn just ended: the ids that open the next, None at its end,
-        which is after a critique that gives score 1 (no issue found) or cannot be read."""
+        which is after a critique that gives score 1 (no issue found) or cannot be read, or where it is the
+        model that says when to end."""
+        if self.alone:
+            return None
         proof = self.read_proof(self.answer(rollout))
         score = self.claimed_score(proof.critique) if proof else None
         return self.again if score is not None and score < 1 else None
@@ -384,6 +444,8 @@ class Language:
             question = self.meta(shown.problem, proof, critiques[-1])
         elif task == "verify":
             question = self.verify(shown.problem, proof)
+        elif task == "self_verify":
+            question = self.self_verify(shown.problem)
         elif proofs:
             question = self.revise(shown.problem, proof, critiques[-1:])
         else:

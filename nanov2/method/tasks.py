@@ -235,7 +235,7 @@ class SelfVerifyTask:
         return with_gate({n: j for n, j in (("verifier", self.verifier), ("meta", self.meta)) if j})
 
     def prompt(self, item: ProblemRecord) -> list[int]:
-        return self.language.ids(self.language.prove(item.problem))
+        return self.language.ids(self.language.self_verify(item.problem))
 
     def next_turn(self, rollout: Rollout) -> list[int] | None:
         spent = self.budget and len(rollout.ids) >= self.budget

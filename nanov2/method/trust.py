@@ -59,7 +59,7 @@ def draw_cases(domain: Domain, n: int, seed: int) -> tuple[list[Case], list[Case
     for i in range(POOL * n):
         shown = domain.demonstration(derive_rng(seed, "judged", i), 1.0)
         turns = dict(reversed(shown.turns))  # the first of each task
-        proof, critique = language.read_proof(turns["prove"]), turns.get("verify")
+        proof, critique = language.read_proof(turns.get("prove")), turns.get("verify")
         if not proof or not critique or (shown.problem, proof.text) in pool:
             continue
         grade = domain.truth.examine(shown.problem, proof.text, critique)

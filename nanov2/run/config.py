@@ -54,6 +54,14 @@ class PretrainedConfig:
     strict: bool = setting(
         True, "R_format asks for the paper's form; false: any last \\boxed{0, 0.5 or 1} will do"
     )
+    revises: Literal["alone", "asked"] = setting(
+        "alone",
+        "self-verification: draft, evaluation, revision, … in one answer, or when a message asks for it",
+    )
+
+    @property
+    def alone(self) -> bool:
+        return self.revises == "alone"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from nanov2.domains.integers.world import (
     parse_whole,
     rubric,
 )
-from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage
+from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage, one_answer
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.model.decoder import Model
@@ -128,7 +128,7 @@ class IntegersDomain:
     def language(self, tokenizer: ChatTokenizer | None) -> Language:
         if tokenizer and tokenizer.task:
             return IntegersLanguage(tokenizer, strict=True)
-        return Language(tokenizer, self.config.pretrained.strict)
+        return Language(tokenizer, self.config.pretrained.strict, self.config.pretrained.alone)
 
     # --- problems
 
@@ -194,7 +194,8 @@ class IntegersDomain:
         for _ in range(DRAWS):
             problem = make_problem(rng, difficulty)
             if problem.form not in self._kept_out or progress < 0.1:
-                return make_demonstration(rng, problem, self.habits)
+                shown, chat = make_demonstration(rng, problem, self.habits), self.config.pretrained
+                return one_answer(shown, rng, chat.alone) if chat.folder else shown
         raise InputError("integers: nearly all problems are held out: lower world.held_out")
 
     # --- pages

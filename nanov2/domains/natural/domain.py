@@ -53,7 +53,7 @@ class NaturalDomain:
 
     def language(self, tokenizer: ChatTokenizer | None) -> Language:
         speaks = MarkedLanguage if self.config.expert == "marks" else Language
-        return speaks(tokenizer, self.config.pretrained.strict)
+        return speaks(tokenizer, self.config.pretrained.strict, self.config.pretrained.alone)
 
     @cached_property
     def _graded(self) -> dict[str, list[ProofRecord]]:
@@ -109,11 +109,22 @@ class NaturalDomain:
         quote = rng.choice(sentences(record.proof)) if self.config.expert == "marks" else ""
         answer = proof_in_form(record.proof, score, quote)
         if task == "prove":
+            if self.config.pretrained.alone and rng.random() < 0.5:
+                return Demonstration(record.problem, (("self_verify", self._trajectory(rng, record)),))
             return Demonstration(record.problem, (("prove", answer),))
         turns = [("prove", answer), ("verify", critique_in_form(score, quote))]
         if task == "meta":
             turns.append(("meta", meta_critique_in_form(rng.choice(list(REMARKS)))))
         return Demonstration(record.problem, tuple(turns))
+
+    def _trajectory(self, rng: random.Random, record: ProofRecord) -> str:
+        """A proof found right, or first a part of it found wanting and then the whole, in one answer."""
+        lines = [part for part in re.split(r"(?<=[.:])\s+|\n", record.proof) if part.strip()]
+        whole = proof_in_form(record.proof, 1.0)
+        if len(lines) < 2 or rng.random() < 0.5:
+            return whole
+        draft = " ".join(lines[: max(1, len(lines) // 2)])
+        return f"{proof_in_form(draft, rng.choice((0.0, 0.5)))}\n\n{whole}"
 
     def view(self, record: object) -> View:
         return View(statement=record.problem, rubric=RUBRIC_V)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import CritiqueGrade, View, fresh_model
-from nanov2.domains.language import V_END, V_START, Demonstration, Finding, Language, TurnLanguage
+from nanov2.domains.language import (
+    V_END,
+    V_START,
+    Demonstration,
+    Finding,
+    Language,
+    TurnLanguage,
+    one_answer,
+)
 from nanov2.domains.order.demos import make_demonstration, make_practice
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.domains.order.world import (
@@ -132,7 +140,7 @@ class OrderDomain:
     def language(self, tokenizer: ChatTokenizer | None) -> Language:
         if tokenizer and tokenizer.task:
             return OrderLanguage(tokenizer, strict=True)
-        return Language(tokenizer, self.config.pretrained.strict)
+        return Language(tokenizer, self.config.pretrained.strict, self.config.pretrained.alone)
 
     # --- problems
 
@@ -213,7 +221,9 @@ class OrderDomain:
         for _ in range(DRAWS):
             problem = make_problem(rng, difficulty)
             if problem.form not in self._kept_out:
-                return (make_practice if practises else make_demonstration)(rng, problem, noise)
+                shown = (make_practice if practises else make_demonstration)(rng, problem, noise)
+                chat = self.config.pretrained
+                return one_answer(shown, rng, chat.alone) if chat.folder else shown
         raise InputError("world: nearly all problems are held out: lower held_out, or raise chain or facts")
 
     # --- pages
