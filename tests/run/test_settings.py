@@ -108,7 +108,10 @@ def test_any_value_is_taken_or_refused_in_one_line(where, value):
         ("--parallel.shard=ful", "did you mean full?"),
         ("--parallel.precision=bf61", "did you mean bf16?"),
         ("--generator.keep_best=thruth", "did you mean truth?"),
-        ("--expert=human", 'expert must be one of "exact", "grades", "person", "page", or the path of'),
+        (
+            "--expert=human",
+            'expert must be one of "exact", "grades", "marks", "person", "page", or the path of',
+        ),
         ("--expert=exatc", "did you mean exact?"),
         ("--coldstart.temperature=2", "unknown field coldstart.temperature"),
         ("--verifier.alpha=0.5", "unknown field verifier.alpha"),
