@@ -309,10 +309,8 @@ def one_answer(shown: Demonstration, rng: random.Random, alone: bool) -> Demonst
     turns, learnt = shown.turns, shown.learnt or (True,) * len(shown.turns)
     ends: dict[str, list[int]] = {}
     for t, (task, _) in enumerate(turns):
-        if learnt[t]:
+        if learnt[t] and (task != "prove" or t + 1 < len(turns)):  # a proof has its author's evaluation
             ends.setdefault(f"revision {task}" if task == "prove" and t else task, []).append(t)
-    if alone:  # revisions are part of the first answer
-        ends.pop("revision prove", None)
     at = rng.choice(ends[rng.choice(sorted(ends))])
     task, text = turns[at]
     if task != "prove":

@@ -41,13 +41,13 @@ CYCLE = (
         ("base",),
         limits=("verifier",),
     ),
-    PhaseInfo("verifier", "1B: verifier πφ v1, R_format · R_score", "first", ("coldstart",), "verify"),
+    PhaseInfo("verifier", "1B: verifier πφ v1, R_format · R_score", "first", ("coldstart",), trains="verify"),
     PhaseInfo(
         "meta",
         "1C: graded critiques (𝒟mv) and the meta-verifier πη",
         "first",
         ("verifier",),
-        "meta",
+        trains="meta",
         limits=("verifier",),
     ),
     PhaseInfo(

@@ -90,8 +90,12 @@ def test_every_kind_of_answer_is_learnt_from_a_growing_document():
         ("self_verify", f"{first}\n\n{second}"): 1,
         ("prove", first): 1,
         ("verify", "C1"): 2,
+        ("prove", second): 3,  # a revision that a message asks for, as a search does
         ("verify", "C2"): 4,
     }
+    unjudged = Demonstration("P", SHOWN.turns[:3])
+    answers = {one_answer(unjudged, rng, alone=True).turns[-1] for _ in range(50)}
+    assert ("prove", HEADING + "B") not in answers  # a proof has its author's evaluation
     answers = {one_answer(SHOWN, rng, alone=False).turns[-1] for _ in range(100)}
     assert ("prove", second) in answers and not any(task == "self_verify" for task, _ in answers)
 

@@ -21,6 +21,7 @@ from nanov2.rl.config import GRPOConfig
 from nanov2.rl.state import Phase
 from nanov2.run.config import load_config
 from nanov2.run.costs import HARDWARE, Costs, activation_bytes, cache_bytes, count
+from nanov2.run.phases import PHASES
 from nanov2.run.plan import dry_run, make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -191,3 +192,10 @@ def test_what_a_dry_run_cannot_know_is_told():
     with pytest.raises(InputError, match="unknown hardware 'tpu'; one of cpu-core"):
         dry_run(config, 8, "tpu")
     assert json.loads((ROOT / "configs/shapes/qwen3-8b.json").read_text())["_source"] == "Qwen/Qwen3-8B"
+
+
+def test_every_phase_that_grpo_trains_is_planned():
+    trained = {"verifier", "meta", "renew_meta", "verifier2", "generator", "selfverify"}
+    plan = make_plan(load_config(ROOT / "configs" / "smoke.toml"), 1, 1, HARDWARE["cpu-core"])
+    assert set(plan.phases) == trained
+    assert not any(PHASES[name].follows for name in ("verifier", "meta", "verifier2"))

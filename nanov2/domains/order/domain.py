@@ -217,12 +217,13 @@ class OrderDomain:
         stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))))
         difficulty = next((d for share, d in stages if progress < share), everything)
         noise = self.config.noise
-        practises = rng.random() < (noise.practice if progress < 0.5 else noise.practice_later)
+        chat = self.config.pretrained  # which has learnt to read
+        practice = 0.0 if chat.folder else noise.practice if progress < 0.5 else noise.practice_later
+        practises = rng.random() < practice
         for _ in range(DRAWS):
             problem = make_problem(rng, difficulty)
             if problem.form not in self._kept_out:
                 shown = (make_practice if practises else make_demonstration)(rng, problem, noise)
-                chat = self.config.pretrained
                 return one_answer(shown, rng, chat.alone) if chat.folder else shown
         raise InputError("world: nearly all problems are held out: lower held_out, or raise chain or facts")
 
