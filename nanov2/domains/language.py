@@ -315,7 +315,7 @@ def one_answer(shown: Demonstration, rng: random.Random, alone: bool) -> Demonst
     task, text = turns[at]
     if task != "prove":
         return Demonstration(shown.problem, turns[: at + 1])
-    alone = alone and rng.random() < 0.5  # proofs without revisions are asked for too
+    alone = alone and at == 0 and rng.random() < 0.5  # proofs without revisions are asked for too
     following = [words for name, words in turns[at:] if name in ("prove", "verify")] if alone else []
     parts = following or [words for _, words in turns[at : at + 2]]
     answer = "\n\n".join(p if i % 2 == 0 else f"## Self Evaluation\n{p}" for i, p in enumerate(parts))

@@ -49,7 +49,7 @@ def expression(text, cache={}):  # noqa: B006 (parsing is what takes the time)
         spelt = re.sub(r"(?<=[0-9a-z)])(?=[a-z(])", "*", text.replace("^2", "**2"))
         spelt = re.sub(r"(?<=[a-z)])(?=[0-9])(?<!\*\*)", "?", spelt)  # a number after a letter is no product
         try:
-            clean = re.fullmatch(r"[0-9a-z()+* ]+", spelt)
+            clean = re.fullmatch(r"([0-9a-z()*]| \+ )+", spelt)  # spacing is part of the form
             cache[text] = sympy.expand(sympy.sympify(spelt, locals=LOCALS)) if clean else None
         except (SyntaxError, TypeError, sympy.SympifyError):
             cache[text] = None
