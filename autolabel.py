@@ -55,6 +55,7 @@ from nanov2.run.config import Config
 from nanov2.run.folder import Run
 from nanov2.run.phase import generator_proofs, graded
 from nanov2.run.phases import check_request
+from nanov2.settings import Within
 
 
 def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = True) -> list[list[Assessed]]:
@@ -137,8 +138,6 @@ def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
 
 def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
     """Print which n, m, k reach a precision, on proofs whose score is known."""
-    if not 0 < wanted <= 1:
-        raise InputError(f"--calibrate wants a precision above 0 and up to 1, found {wanted}")
     if source:
         proofs = read_jsonl(source, ProofRecord)
     elif not run.domain.truth:
@@ -193,7 +192,7 @@ def label_by_chat(config: Config, args) -> None:
 FLAGS = {
     "lap": (1, "whose generator writes and whose verifier labels"),
     "proofs": ("", "JSONL file of proofs (problem, proof) to label instead of the generator's"),
-    "calibrate": (0.0, "a wanted precision: print the settings that reach it, label nothing"),
+    "calibrate": (0.0, "a wanted precision: print the settings that reach it, label nothing", Within(0, 1)),
     "out": ("labels.jsonl", "where their labels go"),
 }
 

@@ -2,8 +2,10 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -53,3 +55,30 @@ def inside(script, *args):
         runpy.run_path(str(ROOT / script), run_name="script")["main"]()
     finally:
         sys.argv = old
+
+
+def ends(script, *args):
+    """Run a script or a module to its end in this process: its status, as the shell would see it.
+
+    A script ends a process at once after an error; here that is SystemExit.
+    """
+    old = sys.argv, os._exit, threading.excepthook, {n: signal.getsignal(n) for n in SIGNALS}
+    sys.argv, os._exit = [script, *map(str, args)], sys.exit
+    try:
+        if script.endswith(".py"):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        else:
+            sys.modules.pop(script, None)
+            runpy.run_module(script, run_name="__main__")
+    except SystemExit as e:
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+        return 1 if isinstance(e.code, str) else e.code or 0
+    finally:
+        sys.argv, os._exit, threading.excepthook, handlers = old
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -85,12 +85,17 @@ def place(model: Model, ranks: Ranks) -> Placed:
     """The model as `ranks.shard` wants it: "none" whole on every rank, "full" or "hybrid" in shards."""
     if ranks.shard == "none":
         return Placed(model, ranks.precision)
-    if ranks.size == 1:
+    check_ranks(ranks)
+    return Sharded(model, ranks)
+
+
+def check_ranks(ranks: Ranks) -> None:
+    """InputError where shards are wanted of one rank."""
+    if ranks.shard != "none" and ranks.size == 1:
         raise InputError(
             f"parallel.shard={ranks.shard} wants several ranks, this is one: start with torchrun "
             "--nproc-per-node=N, or set --parallel.shard=none"
         )
-    return Sharded(model, ranks)
 
 
 @contextmanager

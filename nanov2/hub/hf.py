@@ -396,8 +396,10 @@ def describe(folder: Path) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        return print(__doc__)
     if len(sys.argv) != 3 or sys.argv[1] not in ("show", "check"):
-        sys.exit(__doc__)
+        sys.exit("error: write hf show FOLDER, or hf check FOLDER")
     folder = Path(sys.argv[2])
     try:
         print(describe(folder))

@@ -31,6 +31,7 @@ from nanov2.domains.order.world import Problem, parse_critique, parse_problem, p
 from nanov2.errors import InputError
 from nanov2.pages.judgements import LEASE, Late, Queue, clean_name, file_stamp, waiting_files
 from nanov2.records import CritiqueRecord, ProofRecord, is_text
+from nanov2.run.cli import Parser
 
 PAGE = Path(__file__).parent / "judge_page"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -434,9 +435,7 @@ def make_server(app, host: str, port: int, seconds: float = 30.0):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8765)
@@ -444,7 +443,10 @@ def main() -> None:
         "--token", default="", help="what experts must show; made up for a host that others reach"
     )
     parser.add_argument("--double", type=float, default=0.0, help="share of items that two experts score")
-    args = parser.parse_args()
+    try:
+        args = parser.parse_args()
+    except InputError as e:
+        sys.exit(f"error: {e}")
     token = args.token or ("" if args.host in LOOPBACK else secrets.token_urlsafe(16))
     try:
         import flask  # noqa: F401  (werkzeug alone may be there for TensorBoard)

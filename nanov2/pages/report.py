@@ -31,6 +31,7 @@ from nanov2.pages.charts import Chart, Series, draw, picture
 from nanov2.pages.legend import explain
 from nanov2.pages.read import Phase, read_json, read_phases
 from nanov2.records import write_atomically
+from nanov2.run.cli import Parser
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -213,18 +214,16 @@ def headline_picture(run: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folders; last of all a file .svg may stand"
     )
     parser.add_argument("--compare", type=Path, metavar="RUN", help="another run, put beside this one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the page of several runs is written")
-    args = parser.parse_args()
-    svg = args.runs.pop() if len(args.runs) > 1 and args.runs[-1].endswith(".svg") else None
-    runs = [Path(r) for r in args.runs]
     try:
+        args = parser.parse_args()
+        svg = args.runs.pop() if len(args.runs) > 1 and args.runs[-1].endswith(".svg") else None
+        runs = [Path(r) for r in args.runs]
         if len(runs) > 1 and (args.compare or svg):
             raise InputError("--compare and a picture are for one run, several were given")
         if len(runs) > 1:

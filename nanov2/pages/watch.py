@@ -22,6 +22,7 @@ from pathlib import Path
 from nanov2.errors import InputError, as_written
 from nanov2.pages.legend import entry
 from nanov2.pages.read import Phase, number, planned, read_json, read_phases
+from nanov2.run.cli import Parser
 
 SHOWN = ("loss", "reward", "truth", "truth_quality", "truth_draft", "meta", "entropy", "cut", "grad_norm")
 BARS = "▁▂▃▄▅▆▇█"
@@ -159,15 +160,13 @@ def progress(phase: Phase, total: int | None, width: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--once", action="store_true", help="print one frame and end")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between frames")
-    args = parser.parse_args()
     ending = Ending()
     try:
+        args = parser.parse_args()
         while True:
             text, done = frame(args.run, shutil.get_terminal_size((100, 30)).columns)
             # Home, then clear to the end: no flicker, and what was on the screen before scrolls away.

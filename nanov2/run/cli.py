@@ -39,7 +39,7 @@ DISK = {  # what a user can put right
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Its errors are InputErrors: one line, like all others."""
 
     def error(self, message: str) -> NoReturn:
@@ -54,7 +54,7 @@ def parse(
     `flags` are name → (default, help) or (default, help, bounds); `--config` and `--dir` are always there.
     Whatever else is given as --section.field=value overrides the configuration.
     """
-    parser = _Parser(
+    parser = Parser(
         description=description,
         epilog=describe(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -195,4 +195,4 @@ def _stop(number: int, frame) -> None:
     raise Stopped("stopped; what was finished or checkpointed is kept: the same command goes on from there")
 
 
-__all__ = ["Config", "InputError", "open_folder", "parse", "read_config", "script"]
+__all__ = ["Config", "InputError", "Parser", "open_folder", "parse", "read_config", "script"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nanov2.distributed.ranks import Ranks
+from nanov2.distributed.sharding import check_ranks
 from nanov2.domains.domain import Domain
 from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, ProverConfig
@@ -21,6 +22,7 @@ STATE = 16  # bytes a parameter in training: weight, gradient, AdamW's two momen
 def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     """InputError for what would end a run hours later: an expert or judge that cannot be asked, a model that
     does not fit into memory."""
+    check_ranks(ranks)
     _check_expert(config, domain)
     _check_judges(config, domain)
     _check_engine(config)

@@ -123,23 +123,6 @@ def test_labels_can_be_kept_out_of_dv(finished, tmp_path):
     ).read_text()
 
 
-@pytest.mark.parametrize(
-    "script, args, message",
-    [
-        ("train.py", ["--phase=verifer"], "found 'verifer'; did you mean verifier?"),
-        ("train.py", ["--phase=meta"], "run `python train.py --phase=verifier --dir="),
-        ("train.py", ["--config=configs/nowhere.toml"], "cannot read configuration"),
-        ("train.py", ["--verifier.stepz=1"], "did you mean verifier.steps"),
-        ("train.py", ["steps"], "write --section.field=value"),
-        ("autolabel.py", [], "run `python train.py --phase=selfverify --dir="),
-        ("sample.py", ["prove"], "run `python train.py --phase=generator --dir="),
-    ],
-)
-def test_bad_input_is_one_clear_line(tmp_path, script, args, message):
-    code, out, err = run(script, f"--dir={tmp_path / 'empty'}", *args)
-    assert code == 1 and message in err and "Traceback" not in err
-
-
 def test_a_torn_record_or_other_settings_are_refused_and_nothing_is_lost(finished):
     code, _, err = flywheel(finished, "--seed=5")
     assert code == 1 and "made with other settings of seed" in err

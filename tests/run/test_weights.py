@@ -20,8 +20,12 @@ FEW = ["--world.held_out=4", "--world.validation=2", "--world.problems=20", "--w
 
 @pytest.fixture
 def trained(tmp_path):
+    return random_run(tmp_path / "runs" / "a")
+
+
+def random_run(folder):
     """A run of two laps with models of random weights."""
-    a = Run(tmp_path / "runs" / "a", load_config("configs/smoke.toml", FEW), Ranks())
+    a = Run(folder, load_config("configs/smoke.toml", FEW), Ranks())
     a.claim()
     tokenizer = order_tokenizer()
     for seed, (phase, lap) in enumerate([("meta", 1), ("verifier2", 1), ("verifier2", 2), ("selfverify", 2)]):

@@ -74,7 +74,9 @@ class OrderTaskset(vf.Taskset[OrderTask, OrderConfig]):
 
 def questions(config: OrderConfig) -> list[tuple[str, dict]]:
     """Each task's prompt, and what it is graded by."""
-    settings = load_config(None, [f"seed={config.seed}", f"world.problems={config.tasks}"])
+    settings = load_config(
+        None, [f"seed={config.seed}", f"world.problems={config.tasks}", "world.hard_problems=1"]
+    )
     domain, rows = open_domain(settings), []
     if config.about == "prove":
         problems = [r.problem for r in domain.problems()["train"]]
