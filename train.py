@@ -49,6 +49,7 @@ from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.logs import print_table, track
 from nanov2.rl.trainer import counted_tokens, supervised_loss, train_supervised
 from nanov2.run import takeover
+from nanov2.run.aware import aware
 from nanov2.run.cli import open_folder, parse, read_config, script
 from nanov2.run.folder import Run
 from nanov2.run.phase import (
@@ -454,6 +455,7 @@ STEPS = {
     "base": base,
     "coldstart": coldstart,
     "verifier": verifier,
+    "aware": aware,
     "meta": meta,
     "consolidate": consolidate,
     "renew_meta": renew_meta,

@@ -104,6 +104,19 @@ def verify(problem: str, proof: str) -> Messages:
     )
 
 
+def verify_aware(problem: str, proof: str, solution: str) -> Messages:
+    """A critique, with a reference solution in view."""
+    (message,) = verify(problem, proof)
+    shown = quoted("Reference solution (the proof may go another way, and be right all the same)", solution)
+    return user(
+        f"{message['content']}\n\n{shown}",
+        task="verify_aware",
+        problem=problem,
+        proof=proof,
+        solution=solution,
+    )
+
+
 def meta(problem: str, proof: str, critique: str) -> Messages:
     """A critique of a critique. Section 2.1.2."""
     return user(
@@ -350,6 +363,9 @@ class Language:
     def verify(self, problem: str, proof: str) -> Messages:
         return verify(problem, proof)
 
+    def verify_aware(self, problem: str, proof: str, solution: str) -> Messages:
+        return verify_aware(problem, proof, solution)
+
     def meta(self, problem: str, proof: str, critique: str) -> Messages:
         return meta(problem, proof, critique)
 
@@ -470,6 +486,17 @@ class TurnLanguage(Language):
 
     turns_per_proof = 2
     max_given = 1
+
+    def ids(self, messages: Messages) -> list[int]:
+        """A question as the model reads it. A reference solution in view is an earlier proof of the sequence:
+
+        verify_aware    <bos> X <prove> solution <end> <prove> Y <end> <verify>
+        """
+        message, t = messages[0], self.tokenizer
+        if message.get("task") != "verify_aware":
+            return super().ids(messages)
+        shown = super().ids(self.verify(message["problem"], message["solution"]))[:-1]
+        return [*shown, t.task["prove"], *t.encode(HEADING + message["proof"]), t.end, t.task["verify"]]
 
     def answer(self, rollout: Rollout, turn: int = -1) -> str | None:
         """A turn's text, or None where it was cut off or holds a control token: no answer at all."""

@@ -59,6 +59,21 @@ class VerifierConfig(GRPOConfig):
 
 
 @dataclass(frozen=True)
+class AwareConfig(BaseConfig):
+    """The solution-aware critic: v1 learns what it says itself with the reference solution in view."""
+
+    on: bool = setting(False, "whether the flywheel trains it")
+    steps: Count = setting(200, "optimiser steps")
+    batch: Batch = setting(16, "critiques a step, over all ranks")
+    lr: LearningRate = setting(3e-4, "peak learning rate")
+    warmup: Count = setting(10, "steps of linear warm-up")
+    samples: Few = setting(
+        4, "critiques that v1 writes of each proof of 𝒟v; those with the right score are learnt"
+    )
+    solution: bool = setting(True, "whether it has the reference solution in view (false: the ablation)")
+
+
+@dataclass(frozen=True)
 class MetaConfig(GRPOConfig):
     """1C: the meta-verifier, from the base."""
 
@@ -116,7 +131,7 @@ class ProverConfig(JudgedConfig):
         "none", "whether the true score on validation problems chooses weights and ends the phase"
     )
     max_gap: Rate = setting(0.1, 'reward minus true score at which keep_best = "truth" ends the phase')
-    judged_by: Literal["verifier2", "verifier", "base"] = setting(
+    judged_by: Literal["verifier2", "verifier", "aware", "base"] = setting(
         "verifier2", "the phase whose model is the frozen verifier: v2; v1 or the base are weaker ones"
     )
 

@@ -144,10 +144,12 @@ class Bench:
     def at(self, temperature: float) -> Bench:
         return dataclasses.replace(self, temperature=temperature, suffix="")
 
-    def verifier(self, model: Model, proofs: list[ProofRecord], name: str) -> Measured:
-        """Critiques of proofs whose score is known."""
+    def verifier(
+        self, model: Model, proofs: list[ProofRecord], name: str, questions: list | None = None
+    ) -> Measured:
+        """Critiques of proofs whose score is known. `questions`: what is asked instead of the usual."""
         language = self.language
-        questions = [language.verify(r.problem, r.proof) for r in proofs]
+        questions = questions or [language.verify(r.problem, r.proof) for r in proofs]
         answers = self.answers(model, questions, self.config.verifier, "verifier")
         columns, samples = defaultdict(list), []
         for record, answer in zip(proofs, answers, strict=True):

@@ -225,15 +225,19 @@ class Draft:
 
 
 def write(
-    author: Author, language: Language, questions: list[tuple[str, Messages]], numbers: list[int]
+    author: Author,
+    language: Language,
+    questions: list[tuple[str, Messages]],
+    numbers: list[int],
+    critic: Author | None = None,
 ) -> list[Draft]:
     """A proof for each (problem, question), each answer by its number. Where the answer holds no evaluation,
-    the author is asked for one."""
+    the author is asked for one; a `critic`'s evaluation is taken in place of the author's."""
     rows = author.answers([q for _, q in questions], 1, numbers)
     drafts = [_read(language, answer) for (answer,) in rows]
-    open_ = [i for i, d in enumerate(drafts) if d.proof and not d.critique]
+    open_ = [i for i, d in enumerate(drafts) if d.proof and (critic or not d.critique)]
     asked = [language.verify(questions[i][0], drafts[i].proof) for i in open_]
-    rows = author.answers(asked, 1, [numbers[i] for i in open_]) if asked else []
+    rows = (critic or author).answers(asked, 1, [numbers[i] for i in open_]) if asked else []
     for i, (answer,) in zip(open_, rows, strict=True):
         critique = (answer.text and without_thinking(answer.text)) or ""
         score, tokens = language.claimed_score(critique), drafts[i].tokens + answer.tokens
@@ -251,10 +255,17 @@ def _read(language: Language, answer: Answer) -> Draft:
 
 
 def refine(
-    author: Author, language: Language, problems: list[str], numbers: list[int], rounds: int, budget: int = 0
+    author: Author,
+    language: Language,
+    problems: list[str],
+    numbers: list[int],
+    rounds: int,
+    budget: int = 0,
+    critic: Author | None = None,
 ) -> list[list[Draft]]:
-    """Draft → own evaluation → revision → …, for each problem: until the author finds nothing wrong, `rounds`
-    proofs are written, or `budget` tokens (0: any number) are spent. An answer without a proof ends it."""
+    """Draft → evaluation (the author's own, or the critic's) → revision → …, for each problem: until nothing
+    wrong is found, `rounds` proofs are written, or `budget` tokens (0: any number) are spent. An answer
+    without a proof ends it."""
     found: list[list[Draft]] = [[] for _ in problems]
     for _ in range(rounds):
         open_ = [i for i, drafts in enumerate(found) if _goes_on(drafts, budget)]
@@ -264,7 +275,8 @@ def refine(
             critiques = [last.critique or "(no evaluation was written)"] if last else []
             ask = language.revise(problems[i], last.proof, critiques) if last else language.prove(problems[i])
             questions.append((problems[i], ask))
-        drafts = write(author, language, questions, [numbers[i] for i in open_]) if open_ else []
+        numbered = [numbers[i] for i in open_]
+        drafts = write(author, language, questions, numbered, critic) if open_ else []
         for i, draft in zip(open_, drafts, strict=True):
             found[i].append(draft)
     return found

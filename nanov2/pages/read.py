@@ -138,8 +138,7 @@ def planned(settings: dict) -> list[tuple[str, int]]:
     """The phases of the whole run, (phase, lap) in order, from the settings that run.json keeps."""
     later = (settings.get(f"lap_{p}") or {} for p in ("verifier2", "generator", "selfverify"))
     left_out = set() if any(s.get("init") == "consolidated" for s in later) else {"consolidate"}
-    if not (settings.get("renew_meta") or {}).get("on"):
-        left_out.add("renew_meta")
+    left_out |= {name for name in ("renew_meta", "aware") if not (settings.get(name) or {}).get("on")}
     laps = settings.get("laps", 1)
     return [
         (phase, lap)

@@ -24,6 +24,7 @@ from nanov2.hub.endpoint import EndpointConfig
 from nanov2.hub.engine import RolloutConfig
 from nanov2.method.config import (
     AutolabelConfig,
+    AwareConfig,
     ColdstartConfig,
     ConsolidateConfig,
     EvalConfig,
@@ -98,6 +99,7 @@ class Config:
     coldstart: ColdstartConfig = field(default_factory=ColdstartConfig)
     consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    aware: AwareConfig = field(default_factory=AwareConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
     verifier2: Verifier2Config = field(default_factory=Verifier2Config)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -137,9 +139,8 @@ class Config:
 
     def skips(self, phase: str) -> bool:
         """Whether the flywheel leaves out a phase that is there on request."""
-        return (phase == "consolidate" and not self.consolidates) or (
-            phase == "renew_meta" and not self.renew_meta.on
-        )
+        done = {"consolidate": self.consolidates, "renew_meta": self.renew_meta.on, "aware": self.aware.on}
+        return not done.get(phase, True)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -230,6 +231,7 @@ def _override(tree: dict, text: str) -> None:
 
 __all__ = [
     "AutolabelConfig",
+    "AwareConfig",
     "BaseConfig",
     "ColdstartConfig",
     "Config",

@@ -227,7 +227,7 @@ def looks(run: Run, kind, phase: str, lap: int, config: JudgedConfig) -> dict:
     if kind is meta_judge:  # nobody weighs meta-critiques
         return how | {"rule": "mean"}
     once = dataclasses.replace(config, judge_rule="mean", judge_error=0.0, judge_samples=1)
-    weighs = "meta" if phase == "verifier" else phase
+    weighs = "meta" if phase in ("verifier", "aware") else phase
     return how | {"meta": judge(run, meta_judge, weighs, lap, once)}
 
 

@@ -43,6 +43,13 @@ CYCLE = (
     ),
     PhaseInfo("verifier", "1B: verifier πφ v1, R_format · R_score", "first", ("coldstart",), trains="verify"),
     PhaseInfo(
+        "aware",
+        "1B distilled: v1 learns what it says with the reference solution in view",
+        "first",
+        ("verifier",),
+        limits=("verifier",),
+    ),
+    PhaseInfo(
         "meta",
         "1C: graded critiques (𝒟mv) and the meta-verifier πη",
         "first",

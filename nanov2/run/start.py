@@ -93,6 +93,8 @@ def _check_credit(config: Config, domain: Domain) -> None:
             'verifier.credit = "finding" needs the exact expert of a domain that names findings, and its own '
             'small model (domain = "order"): set "answer"'
         )
+    if config.aware.on and not hasattr(domain, "solution"):
+        raise InputError(f"aware.on: domain {config.domain!r} has no reference solutions: set false")
 
 
 def _check_memory(config: Config, ranks: Ranks) -> None:

@@ -129,3 +129,13 @@ def test_refinement_asks_for_an_evaluation_where_the_answer_holds_none():
     assert len(refine(author, Language(), ["P"], [0], rounds=3)[0]) == 1
     author.by_task["verify"] = [doubt]
     assert len(refine(author, Language(), ["P"], [0], rounds=9, budget=20)[0]) == 2
+
+
+def test_a_critics_evaluation_stands_in_place_of_the_authors_own():
+    doubt = CRITIQUE.format("A gap.", "\\boxed{0.5}")
+    proof = f"## Solution\nA\n## Self Evaluation\n{FINE}"
+    author, critic = Scripted(prove=[proof], revise=[proof]), Scripted(verify=[doubt, FINE])
+    (stopped,) = refine(author, Language(), ["P"], [1], rounds=3, critic=critic)
+    (went_on,) = refine(author, Language(), ["P"], [0], rounds=3, critic=critic)
+    assert [d.score for d in stopped] == [1] and [d.score for d in went_on] == [0.5] * 3
+    assert went_on[0].critique == doubt and author.asked.count("verify") == 0

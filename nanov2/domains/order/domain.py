@@ -42,6 +42,7 @@ from nanov2.domains.order.world import (
     parse_proof,
     rubric,
     write_critique,
+    write_proof,
 )
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
@@ -202,6 +203,11 @@ class OrderDomain:
         seen = {p.problem for problems in self._sets.values() for p in problems}
         drawn = self._draw(f"autolabel lap {lap}", self.config.world.hard_in(lap), n, self._kept_out, seen)
         return [ProblemRecord(p.text, p.kind) for p in drawn]
+
+    def solution(self, problem: str) -> str | None:
+        """A reference solution of a problem; None where the problem is not of this world."""
+        parsed = parse_problem(problem)
+        return write_proof(parsed.solution) if parsed and parsed.solution else None
 
     def graded_proofs(self) -> dict[str, list[ProofRecord]]:
         return {}
