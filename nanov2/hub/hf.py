@@ -1,14 +1,16 @@
-"""Model folders of the Hugging Face ecosystem: Llama (SmolLM2 too), Qwen2 and 2.5, Qwen3, DeepSeek-V3.
+"""Model folders of the Hugging Face ecosystem: Llama (SmolLM2 too), Qwen2 and 2.5, Qwen3 (experts too),
+DeepSeek-V3.
 
     python -m nanov2 hf show FOLDER              # family, shape, parameters; reads no weights
     python -m nanov2 hf check FOLDER             # loads it, and says what is wrong where it does not fit
 
 A folder holds config.json, model.safetensors (or shards with model.safetensors.index.json), tokenizer.json,
 tokenizer_config.json and generation_config.json. `load` reads the weights into nanov2's own decoder, whose
-parameters have the same names; `save` writes them so that transformers, vLLM, SGLang and llama.cpp's
-converter read them. What does not fit is an InputError of one line that names file and field; sizes are
-compared with bounds and with the tensors' names before anything is made. A decoder with `embed_conv`, which
-no family of the ecosystem has, is written under an architecture of its own, "nanov2".
+parameters have the same names (experts, there a tensor each, are stacked); `save` writes them so that
+transformers, vLLM, SGLang and llama.cpp's converter read them. What does not fit is an InputError of one line
+that names file and field; sizes are compared with bounds and with the tensors' names before anything is made.
+A decoder with `embed_conv`, which no family of the ecosystem has, is written as an architecture of its own,
+"nanov2".
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,7 +33,8 @@ from torch.distributed.tensor import DTensor
 from nanov2 import settings
 from nanov2.errors import InputError
 from nanov2.model.decoder import Model, ModelConfig
-from nanov2.model.deepseek import ExpertsConfig, LatentConfig
+from nanov2.model.deepseek import LatentConfig
+from nanov2.model.experts import ExpertsConfig
 from nanov2.model.layers import RopeScaling, Yarn
 from nanov2.records import write_atomically
 
@@ -38,6 +42,7 @@ FAMILIES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
 }
 BESIDE = (  # what is not weights: copied as it is
@@ -49,6 +54,7 @@ BESIDE = (  # what is not weights: copied as it is
 )
 OWN = "nanov2"  # model_type of a decoder with embed_conv: config.json holds the fields of ModelConfig
 LARGEST = 1 << 27  # bytes of a JSON file
+EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
 MOST_EXPERTS = 1 << 17  # of all layers together
 BOUNDS = {  # of config.json's numbers, where they are there
     "vocab_size": (1, 1 << 24),
@@ -64,7 +70,14 @@ BOUNDS = {  # of config.json's numbers, where they are there
     (
         *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
         *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts"),
-        *("num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"),
+        *(
+            "num_experts",
+            "num_local_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "n_group",
+            "topk_group",
+        ),
     ),
     (1, 1 << 20),
 )
@@ -125,12 +138,12 @@ def to_config(path: Path) -> ModelConfig:
         return ModelConfig(
             **{ours: c[theirs] for theirs, ours in SHAPE.items()},
             **{"n_kv_heads": c.get("num_key_value_heads") or heads, "head_size": c.get("head_dim") or 0}
-            | (_deepseek(path, c) if family == "deepseek_v3" else {}),
+            | {"deepseek_v3": _deepseek, "qwen3_moe": _qwen3_moe}.get(family, lambda *_: {})(path, c),
             rope_theta=float(rope.get("rope_theta", c.get("rope_theta", 10_000.0))),
             rope_scaling=_scaling(path, c.get("rope_scaling") or rope),
             tie_embeddings=bool(c.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2",
-            qk_norm=family == "qwen3",
+            qk_norm=family in ("qwen3", "qwen3_moe"),
             embed_conv=0,
             context=int(c.get("max_position_embeddings") or 0),
         )
@@ -148,7 +161,7 @@ def _check_numbers(path: Path, c: dict) -> None:
         if not right or not low <= value <= high:
             kind = "a number" if isinstance(low, float) else "a whole number"
             raise InputError(f"{path}: {name} must be {kind} from {low:g} to {high:g}, found {_shown(value)}")
-    if c["num_hidden_layers"] * (c.get("n_routed_experts") or 0) > MOST_EXPERTS:
+    if c["num_hidden_layers"] * (max(c.get(name) or 0 for name in EXPERT_COUNTS)) > MOST_EXPERTS:
         raise InputError(f"{path}: more than {MOST_EXPERTS:,} experts in all layers")
 
 
@@ -168,6 +181,29 @@ def _deepseek(path: Path, c: dict) -> dict:
     found["latent"]["interleaved"] = bool(c.get("rope_interleave", True))
     latent, experts = LatentConfig(**found["latent"]), ExpertsConfig(**found["experts"])
     return {"latent": latent, "experts": experts, "head_size": 0, "n_kv_heads": c["num_attention_heads"]}
+
+
+QWEN3_MOE = {  # config.json → ExpertsConfig
+    "num_experts": "n_routed_experts",
+    "num_experts_per_tok": "num_experts_per_tok",
+    "moe_intermediate_size": "moe_intermediate_size",
+}
+
+
+def _qwen3_moe(path: Path, c: dict) -> dict:
+    """Experts of Qwen3, of which none is shared; layers with a plain MLP must be the first ones."""
+    c = {"num_experts": c.get("num_local_experts")} | c  # which transformers 5 calls them
+    if missing := [name for name in QWEN3_MOE if c.get(name) is None]:
+        raise InputError(f"{path}: field {missing[0]} is missing")
+    dense = c.get("mlp_only_layers") or []
+    if c.get("decoder_sparse_step", 1) != 1 or dense != [*range(len(dense))]:
+        raise InputError(
+            f"{path}: decoder_sparse_step other than 1, or mlp_only_layers in between, is not supported"
+        )
+    shape = {ours: c[theirs] for theirs, ours in QWEN3_MOE.items()}
+    norm = bool(c.get("norm_topk_prob", False))
+    more = {"n_shared_experts": 0, "norm_topk_prob": norm, "first_k_dense_replace": len(dense)}
+    return {"experts": ExpertsConfig(**shape, **more, scores="softmax")}
 
 
 ROPE = {  # rope_type: kind, {its field: config.json's}
@@ -207,25 +243,55 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     _compare(folder, config, found)
     with torch.device("meta"):
         model = Model(config)
-    wanted = dict(model.named_parameters())
+    wanted = {place.name: place for place in _places(model)}
     for name in wanted:
         if name not in found:
             missing = len(wanted.keys() - found.keys())
             raise InputError(f"{folder}: tensor model.{name} is missing ({missing} are)")
     for name, shape in found.items():
-        if name in wanted and shape != list(wanted[name].shape):
-            shapes = f"{shape}, by config.json {list(wanted[name].shape)}"
+        if name in wanted and shape != wanted[name].shape:
+            shapes = f"{shape}, by config.json {wanted[name].shape}"
             raise InputError(f"{folder}: tensor model.{name} has shape {shapes}")
         if name not in wanted and not _further(name, config):
             raise InputError(f"{folder}: tensor {name} does not belong to the model of config.json")
     for name, tensor in _tensors(folder):
-        ours = name.removeprefix("model.")
-        if ours in wanted:
-            parent, _, last = ours.rpartition(".")
-            learnt = wanted[ours].requires_grad
-            setattr(model.get_submodule(parent), last, torch.nn.Parameter(tensor.to(dtype), learnt))
+        if place := wanted.get(name.removeprefix("model.")):
+            _put(model, place, tensor.to(dtype))
     _check_tokenizer(folder, config)
     return model
+
+
+class Place(NamedTuple):
+    """Where a tensor of a model folder belongs: a parameter, or one slice of a stack of experts."""
+
+    name: str  # in the folder, without "model."
+    shape: list[int]
+    parameter: str
+    expert: int | None = None
+
+
+def _places(model: Model) -> Iterator[Place]:
+    for parameter, p in model.named_parameters():
+        parent, _, last = parameter.rpartition(".")
+        if parent.endswith("mlp.experts"):
+            for i in range(len(p)):
+                yield Place(f"{parent}.{i}.{last}.weight", list(p.shape[1:]), parameter, i)
+        else:
+            yield Place(parameter, list(p.shape), parameter)
+
+
+def _put(model: Model, place: Place, tensor: Tensor) -> None:
+    """A tensor in its place of a model that began without any."""
+    parent, _, last = place.parameter.rpartition(".")
+    module = model.get_submodule(parent)
+    p = getattr(module, last)
+    if place.expert is None:
+        setattr(module, last, torch.nn.Parameter(tensor, p.requires_grad))
+        return
+    if p.is_meta:
+        p = torch.nn.Parameter(torch.empty(p.shape, dtype=tensor.dtype), p.requires_grad)
+        setattr(module, last, p)
+    p.data[place.expert] = tensor
 
 
 def _compare(folder: Path, config: ModelConfig, found: dict[str, list[int]]) -> None:
@@ -329,9 +395,13 @@ def weights(model: Model) -> Iterator[tuple[str, Tensor]]:
 
     Of a model in shards every rank goes through all of it: each tensor is gathered when its turn comes.
     """
-    for name, p in model.named_parameters():
-        whole = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
-        yield name if name.startswith("lm_head") else f"model.{name}", whole
+    parameters, last, whole = dict(model.named_parameters()), "", None
+    for place in _places(model):
+        if place.parameter != last:
+            last, p = place.parameter, parameters[place.parameter].detach()
+            whole = p.full_tensor() if isinstance(p, DTensor) else p
+        tensor = whole if place.expert is None else whole[place.expert]
+        yield place.name if place.name.startswith("lm_head") else f"model.{place.name}", tensor
 
 
 def save_config(folder: Path, model: Model, dtype: str) -> None:
@@ -362,9 +432,15 @@ def from_config(config: ModelConfig, model: Model) -> dict:
             "scoring_func": "sigmoid",
             "topk_method": "noaux_tc",
         }
+        del own["scores"]
         own |= {"head_dim": config.latent.qk_rope_head_dim}
+    elif config.experts and config.experts.scores == "softmax" and config.qk_norm:
+        family = "qwen3_moe"
+        own = {theirs: getattr(config.experts, ours) for theirs, ours in QWEN3_MOE.items()}
+        own |= {"norm_topk_prob": config.experts.norm_topk_prob, "decoder_sparse_step": 1}
+        own |= {"mlp_only_layers": [*range(config.experts.first_k_dense_replace)]}
     elif config.latent or config.experts:
-        raise InputError("a model with only one of latent attention and experts has no Hugging Face form")
+        raise InputError("a model with such a mixture of attention and experts has no Hugging Face form")
     shape = {theirs: getattr(config, ours) for theirs, ours in SHAPE.items()}
     return (
         shape

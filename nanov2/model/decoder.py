@@ -1,7 +1,7 @@
 """A Llama-style decoder, written to be read.
 
 RMSNorm → grouped-query attention with rotary positions → RMSNorm → SwiGLU, residual around each. With
-`latent` and `experts` it is DeepSeek-V3's (deepseek.py).
+`latent` it has DeepSeek-V3's attention (deepseek.py), with `experts` a mixture of them (experts.py).
 `forward` returns hidden states, not logits: log-probs come from `kernels.linear_logprob`, which never
 needs the full [tokens, vocabulary] matrix.
 
@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nanov2.model.attention import Layout
 from nanov2.model.cache import Cache
-from nanov2.model.deepseek import Experts, ExpertsConfig, LatentAttention, LatentConfig
+from nanov2.model.deepseek import LatentAttention, LatentConfig
+from nanov2.model.experts import Experts, ExpertsConfig
 from nanov2.model.layers import MLP, Linear, RMSNorm, RopeScaling, Yarn, for_attention, rotate
 from nanov2.model.rollout import Engine
 from nanov2.settings import Few, Width, Within, setting
@@ -54,7 +55,7 @@ class ModelConfig:
     qk_norm: bool = setting(False, "RMSNorm of each head's queries and keys (Qwen3)")
     rope_scaling: RopeScaling | Yarn | None = setting(None, "long-context frequencies")
     latent: LatentConfig | None = setting(None, "multi-head latent attention (DeepSeek-V3)")
-    experts: ExpertsConfig | None = setting(None, "mixture of experts (DeepSeek-V3)")
+    experts: ExpertsConfig | None = setting(None, "mixture of experts (DeepSeek-V3, Qwen3)")
     context: Annotated[int, Within(0, 1 << 30)] = setting(
         0, "tokens that it can attend to, prompt and answer together; 0 = any number"
     )
@@ -218,8 +219,8 @@ class Model(nn.Module):
             elif name == "embed_conv":  # strong from the start: looking a fact up rests on it
                 nn.init.normal_(p, std=0.3, generator=generator)
             else:
-                std = p.shape[1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std = p.shape[-1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
                     std /= math.sqrt(2 * self.config.n_layers)
                 nn.init.normal_(p, std=std, generator=generator)
         return self

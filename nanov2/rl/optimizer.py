@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import usable
 from nanov2.model.decoder import Model
-from nanov2.model.deepseek import balance
+from nanov2.model.experts import balance
 from nanov2.rl.config import BaseConfig, GRPOConfig
 
 

@@ -19,7 +19,8 @@ from nanov2.domains.order.domain import OrderLanguage
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.method.judges import meta_judge, verifier_judge
 from nanov2.method.tasks import SelfVerifyTask, VerifierTask
-from nanov2.model.deepseek import ExpertsConfig, LatentConfig
+from nanov2.model.deepseek import LatentConfig
+from nanov2.model.experts import ExpertsConfig
 from nanov2.records import ProblemRecord, ProofRecord
 from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.rl.optimizer import make_optimizer

@@ -56,12 +56,25 @@ DEEPSEEK = {
     "first_k_dense_replace": 1,
     "num_nextn_predict_layers": 0,
 }
+QWEN3_MOE = {
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
 FAMILIES = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
     "llama3": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LLAMA3}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": False}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16}),
     "qwen3-yarn": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16, "rope_parameters": YARN}),
+    "qwen3-moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", QWEN3_MOE),
+    "qwen3-moe-one-dense": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        QWEN3_MOE | {"mlp_only_layers": [0], "norm_topk_prob": False},
+    ),
     "deepseek": ("DeepseekV3Config", "DeepseekV3ForCausalLM", DEEPSEEK),
     "deepseek-plain-queries": (
         "DeepseekV3Config",

@@ -10,7 +10,8 @@ from test_sampler import packs_of
 from nanov2.distributed.checkpoints import fingerprint
 from nanov2.distributed.ranks import Ranks
 from nanov2.hub.chat import load_model, save_model
-from nanov2.model.deepseek import Experts, ExpertsConfig, LatentConfig, balance
+from nanov2.model.deepseek import LatentConfig
+from nanov2.model.experts import Experts, ExpertsConfig, balance, grouped_product
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
@@ -76,7 +77,7 @@ def test_every_expert_has_a_gradient_even_without_tokens(deepseek):
     layer = deepseek.layers[0].mlp
     layer(torch.randn(1, 1, 32)).sum().backward()
     assert all(p.grad is not None for p in layer.experts.parameters())
-    assert sum(bool(e.up_proj.weight.grad.any()) for e in layer.experts) == 2
+    assert sum(bool(g.any()) for g in layer.experts.up_proj.grad) == 2
 
 
 def test_the_bias_evens_the_load_out_and_leaves_the_weights_alone():
@@ -85,16 +86,18 @@ def test_the_bias_evens_the_load_out_and_leaves_the_weights_alone():
     )
     torch.manual_seed(0)
     layer = Experts(16, config)
+    for p in layer.experts.parameters():
+        torch.nn.init.normal_(p, std=0.25)
     torch.nn.init.normal_(layer.gate.weight)
     layer.gate.weight.data[0] *= 0.1
     x = torch.randn(4000, 16) + 0.5  # some experts are far more likely than others
 
     def uneven():
         layer(x)
-        return max(layer.load) / (sum(layer.load) / 8)
+        return float(layer.load.max() / (layer.load.sum() / 8))
 
     before, weights = uneven(), layer.gate(x)[0]
-    layer.load = [0.0] * 8
+    layer.load = None
     for _ in range(200):
         layer(x)
         balance(layer, Ranks())
@@ -109,7 +112,7 @@ def test_nothing_is_counted_while_sampling(deepseek, tokenizer, prompts):
     sample(
         deepseek, tokenizer, [prompts.ids(prompts.prove(some_problems(1)[0].text))], 2, Sampling(1.0, 8), 0
     )
-    assert sum(deepseek.layers[0].mlp.load) == 0
+    assert deepseek.layers[0].mlp.load is None
 
 
 def test_checkpoints_hold_the_bias_and_the_shape(deepseek, tokenizer, tmp_path):
@@ -122,7 +125,7 @@ def test_checkpoints_hold_the_bias_and_the_shape(deepseek, tokenizer, tmp_path):
 
 
 def test_active_parameters_are_those_that_a_token_meets(deepseek):
-    one = sum(p.numel() for p in deepseek.layers[0].mlp.experts[0].parameters())
+    one = sum(p[0].numel() for p in deepseek.layers[0].mlp.experts.parameters())
     assert deepseek.n_params - deepseek.n_active == 2 * 4 * one
 
 
@@ -137,3 +140,30 @@ def test_impossible_shapes_are_refused(changes, message):
     shape = dict(n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=4)
     with pytest.raises(ValueError, match=message):
         ExpertsConfig(**shape | changes)
+
+
+def test_a_grouped_product_is_one_product_for_each_expert_and_so_are_its_gradients():
+    torch.manual_seed(0)
+    x, weight = torch.randn(10, 16), torch.randn(4, 24, 16)
+    counts = torch.tensor([3, 0, 5, 2])
+    which = torch.arange(4).repeat_interleave(counts)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
+        a, w = (t.to(dtype, copy=True).requires_grad_() for t in (x, weight))
+        found = grouped_product(a, w, counts)
+        want = torch.einsum("nd,nod->no", x, weight[which])
+        assert torch.allclose(found.float(), want, atol=10 * tolerance, rtol=tolerance)
+        found.float().pow(2).sum().backward()
+        dw = torch.zeros_like(weight).index_add(0, which, 2 * want[:, :, None] * x[:, None])
+        assert torch.allclose(w.grad.float(), dw, atol=200 * tolerance, rtol=10 * tolerance)
+
+
+def test_a_softmax_router_has_no_bias_and_is_left_alone_by_balance():
+    shape = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, n_shared_experts=0)
+    layer = Experts(16, ExpertsConfig(**shape, scores="softmax"))
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    before = {name: p.clone() for name, p in layer.named_parameters()}
+    layer(torch.randn(3, 16)).sum().backward()
+    balance(layer, Ranks())
+    assert before.keys() == {"gate.weight", "experts.gate_proj", "experts.up_proj", "experts.down_proj"}
+    assert all(torch.equal(p, before[name]) for name, p in layer.named_parameters()) and layer.load is None

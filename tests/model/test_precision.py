@@ -10,7 +10,7 @@ from test_deepseek import EXPERTS, LATENT
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.sharding import place
 from nanov2.errors import InputError
-from nanov2.model.deepseek import ExpertsConfig
+from nanov2.model.experts import ExpertsConfig
 from nanov2.model.layers import Linear, RMSNorm, rotate
 from nanov2.model.packing import Completion, collate, make_packs
 from nanov2.model.rollout import Sampling

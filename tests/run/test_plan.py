@@ -15,7 +15,8 @@ from nanov2.errors import InputError
 from nanov2.hub import hf
 from nanov2.model.cache import Cache
 from nanov2.model.decoder import Model, ModelConfig
-from nanov2.model.deepseek import ExpertsConfig, LatentConfig
+from nanov2.model.deepseek import LatentConfig
+from nanov2.model.experts import ExpertsConfig
 from nanov2.model.packing import Completion, collate, make_packs
 from nanov2.rl.config import GRPOConfig
 from nanov2.rl.state import Phase
