@@ -1,12 +1,11 @@
 """The integers world: its words, its expert's judgement of critiques, its demonstrations, its domain."""
 
-import json
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts import ROOT, run
+from scripts import ROOT
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import open_domain
@@ -33,6 +32,8 @@ from nanov2.domains.integers.world import (
 from nanov2.domains.language import HEADING, read_score
 from nanov2.records import CritiqueRecord, ProofRecord
 from nanov2.run.config import load_config
+from nanov2.run.costs import HARDWARE
+from nanov2.run.plan import make_plan
 
 PROBLEM = parse_problem("Let $a$ be odd and let $b$ be even. Show that $3a + b$ is odd.")
 RIGHT = (
@@ -191,11 +192,10 @@ def test_a_right_proof_exists_for_every_problem():
         assert grade_proof(problem, write_proof(solve(problem))) == 1
 
 
-def test_every_phase_of_the_cycle_runs(tmp_path):
-    flags = ["--base.steps=60", "--grpo.steps=1", "--laps=1", "--autolabel.problems=4", "--world.held_out=6"]
-    flags += ["--world.validation=4", "--coldstart.problems=16", "--eval.samples=1", "--grpo.max_tokens=24"]
-    flags += ["--config=configs/integers-smoke.toml", f"--dir={tmp_path / 'run'}"]
-    code, _, err = run("train.py", "--phase=flywheel", *flags)
-    assert code == 0, err
-    figures = json.loads((tmp_path / "run" / "selfverify" / "eval.json").read_text())["after"]
-    assert figures["hard/final_true_score"]["n"] > 0 and (tmp_path / "run" / "report.html").is_file()
+def test_the_domain_runs_by_its_name_alone():
+    for name in ("integers.toml", "integers-smoke.toml"):
+        config = load_config(ROOT / "configs" / name)
+        assert (
+            config.domain == "integers"
+            and "selfverify" in make_plan(config, 2, 2, HARDWARE["cpu-core"]).phases
+        )
