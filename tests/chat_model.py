@@ -1,5 +1,6 @@
 """A tiny chat model in a Hugging Face folder, with random weights and a tokenizer of whole words."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -32,6 +33,15 @@ def graded_proofs(n: int = 24) -> list[dict]:
     ]
 
 
+def spreadsheet(n: int = 200) -> list[dict]:
+    """A user's own grades: points from 0 to 7 for several proofs of each of 24 problems."""
+    ends = [" ".join(["It holds", *["by parity"] * (k % 8), *["."] * (1 + k // 8)]) for k in range(n)]
+    problems = [row["problem"] for row in graded_proofs()]
+    return [
+        {"statement": problems[k % len(problems)], "solution": ends[k], "points": k % 8} for k in range(n)
+    ]
+
+
 def texts() -> list[str]:
     """All that the model may have to read or write."""
     rows = graded_proofs()
@@ -39,7 +49,7 @@ def texts() -> list[str]:
     for r in rows[:2]:
         critiques = [pretrained.critique_in_form(s) for s in (0.0, 0.5, 1.0)]
         metas = [pretrained.meta_critique_in_form(s) for s in (0.0, 0.5, 1.0)]
-        out += [pretrained.proof_in_form(r["proof"], 1.0), *critiques, *metas, natural.AGAIN]
+        out += [pretrained.proof_in_form(r["proof"], 1.0), *critiques, *metas, natural.AGAIN, natural.ALONE]
         out += [m["content"] for m in natural.verify(r["problem"], r["proof"])]
         out += [m["content"] for c in critiques for m in natural.meta(r["problem"], r["proof"], c)]
         out += [m["content"] for m in natural.refine(r["problem"], r["proof"], critiques)]
@@ -60,4 +70,8 @@ def make_folder(folder: Path, **shape) -> Path:
     names = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     write_jsonl(folder / "proofs.jsonl", graded_proofs())
+    with open(folder / "proofs.csv", "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, ("statement", "solution", "points"))
+        writer.writeheader()
+        writer.writerows(spreadsheet())
     return folder

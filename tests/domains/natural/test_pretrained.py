@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from chat_model import graded_proofs, make_folder
+from chat_model import graded_proofs, make_folder, spreadsheet
 from scripts import run
 
 from nanov2.domains import language as natural
@@ -21,32 +21,41 @@ from nanov2.model.sampler import sample
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, write_jsonl
 from nanov2.run.config import from_dict
 
-SMALL = [
-    "--expert=grades",
-    "--laps=2",
-    "--data.held_out=0.2",
-    "--base.steps=150",
-    "--base.batch=8",
-    "--base.lr=3e-3",
-    "--eval.proofs=8",
-    "--eval.samples=1",
-    "--eval.rounds=2",
-    "--grpo.steps=1",
-    "--grpo.prompts=3",
-    "--grpo.samples=3",
-    "--grpo.refill=0",
-    "--grpo.max_tokens=110",
-    "--generator.init=verifier",
-    "--selfverify.init=generator",
-    "--selfverify.max_turns=2",
-    "--lap_verifier2.init=consolidated",
-    "--consolidate.steps=1",
-    "--autolabel.problems=3",
-    "--autolabel.proofs=1",
-    "--autolabel.n=3",
-    "--autolabel.m=1",
-    "--autolabel.rule=worst",  # labels whatever can be read at all
-]
+# What a user writes: their model, their spreadsheet with points out of seven, and how long to train.
+TOML = """\
+domain = "natural"
+expert = "grades"
+laps = 2
+data.held_out = 0.2
+base.steps = 150
+base.batch = 8
+base.lr = 3e-3
+eval.proofs = 8
+eval.samples = 1
+eval.rounds = 2
+grpo.steps = 1
+grpo.prompts = 3
+grpo.samples = 3
+grpo.refill = 0
+grpo.max_tokens = 110
+generator.init = "verifier"
+selfverify.init = "generator"
+selfverify.max_turns = 2
+lap_verifier2.init = "consolidated"
+consolidate.steps = 1
+autolabel.problems = 3
+autolabel.proofs = 1
+autolabel.n = 3
+autolabel.m = 1
+autolabel.rule = "worst"  # labels whatever can be read at all
+pretrained.folder = "{folder}"
+data.path = "{folder}/proofs.csv"
+data.problem = "statement"
+data.proof = "solution"
+data.score = "points"
+data.full = 7
+data.half = 4
+"""
 PHASES = ["base", "coldstart", "verifier", "meta", "verifier2", "generator", "selfverify", "autolabel"]
 
 
@@ -56,14 +65,9 @@ def folder(tmp_path_factory):
 
 
 def train(folder, runs, *args, **options):
-    flags = [
-        "--domain=natural",
-        f"--pretrained.folder={folder}",
-        f"--data.path={folder}/proofs.jsonl",
-        f"--dir={runs}",
-    ]
-    (runs.parent / "empty.toml").write_text("")
-    return run("train.py", f"--config={runs.parent}/empty.toml", *SMALL, *flags, *args, **options)
+    config = runs.parent / "mine.toml"
+    config.write_text(TOML.format(folder=folder))
+    return run("train.py", f"--config={config}", f"--dir={runs}", *args, **options)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,17 @@ def test_the_whole_cycle_runs_on_a_chat_model(finished):
     generator = json.loads((finished / "generator" / "eval.json").read_text())["after"]
     assert "labelled/proof_format_rate" in generator and "labelled/true_score" not in generator
     assert "NaN" not in (finished / "report.json").read_text()
+
+
+def test_a_spreadsheet_with_points_out_of_seven_is_what_it_learnt_from(finished):
+    rows = [json.loads(row) for row in (finished / "coldstart" / "dv.jsonl").read_text().splitlines()]
+    assert len(rows) > 100 and {row["score"] for row in rows} == {0, 0.5, 1}
+    points = {row["solution"]: float(row["points"]) for row in spreadsheet()}
+    assert all(
+        row["score"] == (1 if p == 7 else 0.5 if p >= 4 else 0)
+        for row in rows
+        for p in [points[row["proof"]]]
+    )
 
 
 def test_no_problem_is_both_learnt_and_measured(finished):
