@@ -29,7 +29,10 @@ from nanov2.domains.integers.world import (
     write_meta,
     write_proof,
 )
-from nanov2.domains.language import HEADING, read_score
+from nanov2.domains.language import HEADING, Language, read_score
+from nanov2.hub.author import Answer
+from nanov2.method import trust
+from nanov2.method.judges import Judge
 from nanov2.records import CritiqueRecord, ProofRecord
 from nanov2.run.config import load_config
 from nanov2.run.costs import HARDWARE
@@ -199,3 +202,21 @@ def test_the_domain_runs_by_its_name_alone():
             config.domain == "integers"
             and "selfverify" in make_plan(config, 2, 2, HARDWARE["cpu-core"]).phases
         )
+
+
+def test_judges_are_measured_on_it(domain):
+    def exact(question):
+        problem, proof = parse_problem(question["problem"]), parse_proof(question["proof"])
+        return write_critique(examine(problem, proof))
+
+    class Expert:
+        def answers(self, questions, n=1, first=0):
+            return [[Answer(exact(q[0]))] * n for q in questions]
+
+    proofs, _ = trust.draw_cases(domain, 40, 0)
+    language = Language()
+    judge = Judge(Expert(), language, language.claimed_score)
+    found = trust.trust(trust.ask_verifier(judge, language, domain, proofs))
+    figures = found["verifier"]
+    assert figures["accuracy"]["value"] == figures["legible"]["value"] == figures["quality"]["value"] == 1
+    assert "one letter for two integers" in found["by fault"] and "modulo 2" in found["by kind"]
