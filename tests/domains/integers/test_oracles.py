@@ -49,8 +49,10 @@ def expression(text, cache={}):  # noqa: B006 (parsing is what takes the time)
         spelt = re.sub(r"(?<=[0-9a-z)])(?=[a-z(])", "*", text.replace("^2", "**2"))
         spelt = re.sub(r"(?<=[a-z)])(?=[0-9])(?<!\*\*)", "?", spelt)  # a number after a letter is no product
         try:
-            # Spacing is part of the form, and there are no powers but squares
-            clean = re.fullmatch(r"([0-9a-z()*]| \+ )+", spelt) and not re.search(r"\^(?!2)|\^2[0-9^]", text)
+            # Spacing is part of the form, and no powers but squares of letters and brackets
+            clean = re.fullmatch(r"([0-9a-z()*]| \+ )+", spelt) and not re.search(
+                r"[0-9]\^|\^(?!2)|\^2[0-9^]", text
+            )
             cache[text] = sympy.expand(sympy.sympify(spelt, locals=LOCALS)) if clean else None
         except (SyntaxError, TypeError, sympy.SympifyError):
             cache[text] = None
