@@ -316,8 +316,9 @@ class Finding(NamedTuple):
 def one_answer(shown: Demonstration, rng: random.Random, alone: bool) -> Demonstration:
     """What a chat model learns of a growing document: one answer to what came before it, drawn at random.
 
-    Each kind of answer is as likely as any other. A proof is followed by its author's evaluation; with
-    `alone` every other time by all its revisions too.
+    Each kind of answer is as likely as any other. A proof is followed by its author's evaluation and, with
+    `alone`, by its revisions and theirs. Where a document breaks off at an issue without a revision, its
+    proof answers the question for a proof, not that for a whole trajectory.
     """
     turns, learnt = shown.turns, shown.learnt or (True,) * len(shown.turns)
     ends: dict[str, list[int]] = {}
@@ -325,12 +326,13 @@ def one_answer(shown: Demonstration, rng: random.Random, alone: bool) -> Demonst
         if learnt[t] and (task != "prove" or t + 1 < len(turns)):  # a proof has its author's evaluation
             ends.setdefault(f"revision {task}" if task == "prove" and t else task, []).append(t)
     at = rng.choice(ends[rng.choice(sorted(ends))])
-    task, text = turns[at]
-    if task != "prove":
+    if turns[at][0] != "prove":
         return Demonstration(shown.problem, turns[: at + 1])
-    alone = alone and at == 0 and rng.random() < 0.5  # proofs without revisions are asked for too
-    following = [words for name, words in turns[at:] if name in ("prove", "verify")] if alone else []
-    parts = following or [words for _, words in turns[at : at + 2]]
+    if alone and learnt[0]:
+        at = 0  # a revision is part of the first answer
+    whole = [words for name, words in turns[at:] if name in ("prove", "verify")]
+    alone = alone and at == 0 and (len(whole) > 2 or (not reports_issue(whole[-1]) and rng.random() < 0.5))
+    parts = whole if alone else whole[:2]
     answer = "\n\n".join(p if i % 2 == 0 else f"## Self Evaluation\n{p}" for i, p in enumerate(parts))
     return Demonstration(shown.problem, (*turns[:at], ("self_verify" if alone else "prove", answer)))
 

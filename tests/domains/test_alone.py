@@ -18,7 +18,7 @@ from nanov2.domains.language import (
     read_trajectory,
     self_verify,
 )
-from nanov2.domains.natural.domain import proof_in_form
+from nanov2.domains.natural.domain import critique_in_form, proof_in_form
 from nanov2.hub.chat import ChatTokenizer
 from nanov2.method.tasks import SelfVerifyTask, judged_proofs
 from nanov2.model.rollout import Rollout
@@ -26,8 +26,9 @@ from nanov2.records import ProblemRecord
 from nanov2.run.config import load_config
 
 DRAFT, FINAL = proof_in_form("It holds .", 0.5), proof_in_form("It holds by parity .", 1.0)
+ISSUE, NONE = critique_in_form(0.5), critique_in_form(1.0)
 SHOWN = Demonstration(
-    "P", (("prove", HEADING + "A"), ("verify", "C1"), ("prove", HEADING + "B"), ("verify", "C2")), ()
+    "P", (("prove", HEADING + "A"), ("verify", ISSUE), ("prove", HEADING + "B"), ("verify", NONE)), ()
 )
 
 
@@ -80,29 +81,36 @@ def test_the_question_says_who_asks_for_revisions(tokenizer):
     assert self_verify("P")[0]["content"] == f"{prove('P')[0]['content']}\n\n{ALONE}"
 
 
+def learnt_from(shown, alone):
+    """Each answer that is learnt, with the number of turns up to it."""
+    drawn = [one_answer(shown, random.Random(i), alone) for i in range(100)]
+    return {d.turns[-1]: len(d.turns) for d in drawn}
+
+
+FIRST, SECOND = (
+    f"## Solution\nA\n\n## Self Evaluation\n{ISSUE}",
+    f"## Solution\nB\n\n## Self Evaluation\n{NONE}",
+)
+
+
 def test_every_kind_of_answer_is_learnt_from_a_growing_document():
-    rng, seen = random.Random(0), {}
-    for _ in range(200):
-        shown = one_answer(SHOWN, rng, alone=True)
-        seen[shown.turns[-1]] = len(shown.turns)
-    first, second = "## Solution\nA\n\n## Self Evaluation\nC1", "## Solution\nB\n\n## Self Evaluation\nC2"
-    assert seen == {
-        ("self_verify", f"{first}\n\n{second}"): 1,
-        ("prove", first): 1,
-        ("verify", "C1"): 2,
-        ("prove", second): 3,  # a revision that a message asks for, as a search does
-        ("verify", "C2"): 4,
-    }
-    unjudged = Demonstration("P", SHOWN.turns[:3])
-    answers = {one_answer(unjudged, rng, alone=True).turns[-1] for _ in range(50)}
-    assert ("prove", HEADING + "B") not in answers  # a proof has its author's evaluation
-    answers = {one_answer(SHOWN, rng, alone=False).turns[-1] for _ in range(100)}
-    assert ("prove", second) in answers and not any(task == "self_verify" for task, _ in answers)
+    verdicts = {("verify", ISSUE): 2, ("verify", NONE): 4}
+    assert learnt_from(SHOWN, alone=True) == {("self_verify", f"{FIRST}\n\n{SECOND}"): 1} | verdicts
+    assert learnt_from(SHOWN, alone=False) == {("prove", FIRST): 1, ("prove", SECOND): 3} | verdicts
+
+
+def test_no_trajectory_that_is_learnt_breaks_off_at_an_issue():
+    broken, settled = (Demonstration("P", turns) for turns in (SHOWN.turns[:2], SHOWN.turns[2:]))
+    assert learnt_from(broken, alone=True) == {("prove", FIRST): 1, ("verify", ISSUE): 2}
+    whole = {("prove", SECOND): 1, ("self_verify", SECOND): 1, ("verify", NONE): 2}
+    assert learnt_from(settled, alone=True) == whole
+    unjudged = Demonstration("P", SHOWN.turns[:3])  # a proof is learnt with its author's evaluation
+    assert ("prove", HEADING + "B") not in learnt_from(unjudged, alone=False)
 
 
 def test_what_is_read_alone_is_never_the_answer():
     read = Demonstration("P", SHOWN.turns[:2], (False, True))
-    assert all(one_answer(read, random.Random(i), True).turns[-1] == ("verify", "C1") for i in range(20))
+    assert all(one_answer(read, random.Random(i), True).turns[-1] == ("verify", ISSUE) for i in range(20))
 
 
 @pytest.mark.parametrize("name", ["order", "integers"])
