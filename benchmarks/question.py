@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import question_tables as show
 from benchmarks.runs import do_phase, phase_folder
 from nanov2.distributed.ranks import Ranks
+from nanov2.hub.chat import load_model
 from nanov2.hub.local import OwnAuthor
 from nanov2.method.alarms import compare
 from nanov2.method.search import refine
@@ -144,7 +145,7 @@ def do_refinement(run_folder: Path, problems: int, rounds: int) -> dict[str, dic
             continue
         critic = None
         if name != "self":
-            critic = OwnAuthor(Run(where, config, Ranks()).load(phase)[0], language, how, config.seed)
+            critic = OwnAuthor(load_model(where / phase)[0], language, how, config.seed)
         written = refine(author, language, asked, list(range(len(asked))), rounds, critic=critic)
         scores = [[truth.score(x, d.proof) for d in ds] for x, ds in zip(asked, written, strict=True)]
         found[title] = {

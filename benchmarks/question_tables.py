@@ -109,7 +109,10 @@ def arm_table(seeds: Seeds, arms: dict[str, str]) -> str:
     """A line an arm; `arms` are names and titles."""
 
     def cell(arm: str, figure: str) -> str:
-        return shown(column(seeds, arm, figure), 0 if figure == "tokens" else 3)
+        known = column(seeds, arm, figure)
+        if not known and any(arm in s for s in seeds):
+            return "none"  # such as no perfect reward at all
+        return shown(known, 0 if figure == "tokens" else 3)
 
     rows = [[f"`{a}`: {title}", *(cell(a, f) for f in COLUMNS.values())] for a, title in arms.items()]
     return table(["arm", *COLUMNS], rows)

@@ -17,7 +17,13 @@ def phase_folder(run: Path, phase: str, lap: int) -> Path:
 def do_phase(run: Path, phase: str, lap: int, ranks: int, *flags: str) -> None:
     """One phase of train.py on so many ranks, unless it is done."""
     if not (phase_folder(run, phase, lap) / "phase.json").is_file():
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+        ]
         script = [str(ROOT / "train.py"), f"--phase={phase}", f"--lap={lap}", f"--dir={run}"]
         subprocess.run([*torchrun, *script, *flags], check=True)
 

@@ -12,7 +12,17 @@ from nanov2.domains.domain import Truth
 from nanov2.domains.language import HEADING, Demonstration
 from nanov2.method import figures as ev
 from nanov2.method.config import AutolabelConfig
-from nanov2.method.consensus import Assessed, Rule, consensus, doubt, majority, mean_label, single
+from nanov2.method.consensus import (
+    Assessed,
+    Rule,
+    consensus,
+    doubt,
+    gate_label,
+    majority,
+    mean_label,
+    single,
+    worst,
+)
 from nanov2.method.tasks import true_scores
 from nanov2.records import LEVELS, ProofRecord, TrajectoryRecord
 
@@ -113,6 +123,8 @@ def measure_labels(labelled: list[Labelled], truth: Truth | None, config: Autola
         "single_critique": lambda x: single(x.critiques),
         "mean": lambda x: mean_label(x.critiques),
         "majority": lambda x: majority(x.critiques),
+        "gate": lambda x: gate_label(x.critiques),
+        "worst": lambda x: worst(x.critiques),
     }
     columns = {
         "label_coverage": [float(x.label is not None) for x in labelled],

@@ -156,6 +156,27 @@ FIGURES = {
         "The majority of the critiques' scores in place of the label, on the proofs that have a label.",
         HIGHER,
     ),
+    "gate_agreement": Entry(
+        "agreement of the gated mean",
+        "The mean of the critiques' scores, those that claim issues weighed by their meta-scores, rounded, "
+        "in place of the label, on the proofs that have one.",
+        HIGHER,
+    ),
+    "worst_agreement": Entry(
+        "agreement of the pessimistic minimum",
+        "The lowest of the critiques' scores in place of the label, on the proofs that have one.",
+        HIGHER,
+    ),
+    "gate_agreement_on_all": Entry(
+        "agreement of the gated mean, all proofs",
+        "Share of all proofs of which the mean weighed by meta-scores, rounded, is the true score.",
+        HIGHER,
+    ),
+    "worst_agreement_on_all": Entry(
+        "agreement of the pessimistic minimum, all proofs",
+        "Share of all proofs whose lowest critique gives the true score.",
+        HIGHER,
+    ),
     "critiques_per_proof": Entry("critiques a proof", "Mean number of critiques drawn for a label."),
     # the base
     "loss": Entry("loss", "What the optimiser lowers: cross entropy of the base, GRPO's surrogate later."),

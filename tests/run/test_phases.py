@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from scripts import ALL, flywheel, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nanov2.domains.language import read_score
 from nanov2.domains.order.world import examine, parse_problem, parse_proof, write_critique
 
 
@@ -110,6 +111,21 @@ def test_the_scripts_use_a_trained_model(finished, tmp_path):
     out_file = tmp_path / "labels.jsonl"
     code, out, err = run("autolabel.py", f"--dir={finished}", f"--proofs={proofs}", f"--out={out_file}")
     assert code == 0 and "label" in json.loads(out_file.read_text()), err
+
+
+def test_a_solution_aware_critic_is_trained_on_request(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    where = [f"--dir={tmp_path / 'run'}", "--aware.steps=3", "--aware.samples=2"]
+    code, _, err = run("train.py", "--phase=aware", *where)
+    assert code == 0, err
+    found = json.loads((tmp_path / "run" / "aware" / "eval.json").read_text())
+    assert "labelled/score_accuracy@T0" in found["after"] and "labelled/score_accuracy" in found["before"]
+    (teacher,) = found["beside"].values()
+    assert "labelled/score_accuracy" in teacher
+    kept = [
+        json.loads(line) for line in (tmp_path / "run" / "aware" / "critiques.jsonl").read_text().splitlines()
+    ]
+    assert kept and all(read_score(r["critique"]) == r["score"] for r in kept)
 
 
 def test_labels_can_be_kept_out_of_dv(finished, tmp_path):
