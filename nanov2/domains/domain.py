@@ -118,7 +118,11 @@ class CritiqueGrade(NamedTuple):
 
 
 class Truth(Protocol):
-    """Exact grades, where somebody knows them: for figures and the expert, never for a reward."""
+    """Exact grades, where somebody knows them: for figures and the expert, never for a reward.
+
+    One that can name findings also has `findings(problem, proof) -> frozenset[str]`, those of the exact
+    critique as texts: an expert's marks on 𝒟v, for `verifier.credit = "finding"`.
+    """
 
     def score(self, problem: str, proof: str | None) -> float:
         """s of a proof; NaN where nobody knows."""
@@ -145,7 +149,8 @@ class View:
 class Domain(Protocol):
     """Problems, proofs and demonstrations of one kind of mathematics. Made from a run's configuration.
 
-    `--domain=` names one: "order", "natural", or "my_module:MyDomain" of one's own.
+    `--domain=` names one: "order", "natural", or "my_module:MyDomain" of one's own. One with reference
+    solutions also has `solution(problem) -> str | None`, for the phase `aware`.
     """
 
     truth: Truth | None

@@ -11,6 +11,7 @@ from collections import Counter
 
 from nanov2.domains.domain import Truth
 from nanov2.domains.language import Language
+from nanov2.errors import InputError
 from nanov2.method.judges import Judge, Judgement, OwnScores
 from nanov2.method.rewards import R_Z, R_format, R_gated, R_generator, R_verifier
 from nanov2.model.rollout import Rollout
@@ -54,6 +55,8 @@ class VerifierTask(SingleTurn):
     ):
         super().__init__(language, truth)
         self.meta, self.findings = meta, findings
+        if findings is not None and type(language).findings is Language.findings:
+            raise InputError('verifier.credit = "finding": this language names no findings; set "answer"')
 
     @property
     def judges(self) -> dict[str, Judge]:

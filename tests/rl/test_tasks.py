@@ -6,6 +6,7 @@ import types
 import pytest
 from conftest import small_model, some_problems, some_proofs
 
+from nanov2.domains.language import Language
 from nanov2.domains.order.domain import OrderTruth
 from nanov2.domains.order.world import examine, write_critique, write_proof
 from nanov2.errors import InputError
@@ -116,6 +117,11 @@ def test_credit_per_finding_is_refused_where_nobody_can_name_findings(settings):
     domain = types.SimpleNamespace(truth=None if "--domain=natural" in settings else OrderTruth())
     with pytest.raises(InputError, match="verifier.credit"):
         _check_credit(config, domain)
+
+
+def test_credit_per_finding_is_refused_in_a_language_that_names_none(tokenizer):
+    with pytest.raises(InputError, match="names no findings"):
+        VerifierTask(Language(tokenizer), findings={})
 
 
 def test_credit_per_finding_is_refused_where_a_loss_takes_one_advantage_a_critique():
