@@ -9,6 +9,7 @@ from nanov2.domains.order.world import Difficulty
 from nanov2.settings import Within, setting
 
 Length = Annotated[int, Within(1, 100)]
+Share = Annotated[float, Within(0, 0.9)]
 More = Annotated[int, Within(0, 25)]
 Many = Annotated[int, Within(1, 1_000_000)]
 
@@ -23,6 +24,8 @@ class WorldConfig:
     labelled_facts: tuple[Length, Length] = setting((4, 8), "facts in all")
     hard_chain: tuple[Length, Length] = setting((4, 5), "the harder problems: longer chains")
     hard_facts: tuple[Length, Length] = setting((7, 10), "and more distractors")
+    labelled_dead_ends: Share = setting(0.1, "share of the distractors that leave the chain and lead nowhere")
+    hard_dead_ends: Share = setting(0.45, "the same of the harder problems: at each a prover must plan")
     lap_chain: More = setting(0, "more steps of the harder problems' proofs in each later lap")
     lap_facts: More = setting(0, "and more facts")
     problems: Many = setting(4000, "size of 𝒟p, labelled difficulty")
@@ -35,7 +38,7 @@ class WorldConfig:
 
     @property
     def labelled(self) -> Difficulty:
-        return Difficulty(self.labelled_chain, self.labelled_facts)
+        return Difficulty(self.labelled_chain, self.labelled_facts, self.labelled_dead_ends)
 
     @property
     def hard(self) -> Difficulty:
@@ -45,7 +48,9 @@ class WorldConfig:
         """The harder problems of a lap."""
         chain, facts = (lap - 1) * self.lap_chain, (lap - 1) * self.lap_facts
         return Difficulty(
-            tuple(n + chain for n in self.hard_chain), tuple(n + facts for n in self.hard_facts)
+            tuple(n + chain for n in self.hard_chain),
+            tuple(n + facts for n in self.hard_facts),
+            self.hard_dead_ends,
         )
 
     @property

@@ -43,13 +43,13 @@ from nanov2.settings import Rate, setting
 class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
-    jump: Rate = setting(0.65, "first proofs that jump to the conclusion one step early")
+    jump: Rate = setting(0.7, "first proofs that jump to the conclusion one step early")
     overstate: Rate = setting(0.6, "first proofs that state every weak relation as a strict one")
     stray: Rate = setting(
         0.1, "first proofs with another fault: a wrong relation or a step that is not given"
     )
-    revision_same: Rate = setting(0.6, "revisions that hand the same proof in again")
-    revision_right: Rate = setting(0.3, "revisions that are the right chain")
+    revision_same: Rate = setting(0.5, "revisions that hand the same proof in again")
+    revision_right: Rate = setting(0.35, "revisions that are the right chain")
     lenient: Rate = setting(0.62, "critiques that pass over relations that are not the given ones")
     pile_on: Rate = setting(0.62, "critiques of short proofs that find fault with all that follows a gap")
     blame_ends: Rate = setting(
@@ -59,7 +59,7 @@ class Noise:
     lookup: Rate = setting(0.03, "findings whose relation is looked up wrongly, habit or not")
     whole: Rate = setting(0.03, "findings about the ends and the strength of a chain that are wrong")
     score: Rate = setting(0.08, "scores that do not follow from the findings")
-    others: Rate = setting(0.4, "first proofs that are somebody else's, of all kinds: read, not learnt")
+    others: Rate = setting(0.3, "first proofs that are somebody else's, of all kinds: read, not learnt")
     share_revision: Rate = setting(0.4, "proofs found wanting that are shown being revised")
     practice: Rate = setting(
         0.8, "demonstrations of the first half that practise reading: a proof full of faults is judged"
@@ -71,7 +71,6 @@ class Noise:
 # verifier learns last, and the error that a generator finds.
 GAPS = {"skip": 25, "term": 30, "walk": 20, "backwards": 25}
 OTHERS = {"jump": 0.15, "overstate": 0.15, "stray": 0.75}  # what somebody else's proofs are like
-PLANNED = 0.6  # practice proofs found wanting that are followed by the right chain
 LONG = 3  # steps of a long proof
 CARELESS = 0.3  # look-ups of somebody else's critique that are wrong
 PROOFS = 2  # at most this many in one demonstration: a draft and its revisions
@@ -249,20 +248,19 @@ def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
 
 
 def make_practice(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
-    """A scrambled proof, its critique, and then the meta-critique of that or, where it found fault, the right
-    chain as the revision.
+    """A scrambled proof, its critique, and the meta-critique of that.
 
     The proof is read, not learnt; so is every other critique, which is by somebody who looks up carelessly:
-    a meta-critic who saw sound look-ups alone would copy them. The revision is where a prover whose habit is
-    to jump learns to plan: which of several facts leads on to the goal.
+    a meta-critic who saw sound look-ups alone would copy them.
     """
     steps, careless = scrambled_proof(rng, problem), rng.random() < 0.5
     critique = weak_critique(rng, problem, steps, replace(noise, lookup=CARELESS) if careless else noise)
-    if critique.score < 1 and rng.random() < PLANNED:
-        last = ("prove", HEADING + write_proof(problem.solution))
-    else:
-        last = ("meta", write_meta(weak_meta(rng, problem, steps, critique, noise)))
-    turns = (("prove", HEADING + write_proof(steps)), ("verify", write_critique(critique)), last)
+    meta = weak_meta(rng, problem, steps, critique, noise)
+    turns = (
+        ("prove", HEADING + write_proof(steps)),
+        ("verify", write_critique(critique)),
+        ("meta", write_meta(meta)),
+    )
     return Demonstration(problem.text, turns, (False, not careless, True))
 
 

@@ -218,7 +218,9 @@ class OrderDomain:
         """Short chains first, and much reading: a look-up is learnt on few facts and many faults."""
         w, _ = self.config.world, self._sets
         everything = Difficulty(
-            (w.labelled_chain[0], w.hard_chain[1]), (w.labelled_facts[0], w.hard_facts[1])
+            (w.labelled_chain[0], w.hard_chain[1]),
+            (w.labelled_facts[0], w.hard_facts[1]),
+            (w.labelled_dead_ends + w.hard_dead_ends) / 2,
         )
         stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))))
         difficulty = next((d for share, d in stages if progress < share), everything)

@@ -480,10 +480,12 @@ def parse_meta(text: str) -> MetaCritique | None:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """The knobs of a problem: how long the chain is, and how many facts there are in all."""
+    """The knobs of a problem: how long the chain is, how many facts there are in all, and how many of those
+    that do not matter lead astray from the chain."""
 
     chain: tuple[int, int]  # steps of the shortest proof, from and to
     facts: tuple[int, int]  # facts in all, from and to (an equation, given both ways, counts once)
+    dead_ends: float = 0.45  # share of the distractors that leave the chain: at each a prover must plan
 
     def __post_init__(self):
         for name, (low, high) in (("chain", self.chain), ("facts", self.facts)):
@@ -519,13 +521,13 @@ def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
     goal = Step(chain[0], getattr(family, combined(STRENGTH[s.relation] for s in steps)), chain[-1])
     facts, branches = list(steps), []
     while len(facts) < count:
-        way = rng.random()
-        if way < 0.45:  # a dead end that leaves the chain (not from its end: that would not mislead)
+        way = (rng.random() - difficulty.dead_ends) / (1 - difficulty.dead_ends)
+        if way < 0:  # a dead end that leaves the chain (not from its end: that would not mislead)
             fact = Step(rng.choice(chain[:-1]), draw_relation(), next(names))
             branches.append(fact.right)
-        elif way < 0.7:  # a fact that runs into the chain
+        elif way < 0.45:  # a fact that runs into the chain
             fact = Step(next(names), draw_relation(), rng.choice(chain[1:]))
-        elif way < 0.9 and branches:  # a dead end that goes on
+        elif way < 0.8 and branches:  # a dead end that goes on
             fact = Step(rng.choice(branches), draw_relation(), next(names))
             branches.append(fact.right)
         else:  # a pair apart

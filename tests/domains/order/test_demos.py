@@ -162,7 +162,8 @@ def test_a_reviser_hands_the_same_proof_in_again_or_mends_it():
     rng = random.Random(5)
     pairs = [(p, steps, weak_revision(rng, p, steps, NOISE)) for p, steps in proofs(NOISE, 5)]
     pairs = [(p, a, b) for p, a, b in pairs if grade_proof(p, write_proof(a)) < 1]
-    assert share(a == b for _, a, b in pairs) == pytest.approx(NOISE.revision_same, abs=0.06)
+    same = share(a == b for _, a, b in pairs)  # another weak proof may be the same once more
+    assert NOISE.revision_same - 0.06 < same < 1 - NOISE.revision_right + 0.06
     right = share(grade_proof(p, write_proof(b)) == 1 for p, _, b in pairs)
     assert right == pytest.approx(NOISE.revision_right, abs=0.1)
 
