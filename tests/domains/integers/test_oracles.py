@@ -104,7 +104,7 @@ def oracle_score(problem, proof):
     if not {str(s) for s in expression(goal).free_symbols} <= set(sides):
         return 0.0
     put_in = {LOCALS[x]: expression(side) for x, side in sides.items()}
-    forms = [sympy.expand(expression(t).subs(put_in)) for t in chain]
+    forms = [sympy.expand(expression(t).subs(put_in, simultaneous=True)) for t in chain]
     slips = sum(a != b for a, b in itertools.pairwise(forms))
     modulus, left = claimed
     names = sorted(str(s) for s in forms[-1].free_symbols)
@@ -187,7 +187,7 @@ def test_an_examination_says_of_each_expression_what_sympy_says():
             continue
         sides = dict(d.split(" = ") for d in proof.definitions)
         put_in = {LOCALS[x]: expression(side) for x, side in sides.items()}
-        forms = [sympy.expand(expression(t).subs(put_in)) for t in proof.chain]
+        forms = [sympy.expand(expression(t).subs(put_in, simultaneous=True)) for t in proof.chain]
         findings = examine(problem, proof).findings[len(proof.definitions) :]
         for i, (finding, form) in enumerate(zip(findings, forms)):
             assert expression(finding.said) == form
