@@ -29,7 +29,6 @@ from nanov2.domains.data import load, split
 from nanov2.domains.language import Language
 from nanov2.hub.author import Author
 from nanov2.hub.local import OwnAuthor
-from nanov2.method import figures as ev
 from nanov2.method.agreement import measure, report
 from nanov2.method.config import AutolabelConfig
 from nanov2.method.consensus import Assessed, Rule, assess_adaptively, calibrate
@@ -44,6 +43,7 @@ from nanov2.method.labels import (
     merge,
     unclear,
 )
+from nanov2.method.samples import pick
 from nanov2.model.rollout import Sampling
 from nanov2.pages import legend
 from nanov2.records import ProofRecord, read_jsonl, write_jsonl
@@ -115,7 +115,7 @@ def autolabel(run: Run, lap: int) -> None:
         "unclear.jsonl": [x.record(c) for x in unclear(labelled)],
         "dv.jsonl": merge(earlier, new),
         "held_out_proofs.jsonl": graded(run, held_out),
-        "samples.jsonl": ev.pick(label_samples(labelled, truth), run.config.eval.shown),
+        "samples.jsonl": pick(label_samples(labelled, truth), run.config.eval.shown),
     }
     for name, records in files.items():
         run.write("autolabel", lap, name, records)

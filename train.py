@@ -39,6 +39,7 @@ from nanov2.method.experts import GRADED, ExactExpert, make_expert
 from nanov2.method.habits import habit_table
 from nanov2.method.judges import OwnScores, meta_judge
 from nanov2.method.labels import as_demonstration
+from nanov2.method.samples import pick
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.decoder import Model
 from nanov2.model.packing import Pack
@@ -199,10 +200,10 @@ def train_verifier(
         metrics, samples = {}, []
         for name, proofs in verifier_test_sets(run, lap).items():
             m, s = both(bench, lambda b, p=proofs, n=name: b.verifier(model, p, n))
-            metrics, samples = metrics | m, samples + ev.pick(s, shown)
+            metrics, samples = metrics | m, samples + bench.weighed(pick(s, shown), task.meta)
         if own:
             m, s = both(bench, lambda b: b.meta(model, own, "labelled"))
-            metrics, samples = metrics | m, samples + ev.pick(s, shown)
+            metrics, samples = metrics | m, samples + pick(s, shown)
         return metrics, samples
 
     sets = verifier_test_sets(run, lap)
@@ -474,7 +475,7 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         run.begin(phase, lap)
         result = STEPS[phase](run, lap)
         run.write(phase, lap, "eval.json", result.figures())
-        run.write(phase, lap, "samples.jsonl", ev.pick(result.samples, run.config.eval.shown))
+        run.write(phase, lap, "samples.jsonl", pick(result.samples, run.config.eval.shown))
         facts = {"notes": result.notes, "tables": result.tables, "steps": result.steps}
         run.finish(phase, lap, time.time() - begin, **facts)
         if run.ranks.main:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from nanov2.errors import InputError
 
@@ -90,7 +90,10 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 
 def write_jsonl(path: str | Path, records: Iterable) -> None:
     """Write dataclasses or dicts, one JSON object a line."""
-    rows = (dataclasses.asdict(r) if dataclasses.is_dataclass(r) else r for r in records)
+    rows = (
+        dataclasses.asdict(r) if dataclasses.is_dataclass(r) and not isinstance(r, type) else r
+        for r in records
+    )
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -167,7 +170,7 @@ def _check(name: str, value: object, where: str) -> None:
         raise InputError(f"{where}: {name} must be text, found {value!r:.80}")
 
 
-def is_text(value: object) -> bool:
+def is_text(value: object) -> TypeGuard[str]:
     """A string of whole characters: JSON can spell half of a surrogate pair, which no file can hold."""
     try:
         return isinstance(value, str) and value.encode() is not None

@@ -70,7 +70,7 @@ def hints(kind: type) -> dict[str, Any]:
     return {f.name: found[f.name] for f in dataclasses.fields(kind)}
 
 
-def build(kind: type, tree: dict, prefix: str = "", where: str = "settings", others: tuple[str, ...] = ()):
+def build(kind: Any, tree: dict, prefix: str = "", where: str = "settings", others: tuple[str, ...] = ()):
     """A settings dataclass from nested dicts. Raises InputError, headed by `where`, naming the nearest field.
 
     `others` are names that may stand beside the fields and were read before.
@@ -136,7 +136,7 @@ def check_section(value: object, name: str, where: str) -> dict:
     return value
 
 
-def describe(kind: type, hide: type | None = None) -> list[str]:
+def describe(kind: type, hide: Any = None) -> list[str]:
     """A line for each field: name, default, help, and what it may be; without the fields of `hide`."""
     hidden = hints(hide) if hide else {}
     lines = []

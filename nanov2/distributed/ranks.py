@@ -13,13 +13,15 @@ import os
 import random
 import sys
 from functools import cached_property
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 def derive_seed(*parts: object) -> int:
@@ -92,15 +94,15 @@ class Ranks:
     def main(self) -> bool:
         return self.rank == 0
 
-    def mine(self, items: list) -> list:
+    def mine(self, items: list[T]) -> list[T]:
         """This rank's share of a list: every `size`th, from `rank` on."""
         return items[self.rank :: self.size]
 
-    def gather(self, mine: list) -> list:
+    def gather(self, mine: list[T]) -> list[T]:
         """All ranks' shares of a list, back in the order that `mine` took them from."""
         if self.size == 1:
             return mine
-        shares: list[list] = [[] for _ in range(self.size)]
+        shares: list[list[T]] = [[] for _ in range(self.size)]
         dist.all_gather_object(shares, mine)
         out = []
         for i in range(max(map(len, shares))):
@@ -137,7 +139,7 @@ class Ranks:
         norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def from_main(self, value: object) -> object:
+    def from_main(self, value: T) -> T:
         """The main rank's value, on every rank."""
         if self.size == 1:
             return value

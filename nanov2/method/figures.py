@@ -10,12 +10,13 @@ import dataclasses
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.domains.domain import CritiqueGrade, Truth
 from nanov2.domains.language import Language
-from nanov2.method.judges import Judge
+from nanov2.method.judges import Judge, Judgement
+from nanov2.method.samples import CUT
 from nanov2.method.tasks import (
     SelfVerifyTask,
     false_accepts,
@@ -45,7 +46,6 @@ class Figure(TypedDict):
 
 Metrics = dict[str, Figure]
 Measured = tuple[Metrics, list[dict]]  # figures, and samples for the report
-CUT = "(cut off)"  # what stands for an answer that has none
 GREEDY = "@T0"  # ends the name of a figure at temperature 0
 BY_TYPE = ("score_accuracy", "critique_quality", "true_score", "final_true_score")  # per type of problem too
 MOST_TYPES = 12  # more of them say too little each
@@ -81,7 +81,21 @@ def figures(columns: dict[str, list[float]], name: str, clusters: list) -> Metri
     return {f"{name}/{k}": interval(values, clusters) for k, values in known.items()}
 
 
-def sample_answers(
+class Written(NamedTuple):
+    """What a model wrote: the answer, or the proof in it, None where there is none; the whole text; whether
+    it was cut off."""
+
+    answer: str | None
+    text: str
+    cut: bool
+
+    def shown(self, field: str) -> dict:
+        """It as a field of a sample for the report: the whole text where there is no answer."""
+        what = "cut" if self.cut else "malformed"
+        return {field: self.answer or self.text or CUT} | ({} if self.answer else {what: field})
+
+
+def write_answers(
     model: Model,
     language: Language,
     questions: list,
@@ -89,18 +103,37 @@ def sample_answers(
     seed: int,
     ranks: Ranks,
     proofs: bool = False,
-) -> list[str | None]:
-    """One answer to each question, or the proof in it, in order, on every rank; None where cut off."""
+) -> list[Written]:
+    """One answer to each question, with `proofs` the proof in it, in order, on every rank."""
     mine = ranks.mine(list(enumerate(questions)))
     seeds = [derive_seed(seed, i) for i, _ in mine]
     rollouts = sample(model, language.tokenizer, [language.ids(q) for _, q in mine], 1, how, seeds)
-    return ranks.gather([language.turns(r)[0][1] if proofs else language.answer(r) for r in rollouts])
+    return ranks.gather(
+        [
+            Written(
+                language.turns(r)[0][1] if proofs else language.answer(r),
+                language.tokenizer.decode(r.turns[-1]),
+                r.truncated,
+            )
+            for r in rollouts
+        ]
+    )
 
 
-def sample_trajectories(
+def sample_answers(*args, **kwargs) -> list[str | None]:
+    """The answers that `write_answers` finds; None where cut off."""
+    return [w.answer for w in write_answers(*args, **kwargs)]
+
+
+def sample_trajectories(*args) -> list[list[tuple[str, str]]]:
+    """The turns that `write_trajectories` finds, (task, text), CUT where there is no text."""
+    return [[(task, text or CUT) for task, text in turns] for turns, _ in write_trajectories(*args)]
+
+
+def write_trajectories(
     model: Model, task: Task, items: list, how: Sampling, seed: int, ranks: Ranks
-) -> list[list[tuple[str, str]]]:
-    """One trajectory for each item, in order, on every rank, as turns of (task, text)."""
+) -> list[tuple[list[tuple[str, str | None]], Written]]:
+    """One trajectory for each item, in order, on every rank: its turns as (task, text), and its last turn."""
     mine = ranks.mine(list(enumerate(items)))
     rollouts = sample(
         model,
@@ -112,7 +145,11 @@ def sample_trajectories(
         task.next_turn,
         task.max_turns,
     )
-    return ranks.gather([[(name, text or CUT) for name, text in task.language.turns(r)] for r in rollouts])
+    language, found = task.language, []
+    for r in rollouts:
+        turns = language.turns(r)
+        found.append((turns, Written(turns[-1][1], language.tokenizer.decode(r.turns[-1]), r.truncated)))
+    return ranks.gather(found)
 
 
 def trajectory_records(items: list[ProblemRecord], turns: list) -> list[TrajectoryRecord]:
@@ -150,9 +187,10 @@ class Bench:
         """Critiques of proofs whose score is known. `questions`: what is asked instead of the usual."""
         language = self.language
         questions = questions or [language.verify(r.problem, r.proof) for r in proofs]
-        answers = self.answers(model, questions, self.config.verifier, "verifier")
+        answers = self.written(model, questions, self.config.verifier, "verifier")
         columns, samples = defaultdict(list), []
-        for record, answer in zip(proofs, answers, strict=True):
+        for record, written in zip(proofs, answers, strict=True):
+            answer = written.answer
             claim = language.claimed_score(answer)
             columns["score_accuracy"].append(float(claim == record.score))
             columns["score_error"].append(math.nan if claim is None else abs(claim - record.score))
@@ -166,9 +204,9 @@ class Bench:
                     "kind": record.kind,
                     "proof": record.proof,
                     "truth": record.score,
-                    "critique": answer or CUT,
                     "score": claim,
                 }
+                | written.shown("critique")
                 | shown_grade(grade)
             )
         return self._figures(columns, name, proofs), samples
@@ -177,8 +215,8 @@ class Bench:
         """Meta-critiques of critiques whose quality is known."""
         language = self.language
         questions = [language.meta(r.problem, r.proof, r.critique) for r in critiques]
-        answers = self.answers(model, questions, self.config.meta, "meta")
-        claims = [language.claimed_quality(a) for a in answers]
+        answers = self.written(model, questions, self.config.meta, "meta")
+        claims = [language.claimed_quality(a.answer) for a in answers]
         right = [float(c == r.quality) for c, r in zip(claims, critiques, strict=True)]
         clusters = [r.problem for r in critiques]
         columns = {
@@ -198,9 +236,9 @@ class Bench:
                 "proof": r.proof,
                 "truth": r.score,
                 "critique": r.critique,
-                "meta": a or CUT,
                 "meta_quality": c,
             }
+            | a.shown("meta")
             | shown_grade(self.truth.examine(r.problem, r.proof, r.critique) if self.truth else None)
             | {"quality": r.quality}
             for r, a, c in zip(critiques, answers, claims, strict=True)
@@ -219,20 +257,20 @@ class Bench:
         n = self._samples(samples)
         items = [p for p in problems for _ in range(n)]
         questions = [self.language.prove(p.problem) for p in items]
-        proofs = self.answers(model, questions, self.config.generator, "generator", proofs=True)
+        answers = self.written(model, questions, self.config.generator, "generator", proofs=True)
+        proofs = [a.answer for a in answers]
         truth = true_scores(self.truth, items, proofs)
         columns = {
             "true_score": truth,
             "full_proof_rate": [full(t) for t in truth],
             "proof_format_rate": [float(self.language.is_proof(p)) for p in proofs],
         }
-        scores = [None] * len(items)
+        judged: list[Judgement | None] = [None] * len(items)
         if verifier:
-            scores = self._reward_beside_truth(columns, verifier, items, proofs, truth)
+            judged = self._reward_beside_truth(columns, verifier, items, proofs, truth)
         shown = [
-            {"problem": i.problem, "kind": i.kind, "proof": p or CUT, "reward": s if s == s else None}
-            | shown_truth(t)
-            for i, p, t, s in zip(items[::n], proofs[::n], truth[::n], scores[::n], strict=True)
+            {"problem": i.problem, "kind": i.kind} | a.shown("proof") | shown_judge(j) | shown_truth(t)
+            for i, a, t, j in zip(items[::n], answers[::n], truth[::n], judged[::n], strict=True)
         ]
         return self._figures(columns, name, items), shown
 
@@ -268,9 +306,10 @@ class Bench:
         items = [p for p in problems for _ in range(n)]
         task = SelfVerifyTask(language, None, max_turns=language.turns_per_proof * config.eval.rounds)
         seed = derive_seed("eval selfverify", config.seed)
-        turns = sample_trajectories(model, task, items, self._sampling(config.selfverify), seed, self.ranks)
+        found = write_trajectories(model, task, items, self._sampling(config.selfverify), seed, self.ranks)
         columns, shown, finals = defaultdict(list), [], []
-        for j, (item, trajectory) in enumerate(zip(items, turns, strict=True)):
+        for j, (item, (turns, last)) in enumerate(zip(items, found, strict=True)):
+            trajectory = [(name, text or CUT) for name, text in turns]
             judged = judged_proofs(trajectory)
             truths = true_scores(self.truth, [item] * len(judged), [proof for proof, _ in judged])
             final, critique = judged[-1]
@@ -288,12 +327,15 @@ class Bench:
                     {
                         "problem": item.problem,
                         "kind": item.kind,
-                        "turns": trajectory,
+                        "turns": [*trajectory[:-1], (trajectory[-1][0], last.answer or last.text or CUT)],
                         "turn_truth": turn_truths(trajectory, truths),
                     }
+                    | ({"cut": "turns"} if last.cut else {})
                 )
         if verifier:
-            self._reward_beside_truth(columns, verifier, items, finals, columns["final_true_score"])
+            truth = columns["final_true_score"]
+            judged = self._reward_beside_truth(columns, verifier, items, finals, truth)
+            shown = [s | shown_judge(j) for s, j in zip(shown, judged[::n], strict=True)]
         return self._figures(columns, name, items), shown
 
     def _samples(self, samples: int | None) -> int:
@@ -303,26 +345,38 @@ class Bench:
     def _sampling(self, phase: GRPOConfig) -> Sampling:
         return Sampling(self.temperature, phase.max_tokens, phase.batch_rows)
 
-    def answers(
+    def answers(self, *args, **kwargs) -> list[str | None]:
+        """The answers that `written` finds; None where cut off."""
+        return [w.answer for w in self.written(*args, **kwargs)]
+
+    def written(
         self, model: Model, questions: list, phase: GRPOConfig, what: str, proofs: bool = False
-    ) -> list[str | None]:
-        """One answer to each question, or the proof in it; None where cut off. `what` seeds the draw."""
+    ) -> list[Written]:
+        """One answer to each question, or the proof in it. `what` seeds the draw."""
         seed = derive_seed(f"eval {what}", self.config.seed)
         how = self._sampling(phase)
-        return sample_answers(model, self.language, questions, how, seed, self.ranks, proofs)
+        return write_answers(model, self.language, questions, how, seed, self.ranks, proofs)
 
-    def _reward_beside_truth(self, columns, verifier: Judge, items, proofs, truth) -> list[float]:
-        """The verifier's score of each proof, and its excess over the truth: the reward-hacking gap.
+    def weighed(self, samples: list[dict], gate: Judge | None) -> list[dict]:
+        """Samples of critiques with what a frozen meta-verifier says of each that has a score."""
+        asked = [s for s in samples if gate and s["score"] is not None]
+        questions = [self.language.meta(s["problem"], s["proof"], s["critique"]) for s in asked]
+        looks = dict(zip(map(id, asked), gate.ask(questions) if asked else (), strict=True))
+        return [s | shown_meta(looks.get(id(s))) for s in samples]
+
+    def _reward_beside_truth(self, columns, verifier: Judge, items, proofs, truth) -> list[Judgement]:
+        """What the verifier says of each proof, and its excess over the truth: the reward-hacking gap.
 
         And of the proofs that it gives full marks, how many do not deserve them.
         """
         mine = self.ranks.mine(list(zip(items, proofs, strict=True)))
-        judged = judge_proofs(verifier, self.language, [i for i, _ in mine], [p for _, p in mine])
-        scores = self.ranks.gather([j.score for j in judged])
+        asked = judge_proofs(verifier, self.language, [i for i, _ in mine], [p for _, p in mine])
+        judged = self.ranks.gather(asked)
+        scores = [j.score for j in judged]
         columns["verifier_reward"] = scores
         columns["hacking_gap"] = [s - t for s, t in zip(scores, truth, strict=True)]
         columns["false_accept_rate"] = false_accepts(scores, truth)
-        return scores
+        return judged
 
     def _figures(self, columns: dict[str, list[float]], name: str, items: list) -> Metrics:
         """Figures of items that have a problem; with `by_type` those of BY_TYPE for each type of problem too,
@@ -401,6 +455,25 @@ def shown_grade(grade: CritiqueGrade | None) -> dict:
     }
 
 
+def shown_judge(judged: Judgement | None) -> dict:
+    """A frozen verifier's verdict on a proof, as a sample shows it: its reward, and its lowest critique."""
+    if judged is None:
+        return {}
+    reward = {"reward": judged.score if judged.score == judged.score else None}
+    read = [(s, t) for s, t in zip(judged.scores, judged.answers, strict=True) if s is not None and t]
+    if not read:
+        return reward
+    score, text = min(read, key=lambda look: look[0])
+    return reward | {"judge_critique": text, "judge_score": score}
+
+
+def shown_meta(judged: Judgement | None) -> dict:
+    """A frozen meta-verifier's first look at a critique, as a sample shows it."""
+    if judged is None or not judged.answers or not judged.answers[0]:
+        return {}
+    return {"judge_meta": judged.answers[0], "judge_meta_quality": judged.scores[0]}
+
+
 def shown_truth(truth: float) -> dict:
     """A proof's truth, as a sample in the report shows it; nothing where nobody knows."""
     return {} if math.isnan(truth) else {"truth": truth}
@@ -416,18 +489,3 @@ def turn_truths(trajectory: list[tuple[str, str]], truths: list[float]) -> list[
     left = iter(truths)
     known = [next(left) if name == "prove" else math.nan for name, _ in trajectory]
     return [None if math.isnan(t) else t for t in known]
-
-
-def pick(samples: list[dict], n: int) -> list[dict]:
-    """n samples for the report, spread evenly: by truth first, so that right and wrong ones are seen."""
-    by_truth = defaultdict(list)
-    for s in samples:
-        by_truth[str(s.get("truth", (s.get("turn_truth") or [None])[-1]))].append(s)
-    out, queues = [], [by_truth[k] for k in sorted(by_truth)]
-    i = 0
-    while len(out) < min(n, len(samples)):
-        queue = queues[i % len(queues)]
-        if i // len(queues) < len(queue):
-            out.append(queue[i // len(queues)])
-        i += 1
-    return out

@@ -28,11 +28,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from nanov2.errors import InputError
 from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, is_text, read_jsonl, write_jsonl
 
-WAITING = {  # file name: what it holds, and the field that an expert fills in
+WAITING: dict[
+    str, tuple[type[Any], str]
+] = {  # file name: what it holds, and the field that an expert fills in
     "proofs_to_score.jsonl": (ProofRecord, "score"),
     "critiques_to_score.jsonl": (CritiqueRecord, "quality"),
     "unclear.jsonl": (ProofRecord, "score"),
@@ -430,7 +433,7 @@ class Queue:
         return {"done": len(self.final), "all": len(self.ids), "seconds": spent}
 
 
-def _seconds(value: object) -> float | None:
+def _seconds(value: Any) -> float | None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return round(float(value), 1) if good and 0 <= value < 1e6 else None
 

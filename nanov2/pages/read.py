@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nanov2.errors import InputError
-from nanov2.rl.logs import read_rows
+from nanov2.rl.logs import GROUPS, read_rows
 from nanov2.run.phases import PHASES
 
 
@@ -45,6 +46,7 @@ class Phase:
     tables: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     beside: dict[str, dict[str, Figure]] = field(default_factory=dict)  # figures of models to compare with
+    groups: list[tuple[int, str]] = field(default_factory=list)  # step, a prompt's completions
 
     @property
     def key(self) -> tuple[str, int]:
@@ -76,7 +78,7 @@ def read_lines(path: Path) -> list[dict]:
         raise InputError(f"{path}: not lines of JSON: {e}") from e
 
 
-def number(x: object) -> float | None:
+def number(x: Any) -> float | None:
     """A finite number, or None: a loss that ran away says NaN."""
     good = isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
     return x if good else None
@@ -121,6 +123,7 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         [t for t in done.get("tables", []) if t["rows"] is not None and t["columns"] is not None],
         [str(n) for n in done.get("notes", [])],
         {str(model): figures(found) for model, found in measured.get("beside", {}).items()},
+        [(row["step"], str(row.get("text", ""))) for row in read_rows(here / GROUPS)],
     )
 
 

@@ -25,8 +25,9 @@ import jinja2
 from markupsafe import Markup
 
 from nanov2.errors import InputError, as_written
+from nanov2.method.samples import FAILURES
 from nanov2.pages import katex, views
-from nanov2.pages.cards import FAILURES, Sample
+from nanov2.pages.cards import Sample
 from nanov2.pages.charts import Chart, Series, draw, picture
 from nanov2.pages.legend import explain
 from nanov2.pages.read import Phase, read_json, read_phases
@@ -149,9 +150,8 @@ def folder_of_run(path: str | Path) -> Path:
 
 def data_json(facts: dict, rows: list[views.Headline], phases: list[Phase]) -> str:
     """What report.json holds: all but the samples and the steps' metrics. Numbers are finite."""
-    slim = [
-        {k: v for k, v in dataclasses.asdict(p).items() if k not in ("metrics", "samples")} for p in phases
-    ]
+    left_out = ("metrics", "samples", "groups")
+    slim = [{k: v for k, v in dataclasses.asdict(p).items() if k not in left_out} for p in phases]
     for p in slim:
         p["curve"] = [{"step": step} | figures for step, figures in p["curve"]]
     found = {"run": facts, "headline": [dataclasses.asdict(r) for r in rows], "phases": slim}

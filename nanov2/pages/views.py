@@ -307,13 +307,11 @@ def cost(phase: Phase) -> Cost:
     total: dict[str, float] = defaultdict(float)
     rates: dict[str, list[float]] = defaultdict(list)
     for m in phase.metrics:
-        for into, key in ((total, "seconds"), (rates, "tokens_per_second")):
-            for kind, value in m.get(key, {}).items():
-                if number(value) is not None:
-                    if key == "seconds":
-                        into[kind] += value
-                    else:
-                        into[kind].append(value)
+        for kind, value in m.get("seconds", {}).items():
+            total[kind] += number(value) or 0
+        for kind, value in m.get("tokens_per_second", {}).items():
+            if number(value) is not None:
+                rates[kind].append(value)
     everything = sum(total.values())
     parts = [
         f"{k} {v:,.0f} s ({v / everything:.0%})" for k, v in sorted(total.items(), key=lambda x: -x[1]) if v
@@ -351,6 +349,9 @@ def thousands(x: float | None) -> str:
 # --- phases ------------------------------------------------------------------------------------------
 
 
+MOST_GROUPS = 8  # of a phase
+
+
 @dataclass(frozen=True)
 class PhaseView:
     """A section of the report."""
@@ -363,6 +364,7 @@ class PhaseView:
     charts: list[Chart]
     samples: list[Sample]
     left_out: int  # samples of the file that are not shown
+    groups: list[tuple[int, str]]  # a prompt's completions by step
 
 
 def phase_view(phase: Phase, other: Phase | None = None, other_name: str = "") -> PhaseView:
@@ -376,7 +378,15 @@ def phase_view(phase: Phase, other: Phase | None = None, other_name: str = "") -
         phase_charts(phase, other, other_name),
         [sample_view(s, phase.folder) for s in kept],
         len(phase.samples) - len(kept),
+        evenly(phase.groups, MOST_GROUPS),
     )
+
+
+def evenly(items: list, most: int) -> list:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 # --- settings ----------------------------------------------------------------------------------------
@@ -455,7 +465,7 @@ def figures_csv(runs: dict[str, list[Phase]]) -> str:
     for run, phases in runs.items():
         for p in phases:
             measured = [("before", "", p.before), ("after", "", p.after)]
-            measured += [("validation", step, figures) for step, figures in p.curve]
+            measured += [("validation", str(step), figures) for step, figures in p.curve]
             for when, step, figures in measured:
                 for name, f in figures.items():
                     at_ = legend.parse_name(name)
@@ -541,7 +551,7 @@ def seed_rows(runs: list[list[Phase]]) -> list[SeedRow]:
 
 def seed_headline(runs: list[list[Phase]]) -> list[SeedRow]:
     """The change of each headline figure: mean and standard deviation over the runs, and each run."""
-    changes: dict[tuple[str, str, str], list[float | None]] = {}
+    changes: dict[tuple[str, str], list[float | None]] = {}
     sentences = {}
     for n, phases in enumerate(runs):
         for row in headline(phases):

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,6 +20,8 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import on_main
 from nanov2.errors import InputError
 from nanov2.records import write_atomically, write_jsonl
+
+GROUPS = "groups.jsonl"  # a prompt's completions, at each measured step
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -74,7 +77,7 @@ class Log:
 
     def __init__(self, folder: Path, name: str, ranks: Ranks, start: int, steps: int):
         self.ranks, self.folder, self.path, self.name = ranks, folder, folder / "metrics.jsonl", name
-        self.writer = None
+        self.writer: Any = None
         threading.excepthook = _quietly
         on_main(ranks, folder, partial(self._open, start))
         hidden = not ranks.main or not sys.stderr.isatty()
@@ -85,6 +88,9 @@ class Log:
         # what came after the checkpoint is done again
         kept = [row for row in read_rows(self.path) if row["step"] < start] if start else []
         write_jsonl(self.path, kept)
+        groups = self.folder / GROUPS
+        if groups.is_file():
+            write_jsonl(groups, [row for row in read_rows(groups) if start and row["step"] <= start])
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
 
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start)
@@ -125,6 +131,7 @@ class Log:
     def text(self, step: int, title: str, text: str) -> None:
         def write():
             write_atomically(self.path.with_name("last_sample.txt"), text)
+            journal.append(self.folder / GROUPS, [{"step": step, "text": text}])
             body = "\n".join("    " + line for line in text.splitlines())
             self.writer.add_text(title, body, step)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from nanov2 import settings
 from nanov2.domains.data import DataConfig
@@ -146,7 +147,7 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def sections() -> dict[str, type]:
+def sections() -> dict[str, Any]:
     """Section → its class, in order."""
     return {name: kind for name, kind in settings.hints(Config).items() if dataclasses.is_dataclass(kind)}
 
@@ -168,7 +169,7 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-def load_config(path: str | Path | None, overrides: list[str] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Config from a TOML file (None: the defaults) and overrides such as `--verifier.steps=10` or `seed=1`.
 
     Raises InputError naming the file or flag, the field and the nearest valid one.

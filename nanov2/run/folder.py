@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -183,7 +184,7 @@ class Run:
             return records
         return read_jsonl(path, kind)
 
-    def write(self, phase: str, lap: int, name: str, value: object) -> None:
+    def write(self, phase: str, lap: int, name: str, value: Any) -> None:
         """JSON (or JSONL, for a name that ends so) into a phase's folder, by the main rank."""
         if not self.ranks.main:
             return

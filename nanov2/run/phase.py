@@ -17,6 +17,7 @@ from nanov2.hub.endpoint import Endpoint
 from nanov2.method import figures as ev
 from nanov2.method.config import JudgedConfig, ProverConfig
 from nanov2.method.judges import Judge, meta_judge, verifier_judge
+from nanov2.method.samples import pick
 from nanov2.method.tasks import SelfVerifyTask, true_scores
 from nanov2.model.decoder import Model
 from nanov2.model.rollout import Sampling
@@ -169,7 +170,7 @@ def on_held_out_problems(
     for name, problems in held_out_problems(run).items():
         figures, shown = both(bench, lambda b, p=problems, n=name: measure(b, p, n))
         metrics |= figures
-        samples += ev.pick(shown, run.config.eval.shown // 2)
+        samples += pick(shown, run.config.eval.shown // 2)
     return metrics, samples
 
 

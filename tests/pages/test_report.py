@@ -289,6 +289,29 @@ def test_critique_and_meta_critique_stand_side_by_side():
     turns = {"problem": "x", "turns": [["prove", "a"], ["verify", "c"], ["prove", "b"]]}
     rows = sample_view(turns, "selfverify").rows
     assert [[p.name for p in row] for row in rows] == [["draft", "own critique"], ["revision"]]
+    rows = sample_view({"critique": CRITIQUE, "judge_meta": "m", "judge_meta_quality": 0.5}, "verifier2").rows
+    assert [[p.name for p in row] for row in rows] == [["critique", "the gate's meta-critique"]]
+
+
+def test_what_was_cut_off_is_shown_with_its_text_and_called_so():
+    for field, task in (("proof", "generator"), ("critique", "verifier"), ("meta", "meta")):
+        (part,) = (p for row in sample_view({field: "half a", "cut": field}, task).rows for p in row)
+        assert part.warning == "cut off at the token limit" and part.blocks
+    other = sample_view({"proof": "hello", "malformed": "proof", "truth": 0.0}, "generator")
+    assert other.rows[0][0].warning == "not in the form of a proof" and "malformed" in other.failures
+    turns = {"turns": [["prove", "a"], ["verify", "c"], ["prove", "b c"]], "cut": "turns"}
+    parts = [p for row in sample_view(turns, "selfverify").rows for p in row]
+    assert [bool(p.warning) for p in parts] == [False, False, True]
+
+
+def test_a_prompts_completions_are_shown_by_training_step(tmp_path):
+    write_phase(tmp_path, "generator")
+    rows = [{"step": i, "text": f"prompt\n+1.00 proof of step {i} <b>"} for i in range(1, 41)]
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    (tmp_path / "generator" / "groups.jsonl").write_text(lines + '{"step": 41, "te')
+    page = build_report(tmp_path)[0].read_text()
+    assert page.count("proof of step") == 8 and "proof of step 1 &lt;b&gt;" in page
+    assert "proof of step 40 &lt;b&gt;" in page
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,11 @@ def test_without_a_tool_nothing_but_the_folder_is_told(tmp_path, told):
     two_steps(tmp_path, "verifier")
     assert told == []
     assert [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1]
+
+
+def test_groups_of_steps_that_are_done_again_are_written_once(tmp_path, told):
+    two_steps(tmp_path, "verifier")
+    log = logs.Log(tmp_path, "verifier", Ranks(), 1, 4)  # from the checkpoint after step 1
+    log.text(4, "group", "another")
+    log.close()
+    assert [r["text"] for r in logs.read_rows(tmp_path / logs.GROUPS)] == ["another"]
