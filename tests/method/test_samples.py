@@ -36,9 +36,7 @@ def test_what_was_cut_off_keeps_its_text(tokenizer, prompts, model):
     proofs = [ProofRecord(p.text, y, 1.0) for p, y in some_proofs(6)]
     _, shown = bench.verifier(model, proofs, "held-out")
     assert any(s.get("cut") == "critique" and s["critique"] != CUT for s in shown)
-    assert all(
-        s["score"] is None for s in shown if s.get("cut")
-    )  # a verdict is never read out of half a text
+    assert all(s["score"] is None for s in shown if s.get("cut"))  # half a text has no verdict
     _, shown = bench.selfverify(model, problems, "held-out", samples=1)
     assert all(text for s in shown for _, text in s["turns"])
 
