@@ -14,6 +14,7 @@ from nanov2.domains.language import Language
 from nanov2.errors import InputError
 from nanov2.hub.author import Messages
 from nanov2.method import figures as ev
+from nanov2.method.samples import pick
 from nanov2.model.decoder import Model
 from nanov2.model.packing import Pack
 from nanov2.model.rollout import Sampling
@@ -51,7 +52,7 @@ def aware(run: Run, lap: int) -> Result:
     after, samples = {}, []
     for name, proofs in held_out.items():
         figures, shown = both(bench, lambda b, p=proofs, n=name: b.verifier(model, p, n))
-        after, samples = after | figures, samples + ev.pick(shown, run.config.eval.shown // 2)
+        after, samples = after | figures, samples + pick(shown, run.config.eval.shown // 2)
     seen = "with the reference solution in view" if c.solution else "(no solution in view: the control)"
     note = f"{len(critiques)} critiques of v1 {seen} have the expert's score and are learnt"
     beside = {f"verifier v1 {seen}": teacher}
