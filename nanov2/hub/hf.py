@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -417,7 +417,8 @@ def from_config(config: ModelConfig, model: Model) -> dict:
         own = {k: v for k, v in config.to_dict().items() if v is not None}
         return {"model_type": OWN, "architectures": ["Nanov2ForCausalLM"], "torch_dtype": dtype} | own
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
-    rope, own = {"rope_type": "default"}, {}
+    rope: dict[str, Any] = {"rope_type": "default"}
+    own: dict[str, Any] = {}
     if s := config.rope_scaling:
         kind = next(name for name, (kind, _) in ROPE.items() if isinstance(s, kind))
         written = {theirs: getattr(s, ours) for ours, theirs in ROPE[kind][1].items()}

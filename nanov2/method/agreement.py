@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from nanov2.method.consensus import Assessed, Rule
-from nanov2.method.figures import interval
+from nanov2.method.figures import Figure, interval
 from nanov2.records import LEVELS, ProofRecord
 
 
@@ -18,8 +18,8 @@ from nanov2.records import LEVELS, ProofRecord
 class Agreement:
     """The scores that a rule gives, beside the grades. Intervals are those of `evaluate.interval`."""
 
-    accuracy: dict
-    right_or_not: dict  # score 1 or below, grade 1 or below
+    accuracy: Figure
+    right_or_not: Figure  # score 1 or below, grade 1 or below
     balanced: float  # mean over the levels that occur of the share found; 1/levels is chance
     coverage: float
     confusion: Counter  # (grade, score or None) → proofs
@@ -60,8 +60,8 @@ def calibration(given: list[float | None], truth: list[float], bins: int = 5) ->
     rows = []
     for b, group in enumerate(groups):
         if group:
-            means = (_share(list(column)) for column in zip(*group, strict=True))
-            rows.append((b / bins, (b + 1) / bins, len(group), *means))
+            given_, true_ = (_share(list(column)) for column in zip(*group, strict=True))
+            rows.append((b / bins, (b + 1) / bins, len(group), given_, true_))
     ece = sum(n * abs(g - t) for _, _, n, g, t in rows) / len(pairs) if pairs else float("nan")
     return Calibration(rows, ece, _share([(g - t) ** 2 for g, t in pairs]))
 

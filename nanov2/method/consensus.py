@@ -107,7 +107,7 @@ class Rule:
         return RULES[self.name](critiques)
 
 
-RULES = {
+RULES: dict[str, Callable[..., float | None]] = {
     "consensus": consensus,
     "majority": majority,
     "mean": mean_label,

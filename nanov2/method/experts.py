@@ -66,16 +66,16 @@ class FileExpert:
         self.path, self.rest = proofs or critiques, rest
         rows = read_jsonl(proofs, ProofRecord) if proofs else []
         self.proofs = {(r.problem, r.proof): r.score for r in rows}
-        rows = read_jsonl(critiques, CritiqueRecord) if critiques else []
-        self.critiques = {(r.problem, r.proof, r.critique): r.quality for r in rows}
+        critiqued = read_jsonl(critiques, CritiqueRecord) if critiques else []
+        self.critiques = {(r.problem, r.proof, r.critique): r.quality for r in critiqued}
 
     def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
         scores = [self.proofs.get((r.problem, r.proof)) for r in records]
-        return self._fill(records, scores, "score", self.rest and self.rest.score_proofs)
+        return self._fill(records, scores, "score", self.rest.score_proofs if self.rest else None)
 
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
         scores = [self.critiques.get((r.problem, r.proof, r.critique)) for r in records]
-        return self._fill(records, scores, "quality", self.rest and self.rest.score_critiques)
+        return self._fill(records, scores, "quality", self.rest.score_critiques if self.rest else None)
 
     def _fill(self, records: list, scores: list, name: str, ask: Callable[[list], list] | None) -> list:
         missing = [r for r, s in zip(records, scores, strict=True) if s is None]

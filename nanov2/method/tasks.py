@@ -286,7 +286,7 @@ class SelfVerifyTask:
 
 def judged_proofs(turns: list[tuple[str, str | None]]) -> list[tuple[str | None, str | None]]:
     """(proof, its author's critique or None) of a trajectory's turns, in order."""
-    out = []
+    out: list[tuple[str | None, str | None]] = []
     for task, text in turns:
         if task == "prove":
             out.append((text, None))

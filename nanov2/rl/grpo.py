@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def _sample_and_judge(
     """The rollouts of all prompts, in order, and what they are worth. An engine goes on sampling while the
     groups that have ended are judged."""
     if model.engine is None:
-        batches = [sample(model, tokenizer, prompts, *how)]
+        batches: Iterable[list[Rollout]] = [sample(model, tokenizer, prompts, *how)]
     else:
         ended = model.engine.groups(model, tokenizer, prompts, *how)
         batches = ([r for group in groups for r in group] for groups in ended)

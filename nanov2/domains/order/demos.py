@@ -106,7 +106,7 @@ def _slip(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]
 
 def _gap(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]:
     """A step that is not given."""
-    (fault,) = rng.choices(list(GAPS), weights=GAPS.values())
+    (fault,) = rng.choices(list(GAPS), weights=[*GAPS.values()])
     used = {steps[0].left, *(s.right for s in steps)}
     i = rng.randrange(max(len(steps) - 1, 1))
     here = steps[i]
