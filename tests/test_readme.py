@@ -25,6 +25,7 @@ NOT_RUN = {  # how a command begins: why it is not run
     "python -m pytest": "these tests",
     "ruff": "done by .ci/run",
     "lint-imports": "done by .ci/run",
+    "mypy": "done by .ci/run",
     "tensorboard": "a server that does not end",
     "python -m nanov2 judge": "a server that does not end; tests/pages/test_judge.py has it",
     "python tools/gguf_import.py": "needs a file of 90 MB; tests/hub/test_gguf.py imports one that it makes",
