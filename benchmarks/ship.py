@@ -22,13 +22,17 @@ from nanov2.run import seal
 from nanov2.run.config import load_config
 
 ROOT = Path(__file__).parents[1]
-PHASES = ("meta", "verifier2", "selfverify")
+PHASES = {  # the folder in weights/, and the phases whose last model goes there
+    "meta": ("meta", "renew_meta"),
+    "verifier2": ("verifier2",),
+    "selfverify": ("selfverify",),
+}
 BESIDE = ("eval.json", "samples.jsonl")  # what the report shows of a phase
 
 
 def last_folder(run: Path, phase: str) -> Path:
-    """The folder of the last lap that has finished the phase."""
-    folders = [(lap, folder) for name, lap, folder in seal.phases_in(run) if name == phase]
+    """The folder of the last lap that has finished the phase, or one that renews its model."""
+    folders = [(lap, folder) for name, lap, folder in seal.phases_in(run) if name in PHASES[phase]]
     done = [(lap, folder) for lap, folder in folders if (folder / "phase.json").is_file()]
     if not done:
         raise InputError(f"{run} has not finished {phase}: run `python train.py --phase={phase} --dir={run}`")
