@@ -202,7 +202,11 @@ def _qwen3_moe(path: Path, c: dict) -> dict:
         )
     shape = {ours: c[theirs] for theirs, ours in QWEN3_MOE.items()}
     norm = bool(c.get("norm_topk_prob", False))
-    more = {"n_shared_experts": 0, "norm_topk_prob": norm, "first_k_dense_replace": len(dense)}
+    more: dict[str, Any] = {
+        "n_shared_experts": 0,
+        "norm_topk_prob": norm,
+        "first_k_dense_replace": len(dense),
+    }
     return {"experts": ExpertsConfig(**shape, **more, scores="softmax")}
 
 
@@ -414,8 +418,8 @@ def from_config(config: ModelConfig, model: Model) -> dict:
     """The fields of config.json; positions of the rotary embedding in the older and the newer form."""
     dtype = str(model.output_weight.dtype).removeprefix("torch.")
     if config.embed_conv:
-        own = {k: v for k, v in config.to_dict().items() if v is not None}
-        return {"model_type": OWN, "architectures": ["Nanov2ForCausalLM"], "torch_dtype": dtype} | own
+        shape = {k: v for k, v in config.to_dict().items() if v is not None}
+        return {"model_type": OWN, "architectures": ["Nanov2ForCausalLM"], "torch_dtype": dtype} | shape
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     rope: dict[str, Any] = {"rope_type": "default"}
     own: dict[str, Any] = {}
