@@ -63,7 +63,7 @@ def checkout(finished, tmp_path_factory):
         if path.name not in ("runs", ".git") and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     shutil.copytree(finished, folder / "runs" / "proofworld")
-    for name in ("before", "after", "a"):
+    for name in ("before", "after", "hacking"):
         shutil.copytree(finished, folder / "runs" / name)
     make_folder(folder / "models" / "smollm2")
     return folder

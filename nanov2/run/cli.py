@@ -95,8 +95,8 @@ def _config_path(args: argparse.Namespace, models: bool = False) -> tuple[Path, 
     """The file with the settings, and the run folder; `models`: where there is none, nanov2's own models."""
     source = getattr(args, "from", "")
     path = shipped(Path(args.config)) if args.config else DEFAULT_CONFIG
-    if source and not args.dir:
-        raise InputError(f"--from={source} needs --dir=FOLDER, the folder of the new run")
+    if source and not (args.dir or args.config):
+        raise InputError(f"--from={source} needs --dir=FOLDER, the folder of the new run, or a --config")
     folder = Path(args.dir) if args.dir else Path("runs") / path.stem
     if models and not (args.config or args.dir or folder.exists()):
         folder = _own_models(folder)

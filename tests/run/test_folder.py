@@ -193,7 +193,7 @@ def test_a_phase_in_a_lap_that_it_does_not_belong_to_is_refused(phase, lap, told
 def test_the_flywheel_does_each_phase_of_each_lap_after_what_it_needs():
     config = load_config("configs/smoke.toml", ["--laps=3"])
     order = all_phases(config)
-    assert len(order) == len(set(order)) == 8 + 2 * 5
+    assert len(order) == len(set(order)) == 8 + 2 * 6
     for i, (phase, lap) in enumerate(order):
         assert set(needed(phase, lap, config)) <= set(order[:i])
     assert ("consolidate", 2) not in all_phases(load_config("configs/proofworld.toml"))

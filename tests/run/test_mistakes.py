@@ -149,7 +149,8 @@ def test_a_mistake_is_one_line_and_makes_nothing(folder, monkeypatch, capsys, sc
     code = ends(script, *args)
     said = capsys.readouterr().err.strip().splitlines()
     assert code not in (0, None) and said, said
-    assert "error: " in said[-1] and len(said) <= 2  # before it, perhaps, which folder and how many ranks
+    assert "error: " in said[-1] and len(said) <= 3  # before it, perhaps: which folder, ranks, precision
+    assert sum("error: " in line for line in said) == 1
     assert re.search(told, said[-1]), said[-1]
     assert {p for p in folder.rglob("*") if "lock" not in p.name and p.name != "owner"} == before
     assert time.monotonic() - begin < 5
