@@ -277,6 +277,8 @@ class Place(NamedTuple):
 def _places(model: Model) -> Iterator[Place]:
     for parameter, p in model.named_parameters():
         parent, _, last = parameter.rpartition(".")
+        if parent.endswith(".adapter"):  # part of another tensor (see `weights`)
+            continue
         if parent.endswith("mlp.experts"):
             for i in range(len(p)):
                 yield Place(f"{parent}.{i}.{last}.weight", list(p.shape[1:]), parameter, i)
@@ -395,7 +397,8 @@ def save(folder: str | Path, model: Model, source: str | Path | None = None) -> 
 
 
 def weights(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of all weights, as a model folder holds them, one whole tensor at a time.
+    """Name and tensor of all weights, as a model folder holds them, one whole tensor at a time, with the
+    updates of adapters.
 
     Of a model in shards every rank goes through all of it: each tensor is gathered when its turn comes.
     """
@@ -404,6 +407,9 @@ def weights(model: Model) -> Iterator[tuple[str, Tensor]]:
         if place.parameter != last:
             last, p = place.parameter, parameters[place.parameter].detach()
             whole = p.full_tensor() if isinstance(p, DTensor) else p
+            layer = model.get_submodule(last.rpartition(".")[0])
+            if last.endswith(".weight") and getattr(layer, "adapter", None) is not None:
+                whole = whole + layer.adapter.update().detach()
         tensor = whole if place.expert is None else whole[place.expert]
         yield place.name if place.name.startswith("lm_head") else f"model.{place.name}", tensor
 

@@ -234,6 +234,7 @@ class Model(nn.Module):
         decoder needs thousands of steps to find that out, and learns nothing else until then.
         """
         x = self.embed_tokens(ids)
+        x = x.float() if self.in_bf16 else x  # the residual stream, where embeddings are frozen in bf16
         for i in range(self.config.embed_conv):
             before = self.embed_tokens(history[i].clamp(min=0)) * (history[i] >= 0)[..., None]
             x = x + before * self.embed_conv[i]

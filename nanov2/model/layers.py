@@ -20,16 +20,23 @@ class Linear(nn.Linear):
     in_bf16 = False
     _copy: tuple[tuple[int, int], Tensor] | None = None  # (where the weights were and their version), copy
 
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.adapter: nn.Module | None = None  # see lora.py
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.in_bf16:
-            return super().forward(x)
+            y = super().forward(x)
+            return y if self.adapter is None else y + self.adapter(x, y.dtype)
         y = _HalfProduct.apply(x, self.weight, self._in_half())
+        y = y if self.adapter is None else y + self.adapter(x, y.dtype)
         return y if self.bias is None else y + self.bias
 
     @property
     def matrix(self) -> Tensor:
         """The weights as they are multiplied, for products by parts of them."""
-        return self.weight.bfloat16() if self.in_bf16 else self.weight
+        weight = self.weight if self.adapter is None else self.weight + self.adapter.update()
+        return weight.bfloat16() if self.in_bf16 else weight
 
     def _in_half(self) -> Tensor:
         key = (self.weight.data_ptr(), self.weight._version)

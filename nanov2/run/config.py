@@ -41,6 +41,7 @@ from nanov2.method.config import (
     VerifierConfig,
 )
 from nanov2.model.decoder import ModelConfig
+from nanov2.model.lora import LoraConfig
 from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.settings import Few, Within, check_section, setting
 
@@ -116,6 +117,7 @@ class Config:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):

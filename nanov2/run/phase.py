@@ -20,6 +20,7 @@ from nanov2.method.judges import Judge, meta_judge, verifier_judge
 from nanov2.method.samples import pick
 from nanov2.method.tasks import SelfVerifyTask, true_scores
 from nanov2.model.decoder import Model
+from nanov2.model.lora import add_adapters, merge_adapters
 from nanov2.model.rollout import Sampling
 from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, read_json
 from nanov2.rl.trainer import train_grpo
@@ -265,6 +266,9 @@ def run_grpo(
     """What every GRPO phase does: measure, train, save, measure again."""
     config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
+    if lora := run.config.lora.rank:
+        add_adapters(model, run.config.lora, derive_seed(seed, "lora"), run.ranks.precision == "bf16")
+        model.set_precision(run.ranks.precision)
     model.engine = rollout_engine(run)
     if model.engine:
         model.engine.load(model)
@@ -273,6 +277,8 @@ def run_grpo(
     curve, notes = train_grpo(
         folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
     )
+    if lora:
+        merge_adapters(model)
     run.save(phase, lap, model, tokenizer)
     if model.engine and not model.engine.fresh:
         model.engine.load(model)

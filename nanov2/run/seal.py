@@ -35,6 +35,8 @@ def settings_of(phase: str, lap: int, config: Config) -> dict:
     if config.world.gets_harder:  # how hard the hardest problems are depends on it
         shared["laps"] = config.laps
     shared["precision"] = config.parallel.precision
+    if not config.lora.rank:
+        del shared["lora"]
     own = section_of(phase, lap, config)
     limits = {name: {"max_tokens": everything[name]["max_tokens"]} for name in PHASES[phase].limits}
     return shared | limits | {own: everything[own]}

@@ -26,6 +26,8 @@ def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     _check_expert(config, domain)
     _check_judges(config, domain)
     _check_engine(config)
+    if config.lora.rank and config.parallel.shard != "none":
+        raise InputError("lora.rank is for models that are whole on each rank: set --parallel.shard=none")
     _check_credit(config, domain)
     _check_memory(config, ranks)
     if config.autolabel.problems > len(domain.problems().get("train_hard", [])):
