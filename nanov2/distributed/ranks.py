@@ -12,6 +12,7 @@ import hashlib
 import os
 import random
 import sys
+from datetime import timedelta
 from functools import cached_property
 from typing import NoReturn, TypeVar
 
@@ -62,7 +63,9 @@ class Ranks:
 
     shard, precision = "none", "fp32"
 
-    def __init__(self):
+    def __init__(self, timeout: float = 7200.0):
+        """`timeout`: seconds that a rank waits for the others before it gives up."""
+        self.timeout = timedelta(seconds=timeout)
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -72,7 +75,7 @@ class Ranks:
         else:
             self.device = torch.device("cpu")
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self.timeout)
 
     def use(self, shard: str, precision: str) -> None:
         """How models are trained from here on; with "auto", in bf16 where the hardware multiplies it fast.
@@ -88,7 +91,7 @@ class Ranks:
     @cached_property
     def writers(self) -> dist.ProcessGroup:
         """All ranks over gloo, for a thread that writes: its messages must not meet those of training."""
-        return dist.new_group(backend="gloo")
+        return dist.new_group(backend="gloo", timeout=self.timeout)
 
     @property
     def main(self) -> bool:

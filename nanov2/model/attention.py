@@ -4,7 +4,7 @@ A completion attends to its prompt (all of it) and to itself (causally). These a
 disjoint keys; each is one call of a fused kernel over rectangular blocks, and the two results are merged by
 their log-sum-exp, as blockwise and ring attention do (Liu et al. 2023, arXiv 2310.01889). The same merged
 output and log-sum-exp, given to each kernel's backward, yield the exact gradients of both parts.
-On GPUs with flash-attn the same goes by its variable-length kernels (attention_flash.py); elsewhere one
+On GPUs in half precision the same goes by variable-length kernels (attention_flash.py); elsewhere one
 attention under a dense mask does it.
 """
 
@@ -73,8 +73,8 @@ class Layout:
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             nonlocal mask
-            if attention_flash.available(q):
-                return attention_flash.FlashSharedPrefix.apply(q, k, v, pieces)
+            if kernels := attention_flash.kernels_for(q, k):
+                return attention_flash.FlashSharedPrefix.apply(q, k, v, pieces, kernels)
             mask = self.mask() if mask is None else mask
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]

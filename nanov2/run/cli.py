@@ -140,7 +140,7 @@ def open_folder(args: argparse.Namespace, overrides: list[str], models: bool = F
     """
     path, folder = _config_path(args, models)
     config = load_config(path, overrides)
-    threads, ranks = set_threads(), Ranks()
+    threads, ranks = set_threads(), Ranks(config.parallel.timeout)
     if ranks.main:
         print(f"{folder}: {ranks.size} rank(s) of {threads} thread(s) on {ranks.device}", file=sys.stderr)
     return Run(folder, config, ranks)

@@ -74,6 +74,9 @@ class ParallelConfig:
     shard: Literal["none", "full", "hybrid"] = setting(
         "none", "whole on each rank, in shards over all (several) ranks, or over a node's"
     )
+    timeout: Annotated[float, Within(1, 1e6)] = setting(
+        7200.0, "seconds that ranks wait for each other: for the slowest rank's rollouts and judgements"
+    )
     precision: Literal["fp32", "bf16", "auto"] = setting(
         "fp32", "of products; weights and sums are in fp32; auto: bf16 where the hardware multiplies it fast"
     )

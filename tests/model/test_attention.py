@@ -137,17 +137,65 @@ def fake_backward(
         dv[j] = torch.einsum("hqk,qhd->khd", p, g[i]).unflatten(1, (-1, h)).sum(2)
 
 
-@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2)])
-def test_C7_the_flash_attn_form_equals_a_dense_mask_given_a_plain_kernel(heads, kv_heads, monkeypatch):
+def fake_aten_forward(q, k, v, cq, ck, longest_q, longest_k, dropout, causal, debug, *, scale):
+    """torch's, with its signature."""
+    assert dropout == 0.0 and not debug and longest_q == int(cq.diff().max())
+    return *fake_forward(q, k, v, cu_seqlens_q=cq, cu_seqlens_k=ck, softmax_scale=scale, causal=causal), None
+
+
+def fake_aten_backward(
+    g, q, k, v, out, lse, cq, ck, longest_q, longest_k, dropout, causal, rng_state, unused, *, scale
+):
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    spans = {"cu_seqlens_q": cq, "cu_seqlens_k": ck}
+    fake_backward(g, q, k, v, out, lse, dq, dk, dv, softmax_scale=scale, causal=causal, **spans)
+    return dq, dk, dv
+
+
+@pytest.fixture(params=["TorchKernels", "FlashAttnKernels"])
+def kernels(request, monkeypatch):
+    """Both interfaces over plain PyTorch."""
     monkeypatch.setattr(attention_flash, "_flash_attn_varlen_forward", fake_forward)
     monkeypatch.setattr(attention_flash, "_flash_attn_varlen_backward", fake_backward)
+    monkeypatch.setattr(attention_flash, "_aten_forward", fake_aten_forward)
+    monkeypatch.setattr(attention_flash, "_aten_backward", fake_aten_backward)
+    return getattr(attention_flash, request.param)
+
+
+def test_kernels_are_trusted_only_where_a_trial_finds_them_right(kernels, monkeypatch):
+    shape = (torch.device("cpu"), torch.float32, 6, 2, 8)
+    assert attention_flash.error_of(kernels, *shape) < 1e-5
+    attention_flash._trusted.cache_clear()
+    assert attention_flash._trusted(*shape) is attention_flash.TorchKernels
+
+    def wrong(*args, **more):
+        out, *others = fake_aten_forward(*args, **more)
+        return out * 1.2, *others
+
+    def missing(*args, **more):
+        raise NotImplementedError("no kernel for this GPU")
+
+    for fault, says in ((wrong, "wrong by"), (missing, "no kernel for this GPU")):
+        monkeypatch.setattr(attention_flash, "_aten_forward", fault)
+        attention_flash._trusted.cache_clear()
+        with pytest.warns(UserWarning, match=says):
+            assert attention_flash._trusted(*shape) is attention_flash.FlashAttnKernels
+    monkeypatch.setattr(attention_flash, "_flash_attn_varlen_forward", None)
+    attention_flash._trusted.cache_clear()
+    with pytest.warns(UserWarning):
+        assert attention_flash._trusted(*shape) is None
+    attention_flash._trusted.cache_clear()
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2)])
+def test_C7_the_flash_form_equals_a_dense_mask_given_a_plain_kernel(heads, kv_heads, kernels):
     layout = some_layout()
     T, d = len(layout.ids), 8
     q, k, v = (
         torch.randn(1, n, T, d, dtype=torch.float64, requires_grad=True) for n in (heads, kv_heads, kv_heads)
     )
     weight = torch.randn(1, heads, T, d, dtype=torch.float64)
-    packed = attention_flash.FlashSharedPrefix.apply(q, k, v, attention_flash.Pieces(layout))
+    packed = attention_flash.FlashSharedPrefix.apply(q, k, v, attention_flash.Pieces(layout), kernels)
     found = torch.autograd.grad((packed * weight).sum(), (q, k, v))
     dense = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(), enable_gqa=heads != kv_heads)
     wanted = torch.autograd.grad((dense * weight).sum(), (q, k, v))
@@ -156,9 +204,8 @@ def test_C7_the_flash_attn_form_equals_a_dense_mask_given_a_plain_kernel(heads, 
         assert torch.allclose(a, b, atol=1e-9)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with flash-attn")
-def test_C7_flash_attn_itself_equals_a_dense_mask():
-    pytest.importorskip("flash_attn")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_C7_flash_kernels_themselves_equal_a_dense_mask():
     layout = some_layout().to("cuda")
     q, k, v = (
         torch.randn(1, 4, len(layout.ids), 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
