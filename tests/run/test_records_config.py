@@ -272,7 +272,14 @@ def test_harder_laps_leave_the_other_problems_as_they_are():
 def test_rules_share_one_interface():
     votes = [assessed(1.0), assessed(0.5, 1), assessed(0.5, 1), assessed(0.0, 0)]
     given = {name: Rule(name)(votes) for name in RULES}
-    assert given == {"consensus": 0.5, "majority": 0.5, "mean": 0.5, "worst": 0.0, "single": 1.0}
+    assert given == {
+        "consensus": 0.5,
+        "majority": 0.5,
+        "mean": 0.5,
+        "gate": 0.5,
+        "worst": 0.0,
+        "single": 1.0,
+    }
 
 
 def test_settled_labels_are_those_of_all_critiques():
