@@ -33,8 +33,9 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from nanov2.domains.domain import open_domain
+from nanov2.domains.domain import knows_truth, open_domain
 from nanov2.domains.natural.marks import grade_by_marks
+from nanov2.errors import InputError
 from nanov2.method import trust
 from nanov2.method.agreement import agreement, measure, report
 from nanov2.method.consensus import Rule, assess
@@ -168,6 +169,11 @@ def search_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
 
 def bench(cast: Cast, args) -> None:
     """The judge against the truth of the domain: --limit proofs and critiques, --n answers to each."""
+    if not knows_truth(cast.config):
+        raise InputError(
+            "which proof? Give --problem and --proof, or --data=FILE; without them a judge is measured on a "
+            f"domain whose truth is known, such as --domain=order, not {cast.config.domain}"
+        )
     domain = cast.domain or open_domain(cast.config)
     cases = trust.draw_cases(domain, args.limit or BENCH, cast.config.seed)
     proofs, critiques = map(cast.ranks.mine, cases)

@@ -150,3 +150,17 @@ def test_an_endpoint_is_measured_and_asked_nothing_twice(cases, tmp_path):
     assert found["figures"]["looks"]["worst"]["accepts_wrong"]["value"] < figures["accepts_wrong"]["value"]
     assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 2 * 40 * 3
     assert "false accepts" in done.stdout and "by fault" in done.stdout
+
+
+def test_a_domain_without_truth_asks_for_the_proof_instead():
+    pytest.importorskip("openai", reason="needs the openai library")
+    command = [
+        sys.executable,
+        "sample.py",
+        "verify",
+        "--domain=natural",
+        "--endpoint=http://x/v1",
+        "--model=m",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "error: which proof? Give --problem and --proof, or --data" in done.stderr
