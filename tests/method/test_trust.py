@@ -145,8 +145,9 @@ def test_an_endpoint_is_measured_and_asked_nothing_twice(cases, tmp_path):
     found = json.loads((tmp_path / "judge.figures.json").read_text())
     figures = found["figures"]["verifier"]  # the script passes 80% of the right proofs, 25% of the others
     assert found["judge"]["model"] == "judge" and found["domain"] == "order"
-    assert figures["refuses_right"]["low"] < 0.2 < figures["refuses_right"]["high"]
-    assert figures["accepts_wrong"]["low"] < 0.25 < figures["accepts_wrong"]["high"]
+    # its draws depend on the port, so within about four standard deviations
+    assert figures["refuses_right"]["value"] == pytest.approx(0.2, abs=0.2)
+    assert figures["accepts_wrong"]["value"] == pytest.approx(0.25, abs=0.2)
     assert found["figures"]["looks"]["worst"]["accepts_wrong"]["value"] < figures["accepts_wrong"]["value"]
     assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 2 * 40 * 3
     assert "false accepts" in done.stdout and "by fault" in done.stdout

@@ -116,7 +116,7 @@ def test_C26_shards_on_one_rank_are_refused(model):
 
 def test_auto_takes_the_precision_of_the_hardware_and_says_so(monkeypatch, capsys):
     for fast, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("nanov2.distributed.ranks.fast_bf16", lambda device, fast=fast: fast)
+        monkeypatch.setitem(Ranks.use.__globals__, "fast_bf16", lambda device, fast=fast: fast)
         ranks = Ranks()
         ranks.use("none", "auto")
         assert ranks.precision == precision and f"precision: {precision}" in capsys.readouterr().err
