@@ -159,7 +159,7 @@ def kernels_for(q: Tensor, k: Tensor) -> Kernels | None:
 def _trusted(
     device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, width: int
 ) -> Kernels | None:
-    found = [TorchKernels] if _aten_forward is not None and _aten_backward is not None else []
+    found: list[Kernels] = [TorchKernels] if _aten_forward is not None and _aten_backward is not None else []
     found += [FlashAttnKernels] if _flash_attn_varlen_forward is not None else []
     for kernels in found:
         try:
