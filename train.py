@@ -70,6 +70,7 @@ from nanov2.run.phase import (
     read_eval,
     run_grpo,
     spread,
+    verifier_test_sets,
     write_trajectories,
 )
 from nanov2.run.phases import PHASES, check_request, flywheel, needed
@@ -192,13 +193,14 @@ def train_verifier(
     """
     bench, shown = run.bench(task.language), run.config.eval.shown // 2
     validation = run.records("coldstart", 1, "validation_proofs.jsonl", ProofRecord)
+    sets = verifier_test_sets(run, lap)
 
     def measure(model: Model, step: int) -> ev.Metrics:
         return bench.verifier(model, validation, "validation")[0]
 
     def held_out(model: Model) -> ev.Measured:
         metrics, samples = {}, []
-        for name, proofs in verifier_test_sets(run, lap).items():
+        for name, proofs in sets.items():
             m, s = both(bench, lambda b, p=proofs, n=name: b.verifier(model, p, n))
             metrics, samples = metrics | m, samples + bench.weighed(pick(s, shown), task.meta)
         if own:
@@ -206,31 +208,13 @@ def train_verifier(
             metrics, samples = metrics | m, samples + pick(s, shown)
         return metrics, samples
 
-    sets = verifier_test_sets(run, lap)
     best = at_best_temperature(
         bench,
         "validation/score_accuracy",
         lambda b: b.verifier(model, validation, "validation")[0],
         lambda b: merged(b.verifier(model, proofs, name)[0] for name, proofs in sets.items()),
     )
-    result = run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
-    result.beside |= best
-    return result
-
-
-def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
-    """Held-out proofs: by the weak prover in lap 1; from lap 2 on the hard ones are the last generator's.
-
-    Only those whose truth somebody knows.
-    """
-    hard = (
-        ("coldstart", 1, "held_out_hard_proofs.jsonl")
-        if lap == 1
-        else ("autolabel", lap - 1, "held_out_proofs.jsonl")
-    )
-    sets = {"labelled": ("coldstart", 1, "held_out_proofs.jsonl"), "hard": hard}
-    found = {name: run.records(*where, ProofRecord) for name, where in sets.items()}
-    return {name: records for name, records in found.items() if records}
+    return run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out, best)
 
 
 def meta(run: Run, lap: int) -> Result:
@@ -322,8 +306,7 @@ def train_meta(
         lambda b: b.meta(model, sets["labelled"], "labelled")[0],
     )
     items = balanced(dmv, "quality", most=4)
-    result = run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out)
-    result.beside |= best
+    result = run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out, best)
     counts = Counter(r.quality for r in dmv)
     table = {"title": "𝒟mv: critiques per quality", "columns": ["quality", "critiques"]}
     result.tables.append(table | {"rows": [[q, counts[q]] for q in LEVELS]})
@@ -415,9 +398,7 @@ def generator(run: Run, lap: int) -> Result:
         lambda b: b.generator(model, validation, "validation")[0],
         lambda b: merged(b.generator(model, p, name)[0] for name, p in held_out_problems(run).items()),
     )
-    result = run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, keep)
-    result.beside |= best
-    return result
+    return run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best, keep)
 
 
 def selfverify(run: Run, lap: int) -> Result:
@@ -431,25 +412,23 @@ def selfverify(run: Run, lap: int) -> Result:
     gate = judge(run, meta_judge, "verifier2", lap, config) if weights else None
     task = SelfVerifyTask(language, verdicts, config.max_turns, gate, weights, truth=truth)
 
+    validation = run.hard_problems("validation_hard", lap)
+
     def measure(model: Model, step: int) -> ev.Metrics:
-        problems = run.hard_problems("validation_hard", lap)
-        return bench.selfverify(model, problems, "validation", verdicts, 2)[0]
+        return bench.selfverify(model, validation, "validation", verdicts, 2)[0]
 
     def held_out(model: Model) -> ev.Measured:
         return on_held_out_problems(run, bench, lambda b, *args: b.selfverify(model, *args, verdicts))
 
     items = (run.problems["train"] if lap == 1 else []) + run.hard_problems("train_hard", lap)
     keep = "validation/final_true_score" if config.keep_best == "truth" else ""
-    validation = run.hard_problems("validation_hard", lap)
     best = at_best_temperature(
         bench,
         "validation/final_true_score",
         lambda b: b.selfverify(model, validation, "validation")[0],
         lambda b: merged(b.selfverify(model, p, name)[0] for name, p in held_out_problems(run).items()),
     )
-    result = run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, keep)
-    result.beside |= best
-    return result
+    return run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best, keep)
 
 
 STEPS = {

@@ -10,8 +10,10 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeGuard, TypeVar
 
@@ -176,3 +178,16 @@ def is_text(value: object) -> TypeGuard[str]:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
         return False
+
+
+def group(items: list, key: Callable) -> list[list]:
+    """The items with one key each, by key."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return [groups[k] for k in sorted(groups)]
+
+
+def in_turn(queues: list[list]) -> list:
+    """One of each queue, then the second of each, and so on."""
+    return [item for row in zip_longest(*queues) for item in row if item is not None]

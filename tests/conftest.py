@@ -63,6 +63,22 @@ def some_proofs(n, seed=0, noise=MIXED):
     return [(p, write_proof(weak_proof(rng, p, noise))) for p in problems]
 
 
+class ProveTask:
+    """A task of one proof that no judge is asked about; the rewards are the test's."""
+
+    max_turns = max_given = 1
+    judges: dict = {}
+
+    def __init__(self, prompts):
+        self.prompts = prompts
+
+    def prompt(self, item):
+        return self.prompts.ids(self.prompts.prove(item.problem))
+
+    def next_turn(self, rollout):
+        return None
+
+
 class ScriptedServer:
     """A process of scripted_endpoint.py, which knows the grades of `path`."""
 

@@ -63,21 +63,17 @@ class Dialect(Protocol):
     def command(self, folder: Path, port: int, dtype: str) -> tuple[list[str], list[str], dict[str, str]]: ...
 
 
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # as both servers name them
+
+
 class VLLM:
     generate, health = "/inference/v1/generate", "/health"
 
     def question(self, ids, n, most, temperature, ends, seed) -> dict:
-        sampling = {
-            "n": n,
-            "temperature": temperature,
+        sampling = _plain(n, temperature, ends) | {
             "max_tokens": most,
-            "stop_token_ids": list(ends),
-            "ignore_eos": True,  # of the ends that the server knows; those above are heeded
+            "ignore_eos": True,  # of the ends that the server knows; those of stop_token_ids are heeded
             "logprobs": 0,
-            "top_p": 1.0,
-            "top_k": -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
             "detokenize": False,
         }
         sampling |= {} if seed is None else {"seed": seed}
@@ -114,7 +110,7 @@ class VLLM:
         options = [
             *("--host", "127.0.0.1", "--port", str(port), "--tokens-only"),
             *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
-            *("--dtype", {"bf16": "bfloat16", "fp32": "float32"}[dtype]),
+            *("--dtype", DTYPES[dtype]),
         ]
         return ["vllm", "serve"], [str(folder), *options], {"VLLM_SERVER_DEV_MODE": "1"}
 
@@ -123,17 +119,7 @@ class SGLang:
     generate, health = "/generate", "/health"
 
     def question(self, ids, n, most, temperature, ends, seed) -> dict:
-        sampling = {
-            "n": n,
-            "temperature": temperature,
-            "max_new_tokens": most,
-            "stop_token_ids": list(ends),
-            "top_p": 1.0,
-            "top_k": -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "no_stop_trim": True,
-        }
+        sampling = _plain(n, temperature, ends) | {"max_new_tokens": most, "no_stop_trim": True}
         sampling |= {} if seed is None else {"sampling_seed": seed}
         return {"input_ids": ids, "sampling_params": sampling, "return_logprob": True}
 
@@ -160,12 +146,25 @@ class SGLang:
     def command(self, folder, port, dtype):
         options = [
             *("--model-path", str(folder), "--host", "127.0.0.1", "--port", str(port)),
-            *("--skip-tokenizer-init", "--dtype", {"bf16": "bfloat16", "fp32": "float32"}[dtype]),
+            *("--skip-tokenizer-init", "--dtype", DTYPES[dtype]),
         ]
         return ["python", "-m", "sglang.launch_server"], options, {}
 
 
 DIALECTS: dict[str, Dialect] = {"vllm": VLLM(), "sglang": SGLang()}
+
+
+def _plain(n: int, temperature: float, ends: tuple[int, ...]) -> dict:
+    """What both servers call alike. Only the temperature shapes the distribution: so does the trainer."""
+    return {
+        "n": n,
+        "temperature": temperature,
+        "stop_token_ids": list(ends),
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
 
 
 class _reading:

@@ -13,7 +13,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import Domain, View
@@ -25,7 +24,7 @@ from nanov2.method.consensus import Assessed, majority, worst
 from nanov2.method.experts import MarksExpert
 from nanov2.method.figures import Figure, Metrics, any_of, balanced, interval
 from nanov2.method.judges import Judge
-from nanov2.records import LEVELS, CritiqueRecord, ProofRecord
+from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, group, in_turn
 
 POOL = 16  # demonstrations drawn for each case that is kept: rare faults and qualities are among them
 FAULTLESS = "no fault"
@@ -71,19 +70,6 @@ def draw_cases(domain: Domain, n: int, seed: int) -> tuple[list[Case], list[Case
     cases = [*pool.values()]
     proofs = in_turn([in_turn(group(at, lambda c: c.faults)) for at in group(cases, lambda c: c.score)])
     return proofs[:n], in_turn(group(cases, lambda c: c.quality))[:n]
-
-
-def group(items: list, key: Callable) -> list[list]:
-    """The items with one key each, by key."""
-    groups = defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    return [groups[k] for k in sorted(groups)]
-
-
-def in_turn(queues: list[list]) -> list:
-    """One of each queue, then the second of each, and so on."""
-    return [item for row in zip_longest(*queues) for item in row if item is not None]
 
 
 # --- asking ---------------------------------------------------------------------------------------

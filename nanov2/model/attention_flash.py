@@ -102,40 +102,15 @@ class FlashAttnKernels:
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, sq: Spans, sk: Spans, causal: bool) -> tuple[Tensor, Tensor]:
-        out, lse, *_ = _flash_attn_varlen_forward(
-            q,
-            k,
-            v,
-            cu_seqlens_q=sq.offsets,
-            cu_seqlens_k=sk.offsets,
-            max_seqlen_q=sq.longest,
-            max_seqlen_k=sk.longest,
-            dropout_p=0.0,
-            softmax_scale=q.shape[-1] ** -0.5,
-            causal=causal,
-        )
+        out, lse, *_ = _flash_attn_varlen_forward(q, k, v, **_spans(q, sq, sk, causal))
         return out, lse
 
     @staticmethod
     def backward(grad, q, k, v, out, lse, sq: Spans, sk: Spans, causal: bool) -> tuple[Tensor, ...]:
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         _flash_attn_varlen_backward(
-            grad.contiguous(),
-            q,
-            k,
-            v,
-            out,
-            lse,
-            dq,
-            dk,
-            dv,
-            cu_seqlens_q=sq.offsets,
-            cu_seqlens_k=sk.offsets,
-            max_seqlen_q=sq.longest,
-            max_seqlen_k=sk.longest,
-            dropout_p=0.0,
-            softmax_scale=q.shape[-1] ** -0.5,
-            causal=causal,
+            *(grad.contiguous(), q, k, v, out, lse, dq, dk, dv),
+            **_spans(q, sq, sk, causal),
             window_size_left=-1,
             window_size_right=-1,
             softcap=0.0,
@@ -143,6 +118,19 @@ class FlashAttnKernels:
             deterministic=False,
         )
         return dq, dk, dv
+
+
+def _spans(q: Tensor, sq: Spans, sk: Spans, causal: bool) -> dict:
+    """How flash-attn is told of packed rows, on both ways."""
+    return dict(
+        cu_seqlens_q=sq.offsets,
+        cu_seqlens_k=sk.offsets,
+        max_seqlen_q=sq.longest,
+        max_seqlen_k=sk.longest,
+        dropout_p=0.0,
+        softmax_scale=q.shape[-1] ** -0.5,
+        causal=causal,
+    )
 
 
 Kernels = type[TorchKernels] | type[FlashAttnKernels]

@@ -21,7 +21,7 @@ from nanov2.model.rollout import Sampling
 from nanov2.records import CritiqueRecord, ProofRecord
 from nanov2.rl.trainer import train_supervised
 from nanov2.run.folder import Run
-from nanov2.run.phase import Result, balanced, both, read_eval
+from nanov2.run.phase import Result, balanced, both, read_eval, verifier_test_sets
 
 
 def aware(run: Run, lap: int) -> Result:
@@ -31,7 +31,7 @@ def aware(run: Run, lap: int) -> Result:
     c, folder = run.config.aware, run.folder("aware")
     model, tokenizer = run.load("verifier")
     language = run.domain.language(tokenizer)
-    bench, held_out = run.bench(language), test_sets(run)
+    bench, held_out = run.bench(language), verifier_test_sets(run, 1)
 
     teacher = {}
     for name, proofs in held_out.items():
@@ -82,10 +82,3 @@ def criticise(run: Run, model: Model, language: Language, c) -> list[CritiqueRec
         CritiqueRecord(r.problem, r.proof, a, score=r.score, source="verifier v1, solution in view")
         for (*_, a), r in right.items()
     ]
-
-
-def test_sets(run: Run) -> dict[str, list[ProofRecord]]:
-    """Held-out proofs of the weak prover whose truth somebody knows."""
-    files = {"labelled": "held_out_proofs.jsonl", "hard": "held_out_hard_proofs.jsonl"}
-    found = {name: run.records("coldstart", 1, file, ProofRecord) for name, file in files.items()}
-    return {name: records for name, records in found.items() if records}

@@ -134,8 +134,12 @@ class Config:
             settings.choose(self.expert, EXPERTS, "expert", "or the path of a labelled JSONL file")
 
     def phase(self, name: str, lap: int = 1) -> GRPOConfig:
-        """The settings of a training phase: in later laps those of lap_NAME, where there is one."""
-        return getattr(self, f"lap_{name}" if lap > 1 and hasattr(self, f"lap_{name}") else name)
+        """The settings of a training phase in a lap."""
+        return getattr(self, self.section(name, lap))
+
+    def section(self, phase: str, lap: int) -> str:
+        """The section that holds the settings of a phase in a lap."""
+        return f"lap_{phase}" if lap > 1 and hasattr(self, f"lap_{phase}") else phase
 
     @property
     def consolidates(self) -> bool:

@@ -37,7 +37,7 @@ from nanov2.records import ProblemRecord, Record, read_json, read_jsonl, write_a
 from nanov2.rl.logs import hyperparameters, read_rows
 from nanov2.run import seal
 from nanov2.run.config import Config
-from nanov2.run.phases import PHASES, section_of
+from nanov2.run.phases import PHASES
 from nanov2.run.start import check_start
 
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a folder that holds a model
@@ -212,7 +212,7 @@ class Run:
     def _tell_tensorboard(self, phase: str, lap: int) -> None:
         path = self.folder(phase, lap) / "eval.json"
         if path.is_file():
-            settings = dataclasses.asdict(getattr(self.config, section_of(phase, lap, self.config)))
+            settings = dataclasses.asdict(self.config.phase(phase, lap))
             figures = read_json(path)["after"]
             hyperparameters(path.parent, {"seed": self.config.seed} | settings, figures)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 
 from nanov2.distributed.ranks import derive_seed
@@ -22,7 +21,7 @@ from nanov2.method.tasks import SelfVerifyTask, true_scores
 from nanov2.model.decoder import Model
 from nanov2.model.lora import add_adapters, merge_adapters
 from nanov2.model.rollout import Sampling
-from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, read_json
+from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, group, in_turn, read_json
 from nanov2.rl.trainer import train_grpo
 from nanov2.run.engines import close_engines, rollout_engine, served_author
 from nanov2.run.folder import Run
@@ -54,11 +53,7 @@ class Result:
 
 def spread(records: list, n: int) -> list:
     """At most n records, in turn from each problem type, so that rare types are not drowned."""
-    kinds = defaultdict(list)
-    for r in records:
-        kinds[r.kind].append(r)
-    in_turn = chain.from_iterable(zip_longest(*(kinds[k] for k in sorted(kinds))))
-    return [r for r in in_turn if r is not None][:n]
+    return in_turn(group(records, lambda r: r.kind))[:n]
 
 
 def balanced(records: list, field: str, most: int = 2) -> list:
@@ -68,15 +63,9 @@ def balanced(records: list, field: str, most: int = 2) -> list:
             "there is nothing to train on: no answer of the model that was to write the records has the "
             "required form; train the base longer (base.steps) in a new --dir"
         )
-    levels = defaultdict(list)
-    for r in records:
-        levels[getattr(r, field)].append(r)
-    largest = max(map(len, levels.values()))
-    return [
-        r
-        for level in sorted(levels)
-        for r in levels[level] * min(most, max(1, largest // len(levels[level])))
-    ]
+    levels = group(records, lambda r: getattr(r, field))
+    largest = max(map(len, levels))
+    return [r for level in levels for r in level * min(most, max(1, largest // len(level)))]
 
 
 def generator_proofs(
@@ -175,6 +164,21 @@ def on_held_out_problems(
     return metrics, samples
 
 
+def verifier_test_sets(run: Run, lap: int) -> dict[str, list[ProofRecord]]:
+    """Held-out proofs: by the weak prover in lap 1; from lap 2 on the hard ones are the last generator's.
+
+    Only those whose truth somebody knows.
+    """
+    hard = (
+        ("coldstart", 1, "held_out_hard_proofs.jsonl")
+        if lap == 1
+        else ("autolabel", lap - 1, "held_out_proofs.jsonl")
+    )
+    sets = {"labelled": ("coldstart", 1, "held_out_proofs.jsonl"), "hard": hard}
+    found = {name: run.records(*where, ProofRecord) for name, where in sets.items()}
+    return {name: records for name, records in found.items() if records}
+
+
 def hardest_held_out(run: Run) -> list[ProblemRecord]:
     """The problems that pass@k is measured on: the harder held-out ones."""
     return run.problems.get("held_out_hard") or run.problems["held_out"]
@@ -261,9 +265,10 @@ def run_grpo(
     items: list,
     measure,
     held_out,
+    beside: dict[str, ev.Metrics],
     keep_best: str = "",
 ) -> Result:
-    """What every GRPO phase does: measure, train, save, measure again."""
+    """What every GRPO phase does: measure, train, save, measure again. `beside`: figures to compare with."""
     config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
     if lora := run.config.lora.rank:
@@ -289,7 +294,7 @@ def run_grpo(
         for name, j in task.judges.items()
     ]
     notes = [*chosen, *notes, *judges]
-    return Result(after, before, curve=curve, samples=samples, notes=notes, steps=config.steps)
+    return Result(after, before, beside, curve=curve, samples=samples, notes=notes, steps=config.steps)
 
 
 def read_eval(run: Run, phase: str, lap: int) -> dict:

@@ -130,7 +130,7 @@ def needed(phase: str, lap: int, config: Config) -> list[tuple[str, int]]:
     """(phase, lap) of what has to be done before a phase."""
     info, needs = PHASES[phase], PHASES[phase].needs
     if phase == "generator":
-        needs = (getattr(config, section_of(phase, lap, config)).judged_by,)
+        needs = (getattr(config, config.section(phase, lap)).judged_by,)
     return [(name, 1 if PHASES[name].laps == "first" else lap - info.follows) for name in needs]
 
 
@@ -147,8 +147,3 @@ def check_request(phase: str, lap: int, config: Config) -> None:
     if not info.belongs_to(lap):
         where = "to lap 1 alone: leave out --lap" if lap > 1 else "to later laps: give --lap=2 or more"
         raise InputError(f"--phase={phase} --lap={lap}: {phase} belongs {where}")
-
-
-def section_of(phase: str, lap: int, config: Config) -> str:
-    """The section that holds the settings of a phase in a lap."""
-    return f"lap_{phase}" if lap > 1 and hasattr(config, f"lap_{phase}") else phase

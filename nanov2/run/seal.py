@@ -18,7 +18,7 @@ from pathlib import Path
 from nanov2.errors import InputError
 from nanov2.records import read_json, write_atomically
 from nanov2.run.config import Config, load_config
-from nanov2.run.phases import PHASES, section_of
+from nanov2.run.phases import PHASES
 
 # What changes no figure, or only how answers of the same model are reached.
 FREE = {"keep", "save_every", "checkpointing"}
@@ -37,7 +37,7 @@ def settings_of(phase: str, lap: int, config: Config) -> dict:
     shared["precision"] = config.parallel.precision
     if not config.lora.rank:
         del shared["lora"]
-    own = section_of(phase, lap, config)
+    own = config.section(phase, lap)
     limits = {name: {"max_tokens": everything[name]["max_tokens"]} for name in PHASES[phase].limits}
     return shared | limits | {own: everything[own]}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model, some_problems, some_proofs
+from conftest import ProveTask, small_model, some_problems, some_proofs
 from scripted_engine import ScriptedEngine
 
 from nanov2.distributed.ranks import Ranks
@@ -300,20 +300,8 @@ def test_training_samples_with_the_weights_of_each_step_and_importance_weights_a
     assert all(torch.equal(p, served[name]) for name, p in model.named_parameters())
 
 
-class LengthTask:
+class LengthTask(ProveTask):
     """A reward that needs no judge."""
-
-    max_turns = max_given = 1
-    judges: dict = {}
-
-    def __init__(self, prompts):
-        self.prompts = prompts
-
-    def prompt(self, item):
-        return self.prompts.ids(self.prompts.prove(item.problem))
-
-    def next_turn(self, rollout):
-        return None
 
     def rewards(self, items, rollouts):
         assert [self.prompt(i) for i in items] == [r.prompt for r in rollouts]

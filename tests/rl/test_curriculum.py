@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from conftest import some_problems
+from conftest import ProveTask, some_problems
 
 from nanov2.records import ProblemRecord
 from nanov2.rl.config import GRPOConfig
@@ -62,19 +62,8 @@ def test_a_group_that_nobody_scored_keeps_its_last_deviation():
     assert [stream.spreads[i] for i in first] == [0.3, 0.2]
 
 
-class FewTask:
+class FewTask(ProveTask):
     """Rewards by the item: its answers vary or do not."""
-
-    max_turns = max_given = 1
-
-    def __init__(self, prompts):
-        self.prompts = prompts
-
-    def prompt(self, item):
-        return self.prompts.ids(self.prompts.prove(item.problem))
-
-    def next_turn(self, rollout):
-        return None
 
     def rewards(self, items, rollouts):
         return Rewards([float(item.kind == "varied" and i % 2) for i, item in enumerate(items)])

@@ -6,13 +6,11 @@ pretrained model (`pretrained.folder`) reads and writes the same texts through i
 
 from __future__ import annotations
 
-import math
 import random
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
-from nanov2.domains.domain import CritiqueGrade, View, fresh_model
+from nanov2.domains.domain import View
 from nanov2.domains.integers.demos import Habits, make_demonstration
 from nanov2.domains.integers.tokenizer import integers_tokenizer
 from nanov2.domains.integers.world import (
@@ -31,25 +29,19 @@ from nanov2.domains.integers.world import (
     parse_whole,
     rubric,
 )
-from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage, one_answer
+from nanov2.domains.language import Demonstration, TurnLanguage
+from nanov2.domains.seeded import DRAWS, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
 from nanov2.errors import InputError
-from nanov2.hub.chat import ChatTokenizer, load_model
-from nanov2.model.decoder import Model
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
 if TYPE_CHECKING:
-    from nanov2.run.config import Config
+    pass
 
 RUBRIC_V = """\
 1: every line follows.
 0.5: one slip of arithmetic, carried on, or a last expression that does not show the remainder yet.
 0: an integer written as what it is not, or not at all; one letter for two integers; an example; a \
 conclusion that does not follow or was not asked; two slips."""
-RUBRIC_MV = """\
-Only the issues that the critique claims count. An issue is real where its line is true.
-1: all are real, and the score follows from the findings (to claim none is reasonable).
-0.5: some are invented, or the score does not follow.
-0: all are invented."""
 FORM_V = """\
 Write a line about each definition, in order, in one of these forms:
 - $a = 2k + 1$: given to be odd, so this is right.
@@ -75,21 +67,14 @@ FAULTS = {
     "complete": "an integer not written out",
     "asked": "another claim",
 }
-DRAWS = 10_000  # problems drawn in a row without a new one, before a difficulty is called too narrow
 
 
-class IntegersTruth:
+class IntegersTruth(ExactTruth):
     """The exact expert."""
 
-    def score(self, problem: str, proof: str | None) -> float:
-        parsed = parse_problem(problem)
-        if parsed is None:
-            return math.nan
-        return grade_proof(parsed, proof) if proof is not None else 0.0
-
-    def examine(self, problem: str, proof: str, critique: str) -> CritiqueGrade | None:
-        parsed = parse_problem(problem)
-        return grade_critique(parsed, proof, critique) if parsed else None
+    parse_problem = staticmethod(parse_problem)
+    grade_proof = staticmethod(grade_proof)
+    grade_critique = staticmethod(grade_critique)
 
 
 class IntegersLanguage(TurnLanguage):
@@ -107,81 +92,40 @@ class IntegersLanguage(TurnLanguage):
         return bool(against) or parsed.score < 1
 
 
-class IntegersDomain:
+class IntegersDomain(SeededDomain):
     """Remainders of expressions in integers whose remainders are given."""
 
     truth = IntegersTruth()
+    own_tokenizer = staticmethod(integers_tokenizer)
+    own_language = IntegersLanguage
     habits = Habits()
     labelled = Difficulty()
     hard = Difficulty(moduli=(2, 3, 4), variables=(2, 3), unused=2, coefficient=4)
     first = Difficulty(moduli=(2,), variables=(1, 1), unused=0)  # what demonstrations begin with
 
-    def __init__(self, config: Config):
-        self.config = config
-
-    def start(self) -> tuple[Model, ChatTokenizer]:
-        if self.config.pretrained.folder:
-            return load_model(self.config.pretrained.folder)
-        tokenizer = integers_tokenizer()
-        return fresh_model(self.config, tokenizer), tokenizer
-
-    def language(self, tokenizer: ChatTokenizer | None) -> Language:
-        if tokenizer and tokenizer.task:
-            return IntegersLanguage(tokenizer, strict=True)
-        return Language(tokenizer, self.config.pretrained.strict, self.config.pretrained.alone)
-
     # --- problems
 
-    def problems(self) -> dict[str, list[ProblemRecord]]:
-        """Held-out and validation problems differ from all others up to names and the order of what is
-        given."""
-        return {name: [ProblemRecord(p.text, p.kind) for p in ps] for name, ps in self._sets.items()}
+    def sizes(self) -> tuple[dict, dict]:
+        w = self.config.world
+        measured = {
+            "held_out": (self.labelled, w.held_out),
+            "held_out_hard": (self.hard, w.held_out),
+            "validation": (self.labelled, w.validation),
+            "validation_hard": (self.hard, w.validation),
+        }
+        return measured, {"train": (self.labelled, w.problems), "train_hard": (self.hard, w.hard_problems)}
 
-    @cached_property
-    def _sets(self) -> dict[str, list[Problem]]:
-        w, self._kept_out = self.config.world, set()
-        sets = {}
-        for name, difficulty, n in (
-            ("held_out", self.labelled, w.held_out),
-            ("held_out_hard", self.hard, w.held_out),
-            ("validation", self.labelled, w.validation),
-            ("validation_hard", self.hard, w.validation),
-        ):
-            sets[name] = self._draw(name, difficulty, n, self._kept_out, lambda p: p.form)
-            self._kept_out |= {p.form for p in sets[name]}
-        known: set[str] = set()
-        for name, difficulty, n in (
-            ("train", self.labelled, w.problems),
-            ("train_hard", self.hard, w.hard_problems),
-        ):
-            sets[name] = self._draw(name, difficulty, n, known, lambda p: p.text)
-            known |= {p.text for p in sets[name]}
-        return sets
+    def hard_in(self, lap: int) -> Difficulty:
+        return self.hard
 
-    def _draw(self, purpose: str, difficulty: Difficulty, n: int, known: set[str], key) -> list[Problem]:
-        """n problems by (seed, purpose), none of whose keys is known and none of whose forms is kept out."""
-        known, drawn, i, last = set(known), [], 0, 0
-        while len(drawn) < n:
-            problem = make_problem(derive_rng(self.config.seed, "integers", purpose, i), difficulty)
-            i += 1
-            if key(problem) not in known and problem.form not in self._kept_out:
-                drawn.append(problem)
-                known.add(key(problem))
-                last = i
-            elif i - last >= DRAWS:
-                raise InputError(
-                    f"integers: {n} problems are asked for {purpose}, {len(drawn)} differ: lower "
-                    "world.held_out or world.problems, or widen the domain's Difficulty"
-                )
-        return drawn
+    def make(self, purpose: str, i: int, difficulty: Difficulty) -> Problem:
+        return make_problem(derive_rng(self.config.seed, "integers", purpose, i), difficulty)
 
-    def new_problems(self, lap: int, n: int) -> list[ProblemRecord]:
-        known = {p.text for problems in self._sets.values() for p in problems}
-        drawn = self._draw(f"autolabel lap {lap}", self.hard, n, known, lambda p: p.text)
-        return [ProblemRecord(p.text, p.kind) for p in drawn]
-
-    def graded_proofs(self) -> dict[str, list[ProofRecord]]:
-        return {}
+    def too_few(self, purpose: str, difficulty: Difficulty, drawn: int, n: int) -> str:
+        return (
+            f"integers: {n} problems are asked for {purpose}, {drawn} differ: lower "
+            "world.held_out or world.problems, or widen the domain's Difficulty"
+        )
 
     # --- demonstrations
 
@@ -194,8 +138,7 @@ class IntegersDomain:
         for _ in range(DRAWS):
             problem = make_problem(rng, difficulty)
             if problem.form not in self._kept_out or progress < 0.1:
-                shown, chat = make_demonstration(rng, problem, self.habits), self.config.pretrained
-                return one_answer(shown, rng, chat.alone) if chat.folder else shown
+                return self.shown(make_demonstration(rng, problem, self.habits), rng)
         raise InputError("integers: nearly all problems are held out: lower world.held_out")
 
     # --- pages
@@ -250,9 +193,7 @@ def errors(problem: Problem, proof: Proof, critique: str) -> tuple[str, ...]:
 def findings(critique: str, steps: tuple) -> tuple[tuple[int | None, str, bool], ...]:
     """A critique's lines without those of the form: (step it is about, text, whether it claims an issue)."""
     found = []
-    for line in filter(None, map(str.strip, critique.split("\n"))):
-        if line.startswith(V_START) or "\\boxed" in line:
-            continue
+    for line in lines_of(critique):
         said, whole = parse_finding(line), parse_whole(line)
         at = steps.index(said.subject) if said and said.subject in steps else None
         claim = said.claims if said else bool(whole) and claims(*whole)

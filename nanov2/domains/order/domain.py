@@ -7,21 +7,17 @@ Its own small models have tokens for its phrases and read turns of one growing s
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
-from nanov2.domains.domain import CritiqueGrade, View, fresh_model
+from nanov2.domains.domain import View
 from nanov2.domains.language import (
     V_END,
     V_START,
     Demonstration,
     Finding,
-    Language,
     TurnLanguage,
-    one_answer,
 )
 from nanov2.domains.order.demos import make_demonstration, make_practice
 from nanov2.domains.order.tokenizer import order_tokenizer
@@ -44,24 +40,18 @@ from nanov2.domains.order.world import (
     write_critique,
     write_proof,
 )
+from nanov2.domains.seeded import DRAWS, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
 from nanov2.errors import InputError
-from nanov2.hub.chat import ChatTokenizer, load_model
-from nanov2.model.decoder import Model
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
 if TYPE_CHECKING:
-    from nanov2.run.config import Config
+    pass
 
 RUBRIC_V = """\
 1: every step is a given fact, and the chain proves the goal.
 0.5: one slip: a step states another relation than the given one, or the chain is too weak for the goal.
 0: a step that is not given, a wrong end, or two slips."""
-RUBRIC_MV = """\
-Only the issues that the critique claims count. An issue is real where its line is true.
-1: all are real, and the score follows from the findings (to claim none is reasonable).
-0.5: some are invented, or the score does not follow.
-0: all are invented."""
 FORM_V = """\
 Write a line about each step of the chain, in order, in one of these forms; it names the relation that the
 facts give for just this pair of terms:
@@ -74,21 +64,14 @@ The chain does not have the ends of the goal.
 And one of these two:
 It is strong enough for the goal.
 It is too weak for the goal."""
-DRAWS = 10_000  # problems drawn in a row without a new one, before a difficulty is called too narrow
 
 
-class OrderTruth:
+class OrderTruth(ExactTruth):
     """The exact expert."""
 
-    def score(self, problem: str, proof: str | None) -> float:
-        parsed = parse_problem(problem)
-        if parsed is None:
-            return math.nan
-        return grade_proof(parsed, proof) if proof is not None else 0.0
-
-    def examine(self, problem: str, proof: str, critique: str) -> CritiqueGrade | None:
-        parsed = parse_problem(problem)
-        return grade_critique(parsed, proof, critique) if parsed else None
+    parse_problem = staticmethod(parse_problem)
+    grade_proof = staticmethod(grade_proof)
+    grade_critique = staticmethod(grade_critique)
 
     def findings(self, problem: str, proof: str) -> frozenset[str]:
         """The findings of the exact critique of a proof, as texts; empty where it cannot be judged."""
@@ -124,34 +107,16 @@ class OrderLanguage(TurnLanguage):
         return found
 
 
-class OrderDomain:
-    """Chains of relations in four families."""
+class OrderDomain(SeededDomain):
+    """Chains of relations in four families. Problems have one form also where only the family differs."""
 
     truth = OrderTruth()
-
-    def __init__(self, config: Config):
-        self.config = config
-
-    def start(self) -> tuple[Model, ChatTokenizer]:
-        if self.config.pretrained.folder:
-            return load_model(self.config.pretrained.folder)
-        tokenizer = order_tokenizer()
-        return fresh_model(self.config, tokenizer), tokenizer
-
-    def language(self, tokenizer: ChatTokenizer | None) -> Language:
-        if tokenizer and tokenizer.task:
-            return OrderLanguage(tokenizer, strict=True)
-        return Language(tokenizer, self.config.pretrained.strict, self.config.pretrained.alone)
+    own_tokenizer = staticmethod(order_tokenizer)
+    own_language = OrderLanguage
 
     # --- problems
 
-    def problems(self) -> dict[str, list[ProblemRecord]]:
-        """Held-out and validation problems differ from all others, and from those of the demonstrations, also
-        up to renaming terms, reordering facts and changing the family."""
-        return self._sets
-
-    @cached_property
-    def _sets(self) -> dict[str, list[ProblemRecord]]:
+    def sizes(self) -> tuple[dict, dict]:
         w, laps = self.config.world, self.config.laps
         measured = {
             "held_out": (w.labelled, w.held_out),
@@ -165,52 +130,25 @@ class OrderDomain:
             for lap in range(2, laps + 1):
                 measured[f"validation_hard{lap}"] = (w.hard_in(lap), w.validation)
                 trained[f"train_hard{lap}"] = (w.hard_in(lap), w.hard_problems)
-        self._kept_out: set[str] = set()  # forms of problems that models are measured on
-        sets = {}
-        for name, (difficulty, n) in measured.items():
-            drawn = self._draw(name, difficulty, n, self._kept_out)
-            self._kept_out |= {p.form for p in drawn}
-            sets[name] = drawn
-        seen: set[str] = set()
-        for name, (difficulty, n) in trained.items():
-            sets[name] = self._draw(name, difficulty, n, self._kept_out, seen)
-            seen |= {p.text for p in sets[name]}
-        return {name: [ProblemRecord(p.text, p.kind) for p in drawn] for name, drawn in sets.items()}
+        return measured, trained
 
-    def _draw(
-        self, purpose: str, difficulty: Difficulty, n: int, forms: set[str], texts: set[str] | None = None
-    ) -> list[Problem]:
-        """n problems by (seed, purpose): none has a form of `forms`. With `texts` none of those texts either,
-        and all texts differ; without, all forms differ."""
-        forms, known = set(forms), None if texts is None else set(texts)
-        drawn, i, last = [], 0, 0
-        while len(drawn) < n:
-            problem = make_problem(derive_rng(self.config.seed, purpose, i), difficulty)
-            i += 1
-            if problem.form not in forms and (known is None or problem.text not in known):
-                drawn.append(problem)
-                last = i
-                (forms if known is None else known).add(problem.form if known is None else problem.text)
-            elif i - last >= DRAWS:
-                raise InputError(
-                    f"world: there are too few different problems of {difficulty.chain} steps among "
-                    f"{difficulty.facts} facts ({len(drawn)} of {n} for {purpose}): raise facts or chain, or "
-                    "ask for fewer"
-                )
-        return drawn
+    def hard_in(self, lap: int) -> Difficulty:
+        return self.config.world.hard_in(lap)
 
-    def new_problems(self, lap: int, n: int) -> list[ProblemRecord]:
-        seen = {p.problem for problems in self._sets.values() for p in problems}
-        drawn = self._draw(f"autolabel lap {lap}", self.config.world.hard_in(lap), n, self._kept_out, seen)
-        return [ProblemRecord(p.text, p.kind) for p in drawn]
+    def make(self, purpose: str, i: int, difficulty: Difficulty) -> Problem:
+        return make_problem(derive_rng(self.config.seed, purpose, i), difficulty)
+
+    def too_few(self, purpose: str, difficulty: Difficulty, drawn: int, n: int) -> str:
+        return (
+            f"world: there are too few different problems of {difficulty.chain} steps among "
+            f"{difficulty.facts} facts ({drawn} of {n} for {purpose}): raise facts or chain, or "
+            "ask for fewer"
+        )
 
     def solution(self, problem: str) -> str | None:
         """A reference solution of a problem; None where the problem is not of this world."""
         parsed = parse_problem(problem)
         return write_proof(parsed.solution) if parsed and parsed.solution else None
-
-    def graded_proofs(self) -> dict[str, list[ProofRecord]]:
-        return {}
 
     # --- demonstrations
 
@@ -225,14 +163,15 @@ class OrderDomain:
         stages = ((0.12, Difficulty((2, 2), (3, 4))), (0.28, Difficulty((2, 3), (3, 6))))
         difficulty = next((d for share, d in stages if progress < share), everything)
         noise = self.config.noise
-        chat = self.config.pretrained  # which has learnt to read
-        practice = 0.0 if chat.folder else noise.practice if progress < 0.5 else noise.practice_later
+        practice = noise.practice if progress < 0.5 else noise.practice_later
+        if self.config.pretrained.folder:  # which has learnt to read
+            practice = 0.0
         practises = rng.random() < practice
         for _ in range(DRAWS):
             problem = make_problem(rng, difficulty)
             if problem.form not in self._kept_out:
-                shown = (make_practice if practises else make_demonstration)(rng, problem, noise)
-                return one_answer(shown, rng, chat.alone) if chat.folder else shown
+                made = (make_practice if practises else make_demonstration)(rng, problem, noise)
+                return self.shown(made, rng)
         raise InputError("world: nearly all problems are held out: lower held_out, or raise chain or facts")
 
     # --- pages
@@ -294,9 +233,7 @@ def errors(problem: Problem, steps: tuple[Step, ...], critique: str) -> tuple[st
 def findings(critique: str, steps: tuple) -> tuple[tuple[int | None, str, bool], ...]:
     """A critique's lines without those of the form: (step it is about, text, whether it claims an issue)."""
     found = []
-    for line in filter(None, map(str.strip, critique.split("\n"))):
-        if line.startswith(V_START) or "\\boxed" in line:
-            continue
+    for line in lines_of(critique):
         said = parse_finding(line)
         at = steps.index(said.step) if said and said.step in steps else None
         claims = said.verdict != "ok" if said else line in (ENDS[False], STRONG[False])
