@@ -136,7 +136,9 @@ def coldstart(run: Run, lap: int) -> Result:
     dv = [r for r in known.get("train", []) if r.score is not None]
     trajectories = []
     if c.expert not in GRADED:  # with grades alone there is nobody to score a new proof
-        trajectories = write("train", run.problems["train"][: c.coldstart.problems])
+        hard = round(c.coldstart.hard * c.coldstart.problems)
+        problems = run.problems["train"][: c.coldstart.problems - hard]
+        trajectories = write("train", problems + run.hard_problems("train_hard", 1)[:hard])
         unscored = [r for r in known.get("train", []) if r.score is None]
         unscored += spread(distinct_proofs(trajectories, language, "coldstart"), c.coldstart.subset)
         expert = make_expert(c.expert, folder, domain.truth)

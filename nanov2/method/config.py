@@ -28,6 +28,7 @@ class ColdstartConfig:
     """1A: the weak prover's proofs, refined, drawn and scored by the expert."""
 
     problems: Count = setting(2400, "problems that the weak prover writes proofs for")
+    hard: Rate = setting(0.0, "share of them that are of the harder ones, as later phases train on")
     rounds: Few = setting(3, "proofs per trajectory: a draft and its revisions")
     subset: Count = setting(3000, "proofs drawn, spread over problem types and scores")
 

@@ -34,6 +34,15 @@ def test_every_phase_is_run_and_leaves_its_results(finished):
     assert facts["config"]["base"]["steps"] == 240
 
 
+def test_the_weak_prover_writes_of_harder_problems_too(finished):
+    config = json.loads((finished / "run.json").read_text())["config"]
+    lines = (finished / "coldstart" / "train_trajectories.jsonl").read_text().splitlines()
+    facts = [len(parse_problem(json.loads(x)["problem"]).facts) for x in lines]
+    easy, hard = config["world"]["labelled_facts"][1], round(0.25 * config["coldstart"]["problems"])
+    assert len(facts) == config["coldstart"]["problems"]
+    assert max(facts[:-hard]) <= easy < max(facts[-hard:])
+
+
 def test_the_report_and_tensorboard_logs_are_there(finished):
     report = json.loads((finished / "report.json").read_text())
     assert len(report["phases"]) == len(ALL)

@@ -4,7 +4,7 @@ They stand for what a language model is pretrained on. An author writes either b
 `Noise` states, above one half, or rightly. So the likeliest answer is wrong where a phase is to teach, greedy
 decoding does not help, and the right answer is there to be found by sampling:
 
-- a prover jumps to the conclusion one step early, or states a relation stronger than it is given;
+- a prover jumps to the conclusion a step or more early, or states a relation stronger than it is given;
 - a critic passes over steps that state another relation than the given one; in a short proof with a gap it
   goes on finding fault where there is none, and of a long one it excuses the gap and blames the ends of the
   chain (the score shows neither: what R_meta is there to close);
@@ -43,8 +43,8 @@ from nanov2.settings import Rate, setting
 class Noise:
     """How imperfect the demonstrations are; every field is a rate in [0, 1]."""
 
-    jump: Rate = setting(0.7, "first proofs that jump to the conclusion one step early")
-    overstate: Rate = setting(0.6, "first proofs that state every weak relation as a strict one")
+    jump: Rate = setting(0.75, "first proofs that jump to the conclusion, a step or more early")
+    overstate: Rate = setting(0.65, "first proofs that state every weak relation as a strict one")
     stray: Rate = setting(
         0.1, "first proofs with another fault: a wrong relation or a step that is not given"
     )
@@ -90,11 +90,13 @@ def weak_proof(rng: random.Random, problem: Problem, noise: Noise) -> tuple[Step
 
 
 def _jump(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]:
-    """The last two steps as one."""
+    """The steps from some place on as one, after the first step where there are three or more: a reader of a
+    few steps cannot tell how many are left, so at any place a jump is the likeliest way on."""
     if len(steps) < 2:
         return steps
+    i = rng.randrange(1, len(steps) - 1) if len(steps) > 2 else 0
     relation = problem.goal.relation if rng.random() < 0.7 else rng.choice(problem.family.relations)
-    return [*steps[:-2], Step(steps[-2].left, relation, steps[-1].right)]
+    return [*steps[:i], Step(steps[i].left, relation, steps[-1].right)]
 
 
 def _slip(rng: random.Random, problem: Problem, steps: list[Step]) -> list[Step]:
