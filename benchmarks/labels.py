@@ -5,11 +5,14 @@
 n, m, k and the largest doubt are chosen on the generator's proofs of the validation problems (the cheapest
 with the wanted precision and a coverage of at least 80%, else the most precise), and measured on its proofs
 of the harder held-out problems. "adaptive" draws no more critiques of a proof once its label is settled.
+With --rules=FILE nothing is chosen: every rule labels the held-out proofs of one run's step 4, from the same
+n critiques, and the file gets its precision, coverage, and the share of all proofs that it labels rightly.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -19,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from autolabel import label_proofs
 from nanov2.distributed.ranks import Ranks
-from nanov2.method.consensus import Rule, calibrate, settled
+from nanov2.method.consensus import RULES, Rule, calibrate, settled
+from nanov2.records import ProofRecord, write_atomically
 from nanov2.run.config import load_config
 from nanov2.run.folder import Run
 from nanov2.run.phase import generator_proofs
@@ -67,6 +71,22 @@ def measure(run: Run, lap: int, wanted: float) -> dict[str, tuple[float, float, 
     return found
 
 
+def by_rules(run: Run, lap: int, most: int) -> dict[str, dict[str, float]]:
+    """Every rule on the same n critiques of the same held-out proofs, at most `most` of them."""
+    proofs = run.records("autolabel", lap, "held_out_proofs.jsonl", ProofRecord)[:most]
+    critiques, found = label_proofs(run, lap, proofs, settle=False), {}
+    for name in RULES:
+        rule = Rule(name, run.config.autolabel.k)
+        given = [(rule(cs), r.score) for cs, r in zip(critiques, proofs, strict=True)]
+        right = [float(label == truth) for label, truth in given if label is not None]
+        found[name] = {
+            "precision": statistics.fmean(right) if right else 0.0,
+            "coverage": len(right) / len(given),
+            "right": sum(right) / len(given),
+        }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -74,7 +94,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--wanted", type=float, default=0.99)
     parser.add_argument("--lap", type=int, default=1)
+    parser.add_argument("--rules", type=Path, help="JSON file for every rule on the same proofs of the run")
+    parser.add_argument("--proofs", type=int, default=400, help="of --rules, at most")
     args, overrides = parser.parse_known_args()
+    if args.rules:
+        run = Run(args.runs[0], load_config(args.runs[0] / "config.json", overrides), Ranks())
+        found = by_rules(run, args.lap, args.proofs)
+        return write_atomically(args.rules, json.dumps(found, indent=1))
     results = []
     for folder in args.runs:
         run = Run(folder, load_config(folder / "config.json", overrides), Ranks())

@@ -1,112 +1,202 @@
-"""Laps on problems that get harder, with automatic labels and without: the reason for phase 4.
+"""Laps with automatic labels against laps without, from the same first lap: the reason for phase 4.
 
-    python benchmarks/laps.py runs/proofworld --laps=4        # about 70 minutes with two ranks
-    python benchmarks/laps.py RUN RUN RUN                     # mean and spread over seeds
+    python benchmarks/laps.py runs/seed0 runs/seed1 runs/seed2 --laps=4 --out=docs
+    python benchmarks/laps.py runs/seed0 runs/seed1 runs/seed2 --minutes=60      # lap 2 of all seeds first
 
-From a finished run's base, verifiers and meta-verifier, RUN-harder goes on for four laps whose harder
-problems grow by one step and two facts a lap; RUN-harder-no-labels does the same, but the labelled proofs
-never join 𝒟v (autolabel.grow = false): as many steps, on what the weak prover once wrote. "Hardest" are
-held-out problems as hard as the last lap's. The table goes to the terminal and into RUN-harder's report.
+From a finished run's first lap RUN-laps goes on with its own labels, and RUN-laps-no-labels without: the
+labelled proofs never join 𝒟v (autolabel.grow = false), so its verifiers train as many steps on what the
+weak prover once wrote. All else is the same: weights to start from, problems, steps, seeds. What is finished
+is not done again, and what was stopped goes on. laps.json in --out holds every seed's figures, and results.md
+there gets the table. "Hardest" is a fixed held-out set: the harder problems or, in runs whose problems get
+harder each lap (world.lap_chain), those of the last lap. Other settings of later laps, such as
+--lap_generator.steps=90, go to both sides.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.runs import add_table, do_phase, figures_after
+from benchmarks.runs import (
+    MISSING,
+    ROOT,
+    Job,
+    add_table,
+    check_runs,
+    difference,
+    do_all,
+    figures_of,
+    fill,
+    is_done,
+    options,
+    table,
+    tell,
+)
+from nanov2.errors import InputError
 from nanov2.pages.report import build_report
+from nanov2.records import write_atomically
+from nanov2.run.cli import script
+from nanov2.run.config import load_config
 
-KEPT = ("base", "coldstart", "verifier", "meta", "verifier2")
-HARDER = {"lap_chain": 1, "lap_facts": 2}
-METRICS = {  # title: phase, metric
-    "final true score, hardest": ("selfverify", "hardest/final_true_score"),
-    "generator's true score, hardest": ("generator", "hardest/true_score"),
-    "reward − truth, hardest": ("selfverify", "hardest/hacking_gap"),
-    "verifier's score accuracy on its proofs": ("verifier2", "hard/score_accuracy"),
-    "labels' agreement": ("autolabel", "hard/label_agreement"),
-    "labels' coverage": ("autolabel", "hard/label_coverage"),
-}
+SIDES = {"with labels": "laps", "without": "laps-no-labels"}  # title → how the folder's name goes on
+FIGURES = (  # title, phase, figure on the hardest held-out set, whether at temperature 0 too
+    ("verifier's score accuracy on the newest proofs", "verifier2", "score_accuracy", True),
+    ("generator's true score, phase 2", "generator", "true_score", True),
+    ("final true score, phase 3", "selfverify", "final_true_score", True),
+    ("reward − truth, phase 2", "generator", "hacking_gap", True),
+    ("reward − truth, phase 3", "selfverify", "hacking_gap", True),
+    ("perfect rewards that are wrong, phase 2", "generator", "false_accept_rate", True),
+    ("perfect rewards that are wrong, phase 3", "selfverify", "false_accept_rate", True),
+    ("agreement of labels", "autolabel", "label_agreement", False),
+    ("coverage of labels", "autolabel", "label_coverage", False),
+)
+ROWS = [
+    (f"{title}, T = {t}" if greedy else title, phase, name + ("@T0" if t == 0 else ""))
+    for title, phase, name, greedy in FIGURES
+    for t in ((1, 0) if greedy else (1,))
+]
+LATER = ("--lap_", "--consolidate.", "--renew_meta.")  # settings that leave lap 1 alone
+Seeds = list[dict[str, dict[str, dict[str, float]]]]  # of each seed: side → lap → title → value
 
 
-def prepare(run: Path, folder: Path, laps: int, grow: bool) -> None:
-    """The folder with the run's earlier phases and its settings, but for the harder laps."""
-    if folder.is_dir():
-        return
-    for phase in KEPT:
-        shutil.copytree(run / phase, folder / phase)
-    settings = json.loads((run / "config.json").read_text())
-    settings["laps"] = laps
-    settings["world"] |= HARDER
-    settings["autolabel"]["grow"] = grow
-    (folder / "config.json").write_text(json.dumps(settings, indent=1))
+def side_folder(run: Path, side: str) -> Path:
+    return run.with_name(f"{run.name}-{SIDES[side]}")
 
 
-def go_on(folder: Path, laps: int, ranks: int) -> None:
-    for lap in range(1, laps + 1):
-        for phase in ("verifier2", "generator", "selfverify", "autolabel"):
-            do_phase(folder, phase, lap, ranks)
+def lap_job(run: Path, side: str, lap: int, settings: list[str]) -> Job:
+    """All phases of a side's run up to the end of a lap, which follows the side's last one."""
+    folder, grow = side_folder(run, side), str(side == "with labels").lower()
+    command = (sys.executable, str(ROOT / "train.py"), "--phase=flywheel", f"--from={run}", f"--dir={folder}")
+    needs = (is_done(folder, "autolabel", lap - 1) if lap > 2 else is_done(run, "autolabel"),)
+    options = (f"--autolabel.grow={grow}", *settings)
+    log = folder.with_name(f"{folder.name}.log")
+    return Job(f"{folder}, lap {lap}", (*command, *options), is_done(folder, "autolabel", lap), log, needs)
+
+
+def jobs(runs: list[Path], laps: int, overrides: list[str]) -> list[Job]:
+    """A lap of all runs and sides before the next lap. How many laps follow changes nothing in a lap, but in
+    runs whose problems get harder: what is hardest there is that of the run's last lap."""
+    found = []
+    for lap in range(2, laps + 1):
+        for run in runs:
+            all_laps = laps if load_config(run / "config.json").world.gets_harder else lap
+            found += [lap_job(run, side, lap, [f"--laps={all_laps}", *overrides]) for side in SIDES]
+    return found
+
+
+def check(runs: list[Path], laps: int, overrides: list[str]) -> None:
+    """InputError where the first lap would be made again."""
+    check_runs(runs)
+    for run in runs:
+        config = load_config(run / "config.json")
+        if config.world.gets_harder and config.laps != laps:
+            raise InputError(
+                f"{run}: its problems get harder over {config.laps} laps: give --laps={config.laps}"
+            )
+        if not config.autolabel.grow:
+            raise InputError(f"{run} was made without labels (autolabel.grow): begin from one with them")
+    for override in overrides:
+        if not override.startswith(LATER):
+            raise InputError(f"{override} would change the first lap: give those of {', '.join(LATER)}…")
 
 
 def figures(folder: Path, lap: int) -> dict[str, float]:
+    """A side's figures after a lap, by title; those that are there. The first lap's verifier has no newest
+    proofs: it is measured on the weak prover's."""
+    found = {}
+    for title, phase, name in ROWS:
+        after = figures_of(folder, phase, lap)
+        sets = ("hard",) if phase in ("verifier2", "autolabel") else ("hardest", "hard")
+        known = [after[key] for s in sets if (key := f"{s}/{name}") in after]
+        if known and not (lap == 1 and phase == "verifier2"):
+            found[title] = known[0]
+    return found
+
+
+def measured(run: Path, laps: int) -> dict[str, dict[str, dict[str, float]]]:
+    """One seed's figures: side → lap → title → value. Lap 1 is the run's own."""
     return {
-        title: figures_after(folder, phase, lap)[metric]["value"]
-        for title, (phase, metric) in METRICS.items()
+        side: {str(n): figures(run if n == 1 else side_folder(run, side), n) for n in range(1, laps + 1)}
+        for side in SIDES
     }
 
 
-def rows(pairs: list[tuple[Path, Path]], laps: int) -> list[list[str]]:
-    """[figure, with or without labels, lap 1, lap 2, …]; means ± standard deviations over several runs."""
+def rows(seeds: Seeds, laps: int) -> list[list[str]]:
+    """[figure, side, lap 1, lap 2, …] and, of laps 2, 3, …, the differences within seeds."""
     out = []
-    for title in METRICS:
-        for name, side in (("with labels", 0), ("without", 1)):
-            cells = []
-            for lap in range(1, laps + 1):
-                values = [figures(pair[side], lap)[title] for pair in pairs]
-                spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.3f}{spread}")
-            out.append([title, name, *cells])
+    for title, *_ in ROWS:
+        found = {
+            side: [{i: s[side][str(n)].get(title) for i, s in enumerate(seeds)} for n in range(1, laps + 1)]
+            for side in SIDES
+        }
+        for side, by_lap in found.items():
+            out.append([title, side, *(cell([v for v in lap.values() if v is not None]) for lap in by_lap)])
+        apart = []
+        for ours, theirs in zip(*found.values(), strict=True):
+            both = [i for i in ours if ours[i] is not None and theirs[i] is not None]
+            apart.append(difference([ours[i] - theirs[i] for i in both]) if both else "–")
+        out.append([title, "difference", "–", *apart[1:]])
     return out
 
 
-def into_report(folder: Path, table: list[list[str]], laps: int) -> None:
-    title = "Laps on harder problems, with automatic labels and without"
-    columns = ["held-out", "labels", *(f"lap {n}" for n in range(1, laps + 1))]
-    add_table(folder, "autolabel", laps, title, columns, table)
-    build_report(folder)
+def cell(values: list[float]) -> str:
+    """Mean ± standard deviation over seeds, with each seed's value."""
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    each = ", ".join(f"{v:.3f}" for v in values)
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f} ({each})"
+
+
+def columns(laps: int) -> list[str]:
+    return ["held-out", "labels", *(f"lap {n}" for n in range(1, laps + 1))]
+
+
+def lap_table(seeds: Seeds, laps: int) -> str:
+    """The table in Markdown; of nothing one line."""
+    known = any(s[side][str(n)] for s in seeds for side in SIDES for n in range(2, laps + 1))
+    return table(columns(laps), rows(seeds, laps)) if known else f"{MISSING.capitalize()}.\n"
+
+
+def report(runs: list[Path], laps: int, out: Path) -> str:
+    """laps.json, and the table in results.md, of whatever has been measured."""
+    seeds = [measured(run, laps) for run in runs]
+    found = {"runs": [run.name for run in runs], "laps": laps, "seeds": seeds}
+    write_atomically(out / "laps.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    text = lap_table(seeds, laps)
+    fill(out / "results.md", {"laps": text})
+    return text
+
+
+def into_report(run: Path, laps: int) -> None:
+    """The table of one seed in its own report."""
+    folder = side_folder(run, "with labels")
+    if is_done(folder, "autolabel", laps).is_file():
+        title = "Laps with automatic labels and without"
+        add_table(folder, "autolabel", laps, title, columns(laps), rows([measured(run, laps)], laps))
+        build_report(folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one for each seed")
+    parser = options(__doc__, "runs/laps")
     parser.add_argument("--laps", type=int, default=4)
-    parser.add_argument("--ranks", type=int, default=2)
-    args = parser.parse_args()
-    pairs = []
+    args, overrides = parser.parse_known_args()
+    check(args.runs, args.laps, overrides)
+    after = partial(report, args.runs, args.laps, args.out)
+    wrong = do_all(jobs(args.runs, args.laps, overrides), args.workers, args.minutes, after)
+    print(after())
     for run in args.runs:
-        with_labels = run.with_name(f"{run.name}-harder")
-        without = run.with_name(f"{run.name}-harder-no-labels")
-        prepare(run, with_labels, args.laps, grow=True)
-        go_on(with_labels, 1, args.ranks)
-        prepare(run, without, args.laps, grow=False)
-        for phase in ("generator", "selfverify"):  # the first lap is the same
-            shutil.copytree(with_labels / phase, without / phase, dirs_exist_ok=True)
-        go_on(with_labels, args.laps, args.ranks)
-        go_on(without, args.laps, args.ranks)
-        pairs.append((with_labels, without))
-        into_report(with_labels, rows(pairs[-1:], args.laps), args.laps)
-    heads = "".join(f" lap {n} |" for n in range(1, args.laps + 1))
-    print(f"\n| held-out | labels |{heads}\n|---|---|{'---|' * args.laps}")
-    print("\n".join("| " + " | ".join(row) + " |" for row in rows(pairs, args.laps)))
+        into_report(run, args.laps)
+    for line in wrong:
+        tell(line)
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

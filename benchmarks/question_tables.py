@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from dataclasses import dataclass
 from html import escape
 
+from benchmarks.runs import MISSING, interval, table
+from nanov2.method.consensus import RULES
+
 ENOUGH = 0.02  # a difference smaller than this is none
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t by degrees of freedom
-MISSING = "not measured yet"
+SEEDS = 3  # fewer decide nothing
+OFTEN, SELDOM = 0.75, 0.25  # of an alarm: in time in that share of hacked runs, false in that of the others
 
 Seeds = list[dict[str, dict[str, float]]]  # of each seed: arm → figure → value
 
@@ -28,45 +29,69 @@ class Claim:
     sign: int = 1
     none: bool = False
 
+    @property
+    def asks(self) -> str:
+        """Which arms and which figure decide."""
+        against = f"`{self.b}`" if self.b else f"{self.than:g}"
+        return f"{TITLES[self.figure]}: `{self.a}` − {against}"
 
-FALSE, TRUE, FINAL = "labelled/false_accept_rate", "labelled/true_score", "final"
-GAP, QUALITY, PASS = "labelled/hacking_gap", "labelled/critique_quality", "hard/pass_at_64"
-MAXPROOF, PESSIMISTIC, STV, SEVA = "2606.13473", "2511.21522", "2605.30290", "2606.29713"
-CLAIMS = (
-    Claim("most perfect rewards of a weak verifier are wrong", MAXPROOF, FALSE, "mean-base", than=0.5),
-    Claim(
-        "the minimum lowers false accepts, base as judge", MAXPROOF, FALSE, "min-base", "mean-base", sign=-1
-    ),
-    Claim("the minimum raises the true score, base as judge", MAXPROOF, TRUE, "min-base", "mean-base"),
-    Claim("the minimum raises the true score, v2 as judge", PESSIMISTIC, TRUE, "min-v2", "mean-v2"),
-    Claim("and takes fewer tokens", PESSIMISTIC, "judge_share", "min-v2-stop", "mean-v2", sign=-1),
-    Claim("a meta-verifier does not help refinement", STV, FINAL, "refine v2", "refine no-gate", none=True),
-    Claim("a solution-aware critic does", STV, FINAL, "refine aware", "refine v1"),
-    Claim("and not by rejection alone", STV, FINAL, "refine aware", "refine unaware"),
-    Claim("credit per finding makes better critiques", SEVA, QUALITY, "finding", "v1"),
-    Claim("and leaves more groups with variance", SEVA, "kept_share", "finding", "v1"),
-    Claim("the gate narrows reward − truth, v2 as judge", "2511.22570", GAP, "gate-v2", "mean-v2", sign=-1),
-    Claim("RL teaches nothing new: pass@64", "a debate", PASS, "run", "base", none=True),
-    Claim("prompts by last variance raise the true score", "users", TRUE, "curriculum", "mean-v2"),
-)
 
-COLUMNS = {
-    "true score": TRUE,
-    "true score, T = 0": f"{TRUE}@T0",
-    "reward − truth": "labelled/hacking_gap",
-    "false accepts": FALSE,
-    "tokens": "tokens",
+FALSE, TRUE, REWARD = "labelled/false_accept_rate", "labelled/true_score", "labelled/verifier_reward"
+GAP, QUALITY, PASS, FINAL = "labelled/hacking_gap", "labelled/critique_quality", "hard/pass_at_64", "final"
+COLD = f"{TRUE}@T0"
+TITLES = {
+    FALSE: "perfect rewards that are wrong",
+    TRUE: "true score",
+    COLD: "true score, T = 0",
+    REWARD: "reward",
+    GAP: "reward − truth",
+    QUALITY: "critique quality",
+    PASS: "pass@64, harder problems",
+    FINAL: "final true score",
+    "judge_share": "judge's tokens for each of the generator's",
+    "kept_share": "share of groups with variance",
+    "right": "proofs labelled rightly",
 }
-DRAWN = ("true score", "reward − truth", "false accepts")
+MAXPROOF, PESSIMISTIC, STV, SEVA = "2606.13473", "2511.21522", "2605.30290", "2606.29713"
+V2, DEBATE, USERS, RUBRICS = "2511.22570", "a debate", "users", "2605.12474"
+CLAIMS = (
+    Claim("Most perfect rewards of a weak verifier are wrong", MAXPROOF, FALSE, "mean-base", than=0.5),
+    Claim("Against a weak verifier rewards rise", MAXPROOF, REWARD, "mean-base", "mean-base start"),
+    Claim("and proofs do not get better", MAXPROOF, TRUE, "mean-base", "mean-base start", none=True),
+    Claim(
+        "The minimum lowers false accepts, base as judge", MAXPROOF, FALSE, "min-base", "mean-base", sign=-1
+    ),
+    Claim("and raises the true score, base as judge", MAXPROOF, TRUE, "min-base", "mean-base"),
+    Claim("A verifier with fewer false accepts mends it", MAXPROOF, TRUE, "mean-v2", "mean-base"),
+    Claim("Rejecting if any look does is better, in training", PESSIMISTIC, TRUE, "min-v2", "mean-v2"),
+    Claim("at fewer tokens", PESSIMISTIC, "judge_share", "min-v2-stop", "mean-v2", sign=-1),
+    Claim("and in labels, against majority", PESSIMISTIC, "right", "label worst", "label majority"),
+    Claim(
+        "RL on scores does not help refinement", STV, FINAL, "generator by v1", "generator by base", none=True
+    ),
+    Claim("nor do meta-verifiers", STV, FINAL, "generator by v2", "generator by no-gate", none=True),
+    Claim("A solution-aware critic does", STV, FINAL, "generator by aware", "generator by v1"),
+    Claim("and not by rejection alone", STV, FINAL, "generator by aware", "generator by unaware"),
+    Claim("Credit per finding makes better critiques", SEVA, QUALITY, "finding", "v1"),
+    Claim("and leaves more groups with variance", SEVA, "kept_share", "finding", "v1"),
+    Claim(
+        "R_meta in the verifier's training narrows reward − truth",
+        V2,
+        GAP,
+        "mean-v2",
+        "mean-no-gate",
+        sign=-1,
+    ),
+    Claim("v2 as judge makes better generators than v1", V2, TRUE, "mean-v2", "mean-v1"),
+    Claim("The gate as judge rule narrows reward − truth", V2, GAP, "gate-v2", "mean-v2", sign=-1),
+    Claim("RL teaches nothing new: pass@64", DEBATE, PASS, "run", "base", none=True),
+    Claim("The base at temperature 0 is as good", DEBATE, COLD, "run", "base", none=True),
+    Claim("Prompts by last variance raise the true score", USERS, TRUE, "curriculum", "mean-v2"),
+)
+ALARM = "self-internalisation gap"  # the one that is claimed to tell when a verifier stops helping
 
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95% interval by Student's t; of one value the interval is everything."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return mean, -math.inf, math.inf
-    half = T95[min(n - 2, len(T95) - 1)] * statistics.stdev(values) / math.sqrt(n)
-    return mean, mean - half, mean + half
+COLUMNS = {TITLES[name]: name for name in (TRUE, COLD, GAP, FALSE)} | {"tokens": "tokens"}
+DRAWN = (TITLES[TRUE], TITLES[GAP], TITLES[FALSE])
 
 
 def column(seeds: Seeds, arm: str, figure: str) -> list[float]:
@@ -75,20 +100,55 @@ def column(seeds: Seeds, arm: str, figure: str) -> list[float]:
 
 
 def decide(claim: Claim, seeds: Seeds) -> dict:
-    """The difference within seeds, with its interval, and the verdict: "confirmed", "refuted" where there is
-    no more than ENOUGH of what is claimed, else "undecided"."""
+    """The differences within seeds, with their interval and signs, and the verdict.
+
+    "confirmed": the interval lies on the claimed side of 0, and so does every seed. "refuted": the interval
+    holds no more than ENOUGH of what is claimed. Else, and with fewer than SEEDS seeds, "undecided".
+    """
     a, b = claim.a, claim.b
     both = [s for s in seeds if claim.figure in s.get(a, {}) and (not b or claim.figure in s.get(b, {}))]
     found = [s[a][claim.figure] - (s[b][claim.figure] if b else claim.than) for s in both]
-    row = {"claim": claim.says, "source": claim.source, "figure": claim.figure, "seeds": len(found)}
+    row = {"claim": claim.says, "source": claim.source, "asks": claim.asks, "seeds": len(found)}
     if not found:
         return row | {"verdict": MISSING}
     mean, low, high = interval(found)
     least, most = sorted((claim.sign * low, claim.sign * high))
-    verdict = "confirmed" if least > 0 else "refuted" if most < ENOUGH else "undecided"
+    alike = sum(claim.sign * x > 0 for x in found)
+    verdict = "undecided"
+    if len(found) >= SEEDS and least > 0 and alike == len(found):
+        verdict = "confirmed"
+    elif len(found) >= SEEDS and most < ENOUGH:
+        verdict = "refuted"
     if claim.none:
         verdict = {"confirmed": "refuted", "refuted": "confirmed"}.get(verdict, verdict)
-    return row | {"difference": mean, "low": low, "high": high, "verdict": verdict}
+    return (
+        row
+        | {"difference": mean, "low": low, "high": high, "above": sum(x > 0 for x in found)}
+        | {"verdict": verdict}
+    )
+
+
+def decide_alarm(alarms: list[dict]) -> dict:
+    """Whether ALARM tells when a weak verifier stops helping: in time in most of the runs that were hacked,
+    and seldom false in the others; of each kind at least SEEDS."""
+    row = {
+        "claim": "An alarm without truth tells when a weak verifier stops helping",
+        "source": RUBRICS,
+        "asks": f"{ALARM} against the onset of hacking, all generator arms",
+    }
+    found = next((a for a in alarms if a["alarm"] == ALARM), None)
+    if not found or not found["hacked"] + found["not hacked"]:
+        return row | {"found": "–", "seeds": 0, "verdict": MISSING}
+    hacked, calm = found["hacked"], found["not hacked"]
+    told = (
+        f"in time in {found['in time']} of {hacked} hacked runs, false in {found['false']} of {calm} others"
+    )
+    verdict = "undecided"
+    if min(hacked, calm) >= SEEDS:
+        useful = found["in time"] >= OFTEN * hacked and found["false"] <= SELDOM * calm
+        useless = found["in time"] < 0.5 * hacked or found["false"] > 0.5 * calm
+        verdict = "confirmed" if useful else "refuted" if useless else verdict
+    return row | {"found": told, "seeds": hacked + calm, "verdict": verdict}
 
 
 def shown(values: list[float], digits: int = 3) -> str:
@@ -100,9 +160,16 @@ def shown(values: list[float], digits: int = 3) -> str:
     return f"{mean:,.{digits}f}{around}"
 
 
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def known_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A table of the rows of which a seed is there; the column "seeds" says how many."""
+    at = columns.index("seeds")
+    known = [row for row in rows if row[at] != "0"]
+    return table(columns, known) if known else f"{MISSING.capitalize()}.\n"
+
+
+def counted(seeds: Seeds, arm: str) -> str:
+    """How many seeds have an arm."""
+    return str(sum(arm in s for s in seeds))
 
 
 def arm_table(seeds: Seeds, arms: dict[str, str]) -> str:
@@ -114,29 +181,54 @@ def arm_table(seeds: Seeds, arms: dict[str, str]) -> str:
             return "none"  # such as no perfect reward at all
         return shown(known, 0 if figure == "tokens" else 3)
 
-    rows = [[f"`{a}`: {title}", *(cell(a, f) for f in COLUMNS.values())] for a, title in arms.items()]
-    return table(["arm", *COLUMNS], rows)
+    rows = [
+        [f"`{a}`: {title}", counted(seeds, a), *(cell(a, f) for f in COLUMNS.values())]
+        for a, title in arms.items()
+    ]
+    drawn = "\n![The arms, a dot a seed](question.svg)\n" if any(row[1] != "0" for row in rows) else ""
+    return known_table(["arm", "seeds", *COLUMNS], rows) + drawn
 
 
-def critic_table(seeds: Seeds, critics: list[str]) -> str:
-    """A line a critic of refinement."""
-    figures = {"draft": 3, "final": 3, "proofs": 2, "tokens": 0}
-    rows = [[c, *(shown(column(seeds, f"refine {c}", f), d) for f, d in figures.items())] for c in critics]
-    return table(["critic", *figures], rows)
+def critic_table(seeds: Seeds, revisers: tuple[str, ...], critics: tuple[str, ...]) -> str:
+    """A line a reviser and critic of refinement."""
+    figures = {"draft": 3, "final": 3, "hard/draft": 3, "hard/final": 3, "proofs": 2, "tokens": 0}
+    rows = []
+    for reviser in revisers:
+        for critic in critics:
+            arm = f"{reviser} by {critic}"
+            cells = [shown(column(seeds, arm, f), d) for f, d in figures.items()]
+            rows.append([reviser, critic, counted(seeds, arm), *cells])
+    return known_table(["reviser", "critic", "seeds", *figures], rows)
 
 
-def claim_table(claims: list[dict]) -> str:
+def label_table(seeds: Seeds) -> str:
+    """A line a rule of labels, on the same critiques of the same proofs."""
+    figures = ("precision", "coverage", "right")
+    rows = []
+    for rule in RULES:
+        arm = f"label {rule}"
+        rows.append([rule, counted(seeds, arm), *(shown(column(seeds, arm, f)) for f in figures)])
+    return known_table(["rule", "seeds", "precision", "coverage", TITLES["right"]], rows)
+
+
+def claim_table(claims: list[dict], alarms: list[dict]) -> str:
     """A line a claim, with its verdict."""
     rows = []
     for c in claims:
-        known = "difference" in c and c["seeds"] > 1
-        found = f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}]" if known else "–"
-        rows.append([c["claim"], c["source"], found, str(c["seeds"]), f"**{c['verdict']}**"])
-    return table(["claim", "by", "difference, 95% interval", "seeds", "verdict"], rows)
+        found = "–"
+        if "difference" in c:
+            around = f" [{c['low']:+.3f}, {c['high']:+.3f}]" if c["seeds"] > 1 else ""
+            found = f"{c['difference']:+.3f}{around}, above 0 in {c['above']} of {c['seeds']}"
+        rows.append([c["claim"], c["source"], c["asks"], found, f"**{c['verdict']}**"])
+    a = decide_alarm(alarms)
+    rows.append([a["claim"], a["source"], a["asks"], a["found"], f"**{a['verdict']}**"])
+    return table(["claim", "by", "what decides it", "difference, 95% interval, seeds", "verdict"], rows)
 
 
 def alarm_table(alarms: list[dict]) -> str:
     """A line an alarm."""
+    if not any(a["hacked"] + a["not hacked"] for a in alarms):
+        return f"{MISSING.capitalize()}.\n"
     rows = []
     for a in alarms:
         lead = "–" if a["lead"] is None else f"{a['lead']:g}"

@@ -1,0 +1,84 @@
+"""Benchmarks that go on from finished runs, on a run as small as it can be: all of each works, no more."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from scripts import ROOT, ends
+
+from benchmarks import laps
+from nanov2.errors import InputError
+from nanov2.records import read_json
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "seed0")
+
+
+def benchmark(monkeypatch, script, *args):
+    """Run a benchmark in this process, and its jobs in theirs; its exit status."""
+    monkeypatch.setattr("sys.path", [str(ROOT), *sys.path])
+    return ends(f"benchmarks/{script}", *args)
+
+
+def test_question_measures_arms_critics_and_labels_and_goes_on(run, tmp_path, monkeypatch, capsys):
+    args = [run, "--smoke", "--workers=1", f"--out={tmp_path / 'out'}", "--arms"]
+    assert benchmark(monkeypatch, "question.py", *args, "gate-v2", "no-gate") == 0, capsys.readouterr().err
+    found = read_json(tmp_path / "out" / "question.json")["seeds"][0]
+    assert {"gate-v2", "gate-v2 start", "no-gate", "generator by no-gate", "label worst"} <= found.keys()
+    assert found["gate-v2"]["judge_share"] > 0 and found["no-gate"]["labelled/critique_quality"] >= 0
+    capsys.readouterr()
+    assert benchmark(monkeypatch, "question.py", *args, "gate-v2") == 0
+    told = capsys.readouterr()
+    assert "jobs left" not in told.err and "`gate-v2`: gate of 4 looks" in told.out
+
+
+def test_laps_go_on_with_labels_and_without_from_the_same_first_lap(run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert benchmark(monkeypatch, "laps.py", run, "--laps=2", "--workers=1", f"--out={out}") == 0
+    sides = read_json(out / "laps.json")["seeds"][0]
+    ours, theirs = sides["with labels"], sides["without"]
+    newest = "verifier's score accuracy on the newest proofs, T = 0"
+    assert (
+        ours["1"] == theirs["1"] and newest not in ours["1"] and newest in ours["2"] and newest in theirs["2"]
+    )
+    with_labels, without = tmp_path / "seed0-laps", tmp_path / "seed0-laps-no-labels"
+    for name in ("selfverify/eval.json", "autolabel/labels.jsonl"):  # the lap that both begin from
+        assert (with_labels / name).read_bytes() == (without / name).read_bytes()
+    joined = [
+        len((side / "autolabel" / "dv.jsonl").read_text().split("\n")) for side in (with_labels, without)
+    ]
+    assert joined[0] > joined[1]
+    assert "| difference | – |" in (out / "results.md").read_text()
+    assert "Laps with automatic labels and without" in (with_labels / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "changed, flag, told",
+    [
+        ({}, "--generator.lr=1e-4", "would change the first lap"),
+        ({"autolabel": {"grow": False}}, "--lap_generator.lr=1e-4", "was made without labels"),
+        ({"world": {"lap_chain": 1}}, "--laps=4", "get harder over 2 laps: give --laps=2"),
+    ],
+)
+def test_laps_that_would_make_the_first_lap_anew_are_refused(tmp_path, monkeypatch, changed, flag, told):
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    monkeypatch.setattr("sys.argv", ["laps.py", str(tmp_path), flag])
+    with pytest.raises(InputError, match=told):
+        laps.main()
+
+
+def test_ablations_do_again_what_a_setting_touches(run, tmp_path, monkeypatch, capsys):
+    out, names = tmp_path / "out", ("no-meta-gate", "hardest-labels")
+    only = [f"--only={name}" for name in names]
+    assert benchmark(monkeypatch, "ablations.py", run, "--workers=1", f"--out={out}", *only) == 0
+    found = read_json(out / "ablations.json")["variants"]
+    assert [name for name, pairs in found.items() if pairs] == list(names)
+    assert found["no-meta-gate"][0]["changed"].keys() >= {"labelled/critique_quality@T0"}
+    folder = tmp_path / "seed0-hardest-labels"
+    assert read_json(folder / "config.json")["autolabel"]["most"] == 600
+    assert (folder / "lap2" / "verifier2" / "phase.json").is_file()
+    assert not (folder / "lap2" / "generator").exists()
+    assert "| `hardest-labels` | hard/score_accuracy |" in (out / "results.md").read_text()
