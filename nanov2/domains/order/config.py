@@ -24,7 +24,9 @@ class WorldConfig:
     labelled_facts: tuple[Length, Length] = setting((4, 8), "facts in all")
     hard_chain: tuple[Length, Length] = setting((4, 5), "the harder problems: longer chains")
     hard_facts: tuple[Length, Length] = setting((7, 10), "and more distractors")
-    labelled_dead_ends: Share = setting(0.05, "share of the distractors that leave the chain and lead nowhere")
+    labelled_dead_ends: Share = setting(
+        0.05, "share of the distractors that leave the chain and lead nowhere"
+    )
     hard_dead_ends: Share = setting(0.45, "the same of the harder problems: at each a prover must plan")
     lap_chain: More = setting(0, "more steps of the harder problems' proofs in each later lap")
     lap_facts: More = setting(0, "and more facts")
