@@ -198,7 +198,7 @@ def train_verifier(
     sets = verifier_test_sets(run, lap)
 
     def measure(model: Model, step: int) -> ev.Metrics:
-        return bench.verifier(model, validation, "validation")[0]
+        return bench.at_step(step).verifier(model, validation, "validation")[0]
 
     def held_out(model: Model) -> ev.Measured:
         metrics, samples = {}, []
@@ -296,7 +296,7 @@ def train_meta(
     run.write(phase, lap, "held_out_dmv.jsonl", sets["labelled"])
 
     def measure(model: Model, step: int) -> ev.Metrics:
-        return bench.meta(model, sets["validation"], "validation")[0]
+        return bench.at_step(step).meta(model, sets["validation"], "validation")[0]
 
     def held_out(model: Model) -> ev.Measured:
         return both(bench, lambda b: b.meta(model, sets["labelled"], "labelled"))
@@ -384,7 +384,7 @@ def generator(run: Run, lap: int) -> Result:
     validation = run.problems["validation"] if lap == 1 else run.hard_problems("validation_hard", lap)
 
     def measure(model: Model, step: int) -> ev.Metrics:
-        return bench.generator(model, validation, "validation", task.verifier, 2)[0]
+        return bench.at_step(step).generator(model, validation, "validation", task.verifier, 2)[0]
 
     def held_out(model: Model) -> ev.Measured:
         metrics, samples = on_held_out_problems(
@@ -417,7 +417,7 @@ def selfverify(run: Run, lap: int) -> Result:
     validation = run.hard_problems("validation_hard", lap)
 
     def measure(model: Model, step: int) -> ev.Metrics:
-        return bench.selfverify(model, validation, "validation", verdicts, 2)[0]
+        return bench.at_step(step).selfverify(model, validation, "validation", verdicts, 2)[0]
 
     def held_out(model: Model) -> ev.Measured:
         return on_held_out_problems(run, bench, lambda b, *args: b.selfverify(model, *args, verdicts))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 
 from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.domains.domain import CritiqueGrade, Truth
 from nanov2.domains.language import Language
 from nanov2.method.judges import Judge, Judgement
+from nanov2.method.memory import Memory
 from nanov2.method.samples import CUT
 from nanov2.method.tasks import (
     SelfVerifyTask,
@@ -44,6 +46,7 @@ class Figure(TypedDict):
     high: float
 
 
+T = TypeVar("T")
 Metrics = dict[str, Figure]
 Measured = tuple[Metrics, list[dict]]  # figures, and samples for the report
 GREEDY = "@T0"  # ends the name of a figure at temperature 0
@@ -160,7 +163,8 @@ def trajectory_records(items: list[ProblemRecord], turns: list) -> list[Trajecto
 class Bench:
     """What models of one run are measured with: their language, the truth, settings, ranks.
 
-    Figures are made at the temperature of [eval]; `greedy()` is the same bench at temperature 0.
+    Figures are made at the temperature of [eval]; `greedy()` is the same bench at temperature 0. With
+    `memory`, what the same weights wrote before is not sampled again.
     """
 
     language: Language
@@ -170,16 +174,28 @@ class Bench:
     temperature: float
     suffix: str = ""  # of the figures' names
     by_type: bool = False  # whether some figures are given for each type of problem too
+    memory: Memory | None = None
 
     @classmethod
-    def of(cls, language: Language, truth: Truth | None, config: Config, ranks: Ranks) -> Bench:
-        return cls(language, truth, config, ranks, config.eval.temperature)
+    def of(
+        cls,
+        language: Language,
+        truth: Truth | None,
+        config: Config,
+        ranks: Ranks,
+        memory: Memory | None = None,
+    ) -> Bench:
+        return cls(language, truth, config, ranks, config.eval.temperature, memory=memory)
 
     def greedy(self) -> Bench:
         return dataclasses.replace(self, temperature=0.0, suffix=GREEDY)
 
     def at(self, temperature: float) -> Bench:
         return dataclasses.replace(self, temperature=temperature, suffix="")
+
+    def at_step(self, step: int) -> Bench:
+        """The bench for a curve: weights in the midst of training do not come back, only those of step 0."""
+        return dataclasses.replace(self, memory=None) if step else self
 
     def verifier(
         self, model: Model, proofs: list[ProofRecord], name: str, questions: list | None = None
@@ -305,8 +321,11 @@ class Bench:
         n, language, config = self._samples(samples), self.language, self.config
         items = [p for p in problems for _ in range(n)]
         task = SelfVerifyTask(language, None, max_turns=language.turns_per_proof * config.eval.rounds)
-        seed = derive_seed("eval selfverify", config.seed)
-        found = write_trajectories(model, task, items, self._sampling(config.selfverify), seed, self.ranks)
+        seed, how = derive_seed("eval selfverify", config.seed), self._sampling(config.selfverify)
+        asked = ("trajectories", task.max_turns, [i.problem for i in items])
+        found = self._once(
+            model, asked, how, seed, lambda: write_trajectories(model, task, items, how, seed, self.ranks)
+        )
         columns, shown, finals = defaultdict(list), [], []
         for j, (item, (turns, last)) in enumerate(zip(items, found, strict=True)):
             trajectory = [(name, text or CUT) for name, text in turns]
@@ -353,9 +372,20 @@ class Bench:
         self, model: Model, questions: list, phase: GRPOConfig, what: str, proofs: bool = False
     ) -> list[Written]:
         """One answer to each question, or the proof in it. `what` seeds the draw."""
-        seed = derive_seed(f"eval {what}", self.config.seed)
-        how = self._sampling(phase)
-        return write_answers(model, self.language, questions, how, seed, self.ranks, proofs)
+        seed, how = derive_seed(f"eval {what}", self.config.seed), self._sampling(phase)
+        asked = ("proofs" if proofs else "answers", questions)
+        return self._once(
+            model,
+            asked,
+            how,
+            seed,
+            lambda: write_answers(model, self.language, questions, how, seed, self.ranks, proofs),
+        )
+
+    def _once(
+        self, model: Model, asked: tuple, how: Sampling, seed: int, write: Callable[[], list[T]]
+    ) -> list[T]:
+        return self.memory.recall(model, asked, how, seed, write) if self.memory else write()
 
     def weighed(self, samples: list[dict], gate: Judge | None) -> list[dict]:
         """Samples of critiques with what a frozen meta-verifier says of each that has a score."""

@@ -32,6 +32,7 @@ from nanov2.errors import InputError
 from nanov2.hub import chat
 from nanov2.hub.chat import ChatTokenizer
 from nanov2.method.figures import Bench
+from nanov2.method.memory import Memory
 from nanov2.model.decoder import Model
 from nanov2.records import ProblemRecord, Record, read_json, read_jsonl, write_atomically, write_jsonl
 from nanov2.rl.logs import hyperparameters, read_rows
@@ -53,6 +54,7 @@ class Run:
         self.domain = open_domain(config)
         self.problems = self.domain.problems()
         self._checked: set[Path] = set()
+        self._memory = Memory()
 
     def _facts(self, settings: dict) -> dict:
         packages = ("torch", "numpy", "safetensors", "tokenizers", "tqdm", "tensorboard")
@@ -165,7 +167,7 @@ class Run:
 
     def bench(self, language: Language) -> Bench:
         """What models that speak the language are measured with."""
-        return Bench.of(language, self.domain.truth, self.config, self.ranks)
+        return Bench.of(language, self.domain.truth, self.config, self.ranks, self._memory)
 
     def records(self, phase: str, lap: int, name: str, kind: type[Record]) -> list[Record]:
         return read_jsonl(self.file(phase, lap, name), kind)
