@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Generic
+from typing import Annotated, Any, Generic
 
 from nanov2.errors import InputError
 from nanov2.records import ProblemRecord, Record, parse_json
@@ -92,9 +92,10 @@ def load(config: DataConfig, kind: type[Record]) -> Loaded[Record]:
     """
     texts = [f.name for f in fields(kind) if f.name in TEXTS]
     grade = "quality" if "critique" in texts else "score" if kind is not ProblemRecord else ""
-    loaded, seen = Loaded([]), {}
+    loaded: Loaded[Record] = Loaded([])
+    seen: dict[tuple[str, ...], float | None] = {}
     for where, row in _rows(Path(config.path)):
-        values = {name: _text(row, getattr(config, name), where) for name in texts}
+        values: dict[str, Any] = {name: _text(row, getattr(config, name), where) for name in texts}
         key = tuple(normal(v) for v in values.values())
         if max(map(len, values.values())) > config.max_chars:
             loaded.counts["too long"] += 1

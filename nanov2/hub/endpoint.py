@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
@@ -83,9 +83,13 @@ class Endpoint:
 
     async def _ask(self, new: dict[str, Messages]) -> None:
         c, gate = self.config, asyncio.Semaphore(self.config.concurrency)
-        options = {"base_url": c.url, "api_key": self.key, "max_retries": c.retries, "timeout": c.timeout}
-        options["http_client"] = _client(c.timeout)
-        async with self.openai.AsyncOpenAI(**options) as client:
+        async with self.openai.AsyncOpenAI(
+            base_url=c.url,
+            api_key=self.key,
+            max_retries=c.retries,
+            timeout=c.timeout,
+            http_client=_client(c.timeout),
+        ) as client:
             tasks = [asyncio.create_task(self._one(client, gate, key, q)) for key, q in new.items()]
             try:
                 with tqdm(total=len(tasks), desc=c.model, unit="answer", disable=None) as bar:
@@ -155,9 +159,11 @@ class Endpoint:
 
 def _client(seconds: float):
     """An HTTP client whose replies are whole within a time and a size, and never packed."""
-    httpx = sys.modules.get("httpx2") or importlib.import_module("httpx")  # whichever the openai library uses
+    # whichever the openai library uses
+    httpx: Any = sys.modules.get("httpx2") or importlib.import_module("httpx")
+    transport: Any = httpx.AsyncHTTPTransport
 
-    class Bounded(httpx.AsyncHTTPTransport):
+    class Bounded(transport):
         async def handle_async_request(self, request):
             try:
                 async with asyncio.timeout(seconds):

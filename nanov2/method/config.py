@@ -109,19 +109,19 @@ class JudgedConfig(GRPOConfig):
 
 
 @dataclass(frozen=True)
-class Verifier2Config(JudgedConfig):
-    """1D: the verifier v2; R_meta gates its reward."""
+class LapVerifier2Config(JudgedConfig):
+    """The verifier of laps 2, 3, …"""
 
-    init: Literal["base"] = setting("base", "where the weights start")
+    init: Literal["base", "previous", "consolidated"] = setting("base", "where the weights start")
     meta_gate: bool = setting(True, "whether R_meta gates the reward (false: the ablation)")
     judge_rule: Literal["mean", "min"] = setting("mean", "what the meta-verifier's looks come to")
 
 
 @dataclass(frozen=True)
-class LapVerifier2Config(Verifier2Config):
-    """The verifier of laps 2, 3, …"""
+class Verifier2Config(LapVerifier2Config):  # as later ones, but for where it can start
+    """1D: the verifier v2; R_meta gates its reward."""
 
-    init: Literal["base", "previous", "consolidated"] = setting("base", "where the weights start")
+    init: Literal["base"] = setting("base", "where the weights start")
 
 
 @dataclass(frozen=True)
@@ -138,27 +138,29 @@ class ProverConfig(JudgedConfig):
 
 
 @dataclass(frozen=True)
-class GeneratorConfig(ProverConfig):
-    """2: the generator."""
+class LapGeneratorConfig(ProverConfig):
+    """The generator of laps 2, 3, …"""
 
-    init: Literal["base", "verifier"] = setting("base", "where the weights start (verifier: v2)")
+    init: Literal["base", "verifier", "previous", "consolidated"] = setting("base", "where the weights start")
     self_scores: Count = setting(
         1, "proofs of each group that the generator scores itself, for the alarm `self_gap`; 0: none"
     )
 
 
 @dataclass(frozen=True)
-class LapGeneratorConfig(GeneratorConfig):
-    """The generator of laps 2, 3, …"""
+class GeneratorConfig(LapGeneratorConfig):
+    """2: the generator."""
 
-    init: Literal["base", "verifier", "previous", "consolidated"] = setting("base", "where the weights start")
+    init: Literal["base", "verifier"] = setting("base", "where the weights start (verifier: v2)")
 
 
 @dataclass(frozen=True)
-class SelfVerifyConfig(ProverConfig):
-    """3: the self-verifying generator."""
+class LapSelfVerifyConfig(ProverConfig):
+    """The self-verifying generator of laps 2, 3, …"""
 
-    init: Literal["base", "verifier", "generator"] = setting("base", "where the weights start (verifier: v2)")
+    init: Literal["base", "verifier", "generator", "previous", "consolidated"] = setting(
+        "base", "where the weights start"
+    )
     max_turns: Few = setting(1, "turns of a trajectory: 1 proof; 3 proof, critique, revision; …")
     reward: Literal["final", "alpha_beta"] = setting(
         "final", "on the final proof only, or the paper's α·R_Y + β·R_Z"
@@ -168,12 +170,10 @@ class SelfVerifyConfig(ProverConfig):
 
 
 @dataclass(frozen=True)
-class LapSelfVerifyConfig(SelfVerifyConfig):
-    """The self-verifying generator of laps 2, 3, …"""
+class SelfVerifyConfig(LapSelfVerifyConfig):
+    """3: the self-verifying generator."""
 
-    init: Literal["base", "verifier", "generator", "previous", "consolidated"] = setting(
-        "base", "where the weights start"
-    )
+    init: Literal["base", "verifier", "generator"] = setting("base", "where the weights start (verifier: v2)")
 
 
 @dataclass(frozen=True)

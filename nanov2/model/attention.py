@@ -56,7 +56,7 @@ class Layout:
 
     def mask(self) -> Tensor:
         """[T, T] bool: which key (last) each query sees. Only for the dense form: it grows with T²."""
-        (A, P), G, S = self.prompts.shape, *self.completions.shape[1:]
+        (A, P), (_, G, S) = self.prompts.shape, self.completions.shape
         at = self.home.tolist()
         pack = torch.tensor([i // P if i < A * P else (i - A * P) // (G * S) for i in at])
         part = torch.tensor([0 if i < A * P else 1 + (i - A * P) // S % G for i in at])

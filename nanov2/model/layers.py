@@ -175,7 +175,8 @@ class _Rotated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _turn(grad, *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin, -1), None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:

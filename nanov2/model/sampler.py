@@ -57,7 +57,7 @@ def sample(
     """
     if sampling.temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {sampling.temperature}")
-    if model.engine is not None:
+    if isinstance(model, Served) or model.engine is not None:
         ended = model.engine.groups(model, tokenizer, prompts, n, sampling, seed, next_turn, max_turns)
         return sorted((r for groups in ended for group in groups for r in group), key=lambda r: r.group)
     seeds = seed if isinstance(seed, list) else [hash((seed, i)) for i in range(len(prompts))]

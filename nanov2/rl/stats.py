@@ -44,7 +44,7 @@ class Stats:
     def over_ranks(self, ranks: Ranks) -> Stats:
         """Those of all ranks together, on every rank, whatever names each of them has."""
         out = Stats()
-        for sums, means, maxima in ranks.gather([[dict(self.sums), dict(self.means), self.maxima]]):
+        for sums, means, maxima in ranks.gather([(dict(self.sums), dict(self.means), self.maxima)]):
             part = Stats()
             part.sums, part.means, part.maxima = sums, means, maxima
             out |= part

@@ -16,7 +16,7 @@ import torch
 
 from nanov2.distributed.startup import cores
 from nanov2.errors import InputError
-from nanov2.method.config import JudgedConfig, ProverConfig, SelfVerifyConfig, Verifier2Config
+from nanov2.method.config import JudgedConfig, LapSelfVerifyConfig, LapVerifier2Config, ProverConfig
 from nanov2.rl.config import GRPOConfig
 from nanov2.run.config import Config
 from nanov2.run.costs import HARDWARE, Costs, Hardware, activation_bytes
@@ -151,7 +151,7 @@ def work_of(config: Config, ranks: int, name: str, lap: int) -> Work:
     answers = {"verify": config.verifier.max_tokens, "meta": config.meta.max_tokens}
     asked = [(questions[judge], answers[judge]) for judge in _judges(g, name)]
 
-    turns = g.max_turns if isinstance(g, SelfVerifyConfig) else 1
+    turns = g.max_turns if isinstance(g, LapSelfVerifyConfig) else 1
     prompt, own = questions[task], g.max_tokens * turns + given * (turns - 1)
     groups = math.ceil(g.prompts / ranks)
     samples = g.judge_samples if isinstance(g, JudgedConfig) else 1
@@ -171,11 +171,11 @@ def work_of(config: Config, ranks: int, name: str, lap: int) -> Work:
 
 def _judges(g: GRPOConfig, name: str) -> list[str]:
     """The task of each frozen judge that a phase asks."""
-    if isinstance(g, Verifier2Config):
+    if isinstance(g, LapVerifier2Config):
         return ["meta"] * g.meta_gate
     if not isinstance(g, ProverConfig):
         return []
-    weighs = g.judge_rule == "gate" or (isinstance(g, SelfVerifyConfig) and g.reward == "alpha_beta")
+    weighs = g.judge_rule == "gate" or (isinstance(g, LapSelfVerifyConfig) and g.reward == "alpha_beta")
     return ["verify", "meta"] if weighs else ["verify"]
 
 
