@@ -100,7 +100,7 @@ def base(run: Run, lap: int) -> Result:
     def figures(model: Model) -> ev.Measured:
         metrics, samples = on_held_out_problems(run, bench, lambda b, *args: b.generator(model, *args))
         if proofs := [r for r in domain.graded_proofs().get("held_out", []) if r.score is not None]:
-            critic, shown = both(bench, lambda b: b.verifier(model, proofs, "labelled"))
+            critic, shown = both(bench, ev.Bench.verifier, model, proofs, "labelled")
             metrics, samples = metrics | critic, samples + shown
         return metrics | bench.pass_at_k(model, hardest_held_out(run), "hard") | measure(model, 0), samples
 
@@ -203,10 +203,10 @@ def train_verifier(
     def held_out(model: Model) -> ev.Measured:
         metrics, samples = {}, []
         for name, proofs in sets.items():
-            m, s = both(bench, lambda b, p=proofs, n=name: b.verifier(model, p, n))
+            m, s = both(bench, ev.Bench.verifier, model, proofs, name)
             metrics, samples = metrics | m, samples + bench.weighed(pick(s, shown), task.meta)
         if own:
-            m, s = both(bench, lambda b: b.meta(model, own, "labelled"))
+            m, s = both(bench, ev.Bench.meta, model, own, "labelled")
             metrics, samples = metrics | m, samples + pick(s, shown)
         return metrics, samples
 
@@ -299,7 +299,7 @@ def train_meta(
         return bench.at_step(step).meta(model, sets["validation"], "validation")[0]
 
     def held_out(model: Model) -> ev.Measured:
-        return both(bench, lambda b: b.meta(model, sets["labelled"], "labelled"))
+        return both(bench, ev.Bench.meta, model, sets["labelled"], "labelled")
 
     best = at_best_temperature(
         bench,

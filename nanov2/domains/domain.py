@@ -92,7 +92,7 @@ import dataclasses
 import importlib
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -100,7 +100,7 @@ from nanov2.domains.language import Demonstration, Language
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer
 from nanov2.model.decoder import Model
-from nanov2.records import ProblemRecord, ProofRecord
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
 if TYPE_CHECKING:
     from nanov2.run.config import Config
@@ -150,7 +150,7 @@ class Domain(Protocol):
     """Problems, proofs and demonstrations of one kind of mathematics. Made from a run's configuration.
 
     `--domain=` names one: "order", "natural", or "my_module:MyDomain" of one's own. One with reference
-    solutions also has `solution(problem) -> str | None`, for the phase `aware`.
+    solutions is Solved too, for the phase `aware`.
     """
 
     truth: Truth | None
@@ -174,8 +174,16 @@ class Domain(Protocol):
     def demonstration(self, rng: random.Random, progress: float) -> Demonstration:
         """A document of the base's training; `progress` from 0 to 1 makes it harder."""
 
-    def view(self, record: object) -> View:
-        """How a page shows a ProblemRecord, ProofRecord or CritiqueRecord."""
+    def view(self, record: ProblemRecord | ProofRecord | CritiqueRecord) -> View:
+        """How a page shows a record."""
+
+
+@runtime_checkable
+class Solved(Protocol):
+    """What a domain with reference solutions has beside."""
+
+    def solution(self, problem: str) -> str | None:
+        """A right proof of a problem; None where there is none at hand."""
 
 
 def fresh_model(config: Config, tokenizer: ChatTokenizer) -> Model:

@@ -431,7 +431,7 @@ class Language:
         out = []
         for t in range(len(rollout.turns)):
             proof = self.read_proof(self.answer(rollout, t))
-            out.append(("prove", proof and proof.text))
+            out.append(("prove", proof.text if proof else None))
             if proof:
                 out.append(("verify", proof.critique or None))
         return out
@@ -455,7 +455,8 @@ class Language:
         *before, (task, answer) = shown.turns
         proofs = [text for name, text in before if name == "prove"]
         critiques = [text for name, text in before if name == "verify"]
-        proof = (read := self.read_proof(proofs[-1])) and read.text if proofs else ""
+        last = self.read_proof(proofs[-1]) if proofs else None
+        proof = last.text if last else ""
         if task == "meta":
             question = self.meta(shown.problem, proof, critiques[-1])
         elif task == "verify":
@@ -516,7 +517,7 @@ class TurnLanguage(Language):
                 out.append(("verify", text))
             else:
                 proof = self.read_proof(text)
-                out.append(("prove", proof and proof.text))
+                out.append(("prove", proof.text if proof else None))
         return out
 
     def follow(self, rollout: Rollout) -> list[int] | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -30,14 +31,17 @@ class Speech(Protocol):
     def answer(self, rollout: Rollout) -> str | None: ...
 
 
-class TokenAuthor:
+S = TypeVar("S", bound=Speech)
+
+
+class TokenAuthor(Generic[S]):
     """Whatever `sample` samples: a model in memory, or one that an engine serves. `language` is bound to its
     tokenizer."""
 
     def __init__(
         self,
         sampled: Model | Served,
-        language: Speech,
+        language: S,
         how: Sampling,
         seed: int = 0,
         identity: dict | None = None,
@@ -68,21 +72,21 @@ class TokenAuthor:
         return Answer(text, tokens, missing)
 
 
-class OwnAuthor(TokenAuthor):
+class OwnAuthor(TokenAuthor[S]):
     """A model in memory, for good: `model`."""
 
-    def __init__(self, model: Model, *args, **more):
+    def __init__(self, model: Model, language: S, how: Sampling, seed: int = 0, identity: dict | None = None):
         self.model = model.eval().requires_grad_(False)
-        super().__init__(model, *args, **more)
+        super().__init__(model, language, how, seed, identity)
 
 
-class FolderAuthor(OwnAuthor):
+class FolderAuthor(OwnAuthor[S]):
     """The model of the folder `config.model`. Answers are kept as an endpoint's are.
 
     `language` makes the language from the folder's tokenizer.
     """
 
-    def __init__(self, config: EndpointConfig, language):
+    def __init__(self, config: EndpointConfig, language: Callable[[ChatTokenizer], S]):
         folder, cuda = Path(config.model), torch.cuda.is_available()
         if not (folder / "config.json").is_file():
             raise InputError(

@@ -94,6 +94,9 @@ class RenewMetaConfig(GRPOConfig):
 class JudgedConfig(GRPOConfig):
     """A phase whose reward comes from frozen judges."""
 
+    init: Literal["base", "verifier", "generator", "previous", "consolidated"] = setting(
+        "base", "where the weights start"
+    )
     judge: Judge = setting(
         "run", "the frozen judge: a finished phase's model, here or served by [rollout], or the endpoint's"
     )

@@ -31,7 +31,6 @@ from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
 from nanov2.records import LEVELS, CritiqueRecord, ProblemRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.config import GRPOConfig
-from nanov2.rl.task import Task
 
 if TYPE_CHECKING:
     from nanov2.run.config import Config
@@ -134,7 +133,7 @@ def sample_trajectories(*args) -> list[list[tuple[str, str]]]:
 
 
 def write_trajectories(
-    model: Model, task: Task, items: list, how: Sampling, seed: int, ranks: Ranks
+    model: Model, task: SelfVerifyTask, items: list, how: Sampling, seed: int, ranks: Ranks
 ) -> list[tuple[list[tuple[str, str | None]], Written]]:
     """One trajectory for each item, in order, on every rank: its turns as (task, text), and its last turn."""
     mine = ranks.mine(list(enumerate(items)))
@@ -353,8 +352,8 @@ class Bench:
                 )
         if verifier:
             truth = columns["final_true_score"]
-            judged = self._reward_beside_truth(columns, verifier, items, finals, truth)
-            shown = [s | shown_judge(j) for s, j in zip(shown, judged[::n], strict=True)]
+            paid = self._reward_beside_truth(columns, verifier, items, finals, truth)
+            shown = [s | shown_judge(j) for s, j in zip(shown, paid[::n], strict=True)]
         return self._figures(columns, name, items), shown
 
     def _samples(self, samples: int | None) -> int:
@@ -460,16 +459,25 @@ def any_of(count: float) -> float:
     return count if math.isnan(count) else float(count > 0)
 
 
+GRADED = (
+    "critique_quality",
+    "critique_exact",
+    "invented_issue_rate",
+    "missed_issue_rate",
+    "invented_in_failed_rate",
+)
+
+
 def graded_columns(grade: CritiqueGrade | None, failed: bool) -> dict[str, float]:
     """What the truth says of a critique; NaN where nobody knows. `failed`: of a proof that is worth 0."""
     if grade is None:
-        grade = CritiqueGrade(math.nan, (), math.nan, math.nan)
+        return dict.fromkeys(GRADED, math.nan)
     return {
         "critique_quality": grade.quality,
         "critique_exact": full(grade.quality),
-        "invented_issue_rate": any_of(grade.invented),
-        "missed_issue_rate": any_of(grade.missed),
-        "invented_in_failed_rate": any_of(grade.invented) if failed else math.nan,
+        "invented_issue_rate": float(grade.invented > 0),
+        "missed_issue_rate": float(grade.missed > 0),
+        "invented_in_failed_rate": float(grade.invented > 0) if failed else math.nan,
     }
 
 

@@ -91,9 +91,9 @@ class Judge:
         self.asked = self.unparsed = self.tokens = 0
 
     @property
-    def model(self) -> Model:
-        """The judge's model, where it is in this process; else there is no such attribute."""
-        return self.author.model
+    def model(self) -> Model | None:
+        """The judge's model, where it is in this process."""
+        return self.author.model if isinstance(self.author, OwnAuthor) else None
 
     @property
     def weights(self) -> str:
@@ -205,6 +205,6 @@ def own_author(
     max_tokens: int = 64,
     seed: int = 0,
     batch_rows: int = 512,
-) -> OwnAuthor:
+) -> OwnAuthor[Language]:
     """A model in this process as an author."""
     return OwnAuthor(model, language, Sampling(temperature, max_tokens, batch_rows), seed)

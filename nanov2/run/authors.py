@@ -123,7 +123,7 @@ def run_cast(args: argparse.Namespace, overrides: list[str]) -> Cast:
     )
 
 
-def _author(run: Run, phase: str, lap: int, limit: int, args: argparse.Namespace) -> OwnAuthor:
+def _author(run: Run, phase: str, lap: int, limit: int, args: argparse.Namespace) -> OwnAuthor[Language]:
     lap = lap or newest_lap(run, phase)
     model, tokenizer = run.load(phase, lap)
     searches = args.mode == "search"

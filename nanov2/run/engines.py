@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nanov2.domains.language import Language
 from nanov2.errors import InputError
 from nanov2.hub import hf
 from nanov2.hub.chat import ChatTokenizer
@@ -20,7 +21,7 @@ def rollout_engine(run: Run) -> Engine | None:
     return None if config.engine == "own" else _opened(POLICY, run, config.urls)
 
 
-def served_author(run: Run, phase: str, lap: int, how: Sampling, seed: int) -> TokenAuthor:
+def served_author(run: Run, phase: str, lap: int, how: Sampling, seed: int) -> TokenAuthor[Language]:
     """A finished phase's model as an author that an engine serves. Every answer states the hash of the
     weights that wrote it, and is refused where they are not the phase's."""
     urls, folder = run.config.rollout.judge_urls, run.model_folder(phase, lap)

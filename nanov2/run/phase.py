@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 from nanov2.distributed.ranks import derive_seed
 from nanov2.domains.language import Language
@@ -26,6 +27,8 @@ from nanov2.rl.trainer import train_grpo
 from nanov2.run.engines import close_engines, rollout_engine, served_author
 from nanov2.run.folder import Run
 from nanov2.run.phases import PHASES
+
+P = ParamSpec("P")
 
 
 @dataclass
@@ -115,12 +118,14 @@ def graded(run: Run, proofs: list[ProofRecord]) -> list[ProofRecord]:
     return [dataclasses.replace(r, score=t, label="exact") for r, t in known if not math.isnan(t)]
 
 
-def both(bench: ev.Bench, measure: Callable[[ev.Bench], ev.Measured]) -> ev.Measured:
-    """Figures at the temperature of [eval] and, unless eval.greedy is off, at temperature 0."""
+def both(
+    bench: ev.Bench, measure: Callable[Concatenate[ev.Bench, P], ev.Measured], *args: P.args, **more: P.kwargs
+) -> ev.Measured:
+    """Figures of `measure(bench, …)` at the temperature of [eval] and, unless eval.greedy is off, at 0."""
     bench = dataclasses.replace(bench, by_type=True)
-    metrics, samples = measure(bench)
+    metrics, samples = measure(bench, *args, **more)
     if bench.config.eval.greedy:
-        metrics = metrics | measure(bench.greedy())[0]
+        metrics = metrics | measure(bench.greedy(), *args, **more)[0]
     return metrics, samples
 
 
@@ -158,7 +163,7 @@ def on_held_out_problems(
     """`measure(bench, problems, name)` on each held-out set, at both temperatures."""
     metrics, samples = {}, []
     for name, problems in held_out_problems(run).items():
-        figures, shown = both(bench, lambda b, p=problems, n=name: measure(b, p, n))
+        figures, shown = both(bench, measure, problems, name)
         metrics |= figures
         samples += pick(shown, run.config.eval.shown // 2)
     return metrics, samples
@@ -186,7 +191,9 @@ def hardest_held_out(run: Run) -> list[ProblemRecord]:
 
 def initial_weights(run: Run, phase: str, lap: int):
     """Where a phase starts: `init` of its settings."""
-    init = run.config.phase(phase, lap).init
+    config = run.config.phase(phase, lap)
+    if not isinstance(config, JudgedConfig):
+        raise ValueError(f"phase {phase} has no setting where it starts")
     sources = {
         "base": ("base", 1),
         "consolidated": ("consolidate", lap),
@@ -194,7 +201,7 @@ def initial_weights(run: Run, phase: str, lap: int):
         "generator": ("generator", lap),
         "previous": ("verifier2" if phase == "verifier2" else "selfverify", lap - 1),
     }
-    return run.load(*sources[init])
+    return run.load(*sources[config.init])
 
 
 def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig):

@@ -9,7 +9,7 @@ import torch
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.sharding import check_ranks
-from nanov2.domains.domain import Domain
+from nanov2.domains.domain import Domain, Solved
 from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, ProverConfig
 from nanov2.method.experts import GRADED, MarksExpert
@@ -95,7 +95,7 @@ def _check_credit(config: Config, domain: Domain) -> None:
             'verifier.credit = "finding" needs the exact expert of a domain that names findings, and its own '
             'small model (domain = "order"): set "answer"'
         )
-    if config.aware.on and not hasattr(domain, "solution"):
+    if config.aware.on and not isinstance(domain, Solved):
         raise InputError(f"aware.on: domain {config.domain!r} has no reference solutions: set false")
 
 

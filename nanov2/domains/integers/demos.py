@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from nanov2.domains.integers import polynomials
 from nanov2.domains.integers.world import (
     CONDITIONS,
-    FINE,
     SHOWN,
     WITNESSES,
     Condition,
@@ -29,6 +28,7 @@ from nanov2.domains.integers.world import (
     MetaCritique,
     Problem,
     Proof,
+    Whole,
     conclude,
     examine,
     examine_critique,
@@ -186,11 +186,11 @@ def weak_critique(rng: random.Random, problem: Problem, proof: Proof, habits: Ha
             finding = finding._replace(verdict="slip")
         findings.append(finding)
         lost = lost or finding.verdict in ("other", "shared", "example")
-    whole = {name: wrong(rng, name, value, habits.whole) for name, value in truth.whole.items()}
-    score = rubric([f.verdict for f in findings], *whole.values())
+    whole = wrong(rng, truth.whole, habits.whole)
+    score = rubric([f.verdict for f in findings], whole)
     if rng.random() < habits.score:
         score = rng.choice([s for s in LEVELS if s != score])
-    return Critique(tuple(findings), *whole.values(), score)
+    return Critique(tuple(findings), whole, score)
 
 
 def mistaken(rng: random.Random, problem: Problem, finding: Finding) -> Finding:
@@ -205,11 +205,11 @@ def mistaken(rng: random.Random, problem: Problem, finding: Finding) -> Finding:
     return finding._replace(said=polynomials.write(polynomial), verdict=verdict)
 
 
-def wrong(rng: random.Random, name: str, value: bool | str, rate: float) -> bool | str:
-    """A finding about the whole, or at this rate another."""
-    if rng.random() >= rate:
-        return value
-    return rng.choice([v for v in SHOWN if v != value]) if name == "shown" else not value
+def wrong(rng: random.Random, whole: Whole, rate: float) -> Whole:
+    """Findings about the whole, each at this rate another."""
+    complete = whole.complete != (rng.random() < rate)
+    shown = rng.choice([v for v in SHOWN if v != whole.shown]) if rng.random() < rate else whole.shown
+    return Whole(complete, shown, whole.asked != (rng.random() < rate))
 
 
 def weak_meta(
@@ -219,7 +219,7 @@ def weak_meta(
     exact = examine_critique(problem, proof, critique)
     if rng.random() < habits.agree:
         looks = [Look(look.subject, look.said, look.before, True) for look in exact.looks]
-        return conclude(looks, [(n, v, True) for n, v in critique.whole.items() if v != FINE[n]], True)
+        return conclude(looks, [(n, v, True) for n, v in critique.whole.claims], True)
 
     def seen(real: bool) -> bool:
         return real != (rng.random() < habits.whole)

@@ -88,7 +88,7 @@ class IntegersLanguage(TurnLanguage):
         parsed = parse_critique(critique)
         if parsed is None:
             return super().claims_issue(critique)
-        against = parsed.claims or any(claims(name, value) for name, value in parsed.whole.items())
+        against = parsed.claims or parsed.whole.claims
         return bool(against) or parsed.score < 1
 
 
@@ -164,9 +164,7 @@ def faults(problem: Problem, proof: Proof) -> tuple[str, ...]:
     """The kinds of fault that a proof has."""
     truth = examine(problem, proof)
     names = {f.verdict for f in truth.claims}
-    for name, value in truth.whole.items():
-        if claims(name, value):
-            names.add(value if name == "shown" else name)
+    names |= {truth.whole.shown if name == "shown" else name for name, _ in truth.whole.claims}
     return tuple(sorted(FAULTS[name] for name in names))
 
 
@@ -185,7 +183,7 @@ def errors(problem: Problem, proof: Proof, critique: str) -> tuple[str, ...]:
         lost = lost or due.claims
     if said.whole != truth.whole:
         found.add("misjudges the whole")
-    if said.score != rubric([f.verdict for f in said.findings], *said.whole.values()):
+    if said.score != rubric([f.verdict for f in said.findings], said.whole):
         found.add("a score that does not follow")
     return tuple(sorted(found))
 

@@ -33,13 +33,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nanov2.domains.domain import CritiqueGrade
 from nanov2.domains.integers import polynomials
 from nanov2.domains.integers.polynomials import Polynomial
 from nanov2.domains.language import MV_END, MV_START, V_END, V_START, read
-from nanov2.domains.order.world import BLANKS, BOXED, FOLLOWS, NO_CLAIM, REAL, meta_rubric
+from nanov2.domains.order.world import BLANKS, BOXED, FOLLOWS, NO_CLAIM, REAL, meaning, meta_rubric
 
 VARIABLES = ("a", "b", "c", "x", "y", "z")
 WITNESSES = ("k", "m", "n", "p", "q", "r", "s", "t")
@@ -85,8 +85,7 @@ SHOWN = {
     "false": "The claim does not follow from the last expression.",
 }
 ASKED = {True: "This is what was asked.", False: "This is not what was asked."}
-WHOLE = {"complete": COMPLETE, "shown": SHOWN, "asked": ASKED}
-FINE = {"complete": True, "shown": "shown", "asked": True}
+WHOLE: dict[str, dict[Any, str]] = {"complete": COMPLETE, "shown": SHOWN, "asked": ASKED}
 CLAIMED = {  # how a meta-critique names a claim about the whole
     ("complete", False): "- A number is not written out, as claimed",
     ("shown", "hidden"): "- The last expression hides the claim, as claimed",
@@ -135,14 +134,14 @@ class Problem:
             return sorted((m.count(x), len(m), c) for m, c in goal.items() if x in m)
 
         order = sorted(self.given, key=lambda g: (part(g[0]), g[1]))
-        names = {x: {(f"v{i}",): 1} for i, (x, _) in enumerate(order)}
+        names: dict[str, Polynomial] = {x: {(f"v{i}",): 1} for i, (x, _) in enumerate(order)}
         told = ", ".join(condition.words for _, condition in order)
         return f"{told}: {sorted(polynomials.substitute(goal, names).items())} {self.claim.words}"
 
     @property
     def truth(self) -> Condition:
         """What the goal's expression leaves, where the given remainders settle it."""
-        values = {x: {(f"{x}",): c.modulus, (): c.remainder} for x, c in self.given}
+        values: dict[str, Polynomial] = {x: {(x,): c.modulus, (): c.remainder} for x, c in self.given}
         goal = polynomials.substitute(dict(polynomials.parse(self.goal)), values)
         (remainder,) = polynomials.residues(goal, self.modulus)
         return Condition(self.modulus, remainder)
@@ -291,30 +290,40 @@ class Finding(NamedTuple):
         return self.verdict not in ("ok", "start")
 
 
+class Whole(NamedTuple):
+    """What a critique says of the whole proof; where nothing is said, all is well."""
+
+    complete: bool = True  # every integer of the goal, and every letter, is written out
+    shown: str = "shown"  # of SHOWN
+    asked: bool = True
+
+    @property
+    def claims(self) -> tuple[tuple[str, bool | str], ...]:
+        """The findings that claim an issue, by name."""
+        return tuple((name, value) for name, value in self._asdict().items() if claims(name, value))
+
+
+FINE = Whole()
+
+
 class Critique(NamedTuple):
     """Findings about definitions and expressions, three about the whole, then the score s'."""
 
     findings: tuple[Finding, ...]
-    complete: bool  # every integer of the goal, and every letter, is written out
-    shown: str  # of SHOWN
-    asked: bool
+    whole: Whole
     score: float
 
     @property
     def claims(self) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if f.claims)
 
-    @property
-    def whole(self) -> dict[str, bool | str]:
-        return {"complete": self.complete, "shown": self.shown, "asked": self.asked}
 
-
-def rubric(verdicts: Sequence[str], complete: bool, shown: str, asked: bool) -> float:
+def rubric(verdicts: Sequence[str], whole: Whole) -> float:
     """0: a wrong or incomplete definition, a letter for two numbers, an example, a claim that does not follow
     or was not asked, or two slips; 0.5: one slip of arithmetic, or a remainder that is not shown; else 1."""
-    slips = list(verdicts).count("slip") + (shown == "hidden")
+    slips = list(verdicts).count("slip") + (whole.shown == "hidden")
     fatal = {"other", "shared", "example"} & {*verdicts}
-    if fatal or not complete or shown == "false" or not asked or slips >= 2:
+    if fatal or not whole.complete or whole.shown == "false" or not whole.asked or slips >= 2:
         return 0.0
     return 0.5 if slips else 1.0
 
@@ -353,8 +362,8 @@ def examine(problem: Problem, proof: Proof) -> Critique:
     follows = polynomials.residues(last, proof.claim.modulus) == {proof.claim.remainder}
     shown = "false" if not follows else "shown" if shows(proof.chain[-1], proof.claim) else "hidden"
     asked = proof.chain[0] == proof.about == problem.goal and proof.claim == problem.claim
-    score = rubric([f.verdict for f in findings], complete, shown, asked)
-    return Critique(tuple(findings), complete, shown, asked, score)
+    whole = Whole(complete, shown, asked)
+    return Critique(tuple(findings), whole, rubric([f.verdict for f in findings], whole))
 
 
 def normal_forms(proof: Proof) -> list[str]:
@@ -396,15 +405,14 @@ def parse_finding(line: str) -> Finding | None:
 def parse_whole(line: str) -> tuple[str, bool | str] | None:
     """What a line says of the whole proof: ("shown", "hidden"), or None."""
     for name, words in WHOLE.items():
-        for value, phrase in words.items():
-            if phrase == line:
-                return name, value
+        if (value := meaning(words, line)) is not None:
+            return name, value
     return None
 
 
 def write_critique(critique: Critique) -> str:
     findings = [write_finding(f) for f in critique.findings]
-    whole = [WHOLE[name][value] for name, value in critique.whole.items()]
+    whole = [WHOLE[name][value] for name, value in critique.whole._asdict().items()]
     return "\n".join([V_START, *findings, *whole, f"{V_END} {BOXED[critique.score]}"])
 
 
@@ -413,14 +421,12 @@ def parse_critique(text: str) -> Critique | None:
     lines = text.strip(BLANKS).split("\n")
     if len(lines) < 6:
         return None
-    findings, whole = (
-        [parse_finding(line) for line in lines[1:-4]],
-        [parse_whole(line) for line in lines[-4:-1]],
-    )
-    score = next((s for s, box in BOXED.items() if lines[-1] == f"{V_END} {box}"), None)
-    if None in (*findings, *whole, score) or [name for name, _ in whole] != list(WHOLE):
+    findings = [parse_finding(line) for line in lines[1:-4]]
+    complete, shown = meaning(COMPLETE, lines[-4]), meaning(SHOWN, lines[-3])
+    asked, score = meaning(ASKED, lines[-2]), meaning(BOXED, lines[-1].removeprefix(f"{V_END} "))
+    if None in (*findings, complete, shown, asked, score):
         return None
-    critique = Critique(tuple(findings), *(value for _, value in whole), score)
+    critique = Critique(tuple(findings), Whole(complete, shown, asked), score)
     return critique if write_critique(critique) == text.strip(BLANKS) else None
 
 
@@ -435,33 +441,36 @@ def grade_critique(problem: Problem, proof: str, critique: str) -> CritiqueGrade
     if parsed is None or score is None:
         return CritiqueGrade(0.0, (), 0, 0)
     truth = examine(problem, parsed)
-    due = {f.subject: f for f in truth.findings} | truth.whole
-    said, marks, real, unreadable = {}, [], [], False
+    found: dict[str, Finding] = {}
+    said: dict[str, Any] = {}
+    marks, real, unreadable = [], [], False
     for line in filter(None, map(str.strip, critique.split("\n"))):
         if line.lower().startswith(V_START.lower()) or "\\boxed" in line:
             continue
-        finding, whole = parse_finding(line), parse_whole(line)
-        if not finding and not whole:
-            unreadable = True
-            marks.append(False)
-            continue
-        subject, value = (finding.subject, finding) if finding else whole
-        right = due.get(subject) == value
-        marks.append(right and subject not in said)
-        if subject not in said and claims(subject, value):
+        finding, of_whole = parse_finding(line), parse_whole(line)
+        if finding:
+            first, right, against = finding.subject not in found, finding in truth.findings, finding.claims
+            found.setdefault(finding.subject, finding)
+        elif of_whole:
+            name, value = of_whole
+            first, right, against = name not in said, value == getattr(truth.whole, name), claims(name, value)
+            said.setdefault(name, value)
+        else:
+            first, right, against, unreadable = False, False, False, True
+        marks.append(right and first)
+        if against and first:
             real.append(right)
-        said.setdefault(subject, value)
-    verdicts = [f.verdict for f in said.values() if isinstance(f, Finding)]
-    follows = score == rubric(verdicts, *(said.get(name, fine) for name, fine in FINE.items()))
-    claimed = {subject for subject, value in said.items() if claims(subject, value)}
-    issues = {subject for subject, value in due.items() if claims(subject, value)}
+    whole = Whole(**said)
+    follows = score == rubric([f.verdict for f in found.values()], whole)
+    missed = {f.subject for f in truth.claims} - {f.subject for f in found.values() if f.claims}
+    passed_over = {name for name, _ in truth.whole.claims} - {name for name, _ in whole.claims}
     quality = meta_rubric(real, follows and not unreadable)
-    return CritiqueGrade(quality, tuple(marks), real.count(False), len(issues - claimed))
+    return CritiqueGrade(quality, tuple(marks), real.count(False), len(missed) + len(passed_over))
 
 
-def claims(subject: str, value: Finding | bool | str) -> bool:
-    """Whether a finding claims an issue."""
-    return value.claims if isinstance(value, Finding) else value != FINE[subject]
+def claims(name: str, value: bool | str) -> bool:
+    """Whether a finding about the whole claims an issue."""
+    return value != getattr(FINE, name)
 
 
 # --- meta-critiques -------------------------------------------------------------------------------
@@ -499,9 +508,9 @@ def look_up(problem: Problem, proof: Proof, critique: Critique) -> list[Look]:
 def examine_critique(problem: Problem, proof: Proof, critique: Critique) -> MetaCritique:
     """The exact meta-critique."""
     truth = examine(problem, proof)
-    claimed = [(n, v, truth.whole[n] == v) for n, v in critique.whole.items() if v != FINE[n]]
+    claimed = [(n, v, getattr(truth.whole, n) == v) for n, v in critique.whole.claims]
     verdicts = [f.verdict for f in critique.findings]
-    follows = critique.score == rubric(verdicts, *critique.whole.values())
+    follows = critique.score == rubric(verdicts, critique.whole)
     return conclude(look_up(problem, proof, critique), claimed, follows)
 
 
@@ -543,7 +552,7 @@ def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
     modulus, n = rng.choice(d.moduli), rng.randint(*d.variables)
     names = rng.sample(VARIABLES, n + rng.randint(0, d.unused))
     given = tuple((x, Condition(modulus, rng.randrange(modulus))) for x in names)
-    goal = {(x,): rng.randint(1, d.coefficient) for x in names[:n]}
+    goal: Polynomial = {(x,): rng.randint(1, d.coefficient) for x in names[:n]}
     if d.degree > 1 and rng.random() < 0.6:
         x, y = rng.choice(names[:n]), rng.choice(names[:n])
         del goal[x,]

@@ -20,7 +20,7 @@ from nanov2.domains.natural.marks import SHORTEST, MarkedLanguage
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
 from nanov2.model.decoder import Model
-from nanov2.records import ProblemRecord, ProofRecord, Record
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, Record
 
 PARTS = ("train", "validation", "held_out")
 REMARKS = {  # of the demonstrations, which teach the form alone
@@ -126,7 +126,7 @@ class NaturalDomain:
         draft = " ".join(lines[: max(1, len(lines) // 2)])
         return f"{proof_in_form(draft, rng.choice((0.0, 0.5)))}\n\n{whole}"
 
-    def view(self, record: object) -> View:
+    def view(self, record: ProblemRecord | ProofRecord | CritiqueRecord) -> View:
         return View(statement=record.problem, rubric=RUBRIC_V)
 
 

@@ -49,11 +49,8 @@ class WorldConfig:
     def hard_in(self, lap: int) -> Difficulty:
         """The harder problems of a lap."""
         chain, facts = (lap - 1) * self.lap_chain, (lap - 1) * self.lap_facts
-        return Difficulty(
-            tuple(n + chain for n in self.hard_chain),
-            tuple(n + facts for n in self.hard_facts),
-            self.hard_dead_ends,
-        )
+        (least, most), (fewest, all_) = self.hard_chain, self.hard_facts
+        return Difficulty((least + chain, most + chain), (fewest + facts, all_ + facts), self.hard_dead_ends)
 
     @property
     def gets_harder(self) -> bool:

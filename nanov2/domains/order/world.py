@@ -37,12 +37,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from nanov2.domains.domain import CritiqueGrade
 from nanov2.domains.language import MV_END, MV_START, V_END, V_START, read
 
 TERMS = tuple(string.ascii_lowercase)
+Key = TypeVar("Key")
 BLANKS = " \t\r\n"  # what may stand around a text; other characters that count as spaces somewhere are text
 BOXED = {0.0: "\\boxed{0}", 0.5: "\\boxed{0.5}", 1.0: "\\boxed{1}"}
 
@@ -333,9 +334,17 @@ def parse_finding(line: str) -> Finding | None:
     return None
 
 
-def _key(words: dict, text: str) -> object:
-    """The key of a phrase, or None."""
+def meaning(words: dict[Key, str], text: str) -> Key | None:
+    """What a phrase says; None where it is none of the words."""
     return next((key for key, phrase in words.items() if phrase == text), None)
+
+
+def parse_whole(line: str) -> tuple[str, bool] | None:
+    """What one line of a critique says of the whole chain: ("ends", True), or None."""
+    for name, words in (("ends", ENDS), ("strong", STRONG)):
+        if (fine := meaning(words, line)) is not None:
+            return name, fine
+    return None
 
 
 def write_critique(critique: Critique) -> str:
@@ -350,8 +359,8 @@ def parse_critique(text: str) -> Critique | None:
     if len(lines) < 5:
         return None
     findings = [parse_finding(line) for line in lines[1:-3]]
-    ends, strong = _key(ENDS, lines[-3]), _key(STRONG, lines[-2])
-    score = _key(BOXED, lines[-1].removeprefix(f"{V_END} "))
+    ends, strong = meaning(ENDS, lines[-3]), meaning(STRONG, lines[-2])
+    score = meaning(BOXED, lines[-1].removeprefix(f"{V_END} "))
     if None in (*findings, ends, strong, score):
         return None
     critique = Critique(tuple(findings), ends, strong, score)
@@ -382,32 +391,37 @@ def grade_critique(problem: Problem, proof: str, critique: str) -> CritiqueGrade
     if steps is None or score is None:
         return CritiqueGrade(0.0, (), 0, 0)
     truth = examine(problem, steps)
-    due = {f.step: f for f in truth.findings}
-    said: dict[Step | str, Finding | bool] = {}
+    found: dict[Step, Finding] = {}
+    whole: dict[str, bool] = {}
     marks, real, unreadable = [], [], False
     for line in filter(None, map(str.strip, critique.split("\n"))):
         if line.lower().startswith(V_START.lower()) or "\\boxed" in line:
             continue
-        finding, ends, strong = parse_finding(line), _key(ENDS, line), _key(STRONG, line)
+        finding, said = parse_finding(line), parse_whole(line)
         if finding:
-            subject, right, claims = finding.step, due.get(finding.step) == finding, finding.verdict != "ok"
-        elif ends is not None:
-            subject, finding, right, claims = "ends", ends, ends == truth.ends, not ends
-        elif strong is not None:
-            subject, finding, right, claims = "strong", strong, strong == truth.strong, not strong
+            first, right, claims = (
+                finding.step not in found,
+                finding in truth.findings,
+                finding.verdict != "ok",
+            )
+            found.setdefault(finding.step, finding)
+        elif said:
+            name, fine = said
+            first, right, claims = name not in whole, fine == getattr(truth, name), not fine
+            whole.setdefault(name, fine)
         else:
-            unreadable = True
-            marks.append(False)
-            continue
-        marks.append(right and subject not in said)
-        if claims and subject not in said:
+            first, right, claims, unreadable = False, False, False, True
+        marks.append(right and first)
+        if claims and first:
             real.append(right)
-        said.setdefault(subject, finding)
-    verdicts = [f.verdict for f in said.values() if isinstance(f, Finding)]
-    follows = score == rubric(verdicts, said.get("ends", True), said.get("strong", True)) and not unreadable
-    claimed = {s for s, f in said.items() if (f.verdict != "ok" if isinstance(f, Finding) else not f)}
-    issues = {f.step for f in truth.claims} | {n for n in ("ends", "strong") if not getattr(truth, n)}
-    return CritiqueGrade(meta_rubric(real, follows), tuple(marks), real.count(False), len(issues - claimed))
+    verdicts = [f.verdict for f in found.values()]
+    follows = score == rubric(verdicts, whole.get("ends", True), whole.get("strong", True)) and not unreadable
+    against = {n for n in ("ends", "strong") if not getattr(truth, n)}
+    missed = {f.step for f in truth.claims} - {f.step for f in found.values() if f.verdict != "ok"}
+    passed_over = against - {name for name, fine in whole.items() if not fine}
+    return CritiqueGrade(
+        meta_rubric(real, follows), tuple(marks), real.count(False), len(missed) + len(passed_over)
+    )
 
 
 # --- meta-critiques -------------------------------------------------------------------------------
@@ -458,8 +472,9 @@ def parse_meta(text: str) -> MetaCritique | None:
     lines = text.strip(BLANKS).split("\n")
     if len(lines) < 4:
         return None
-    follows, quality = _key(FOLLOWS, lines[-2]), _key(BOXED, lines[-1].removeprefix(f"{MV_END} "))
-    looks, whole = [], {}
+    follows, quality = meaning(FOLLOWS, lines[-2]), meaning(BOXED, lines[-1].removeprefix(f"{MV_END} "))
+    looks: list[tuple[Step, str | None, bool]] = []
+    whole: dict[str, bool] = {}
     for line in lines[1:-2]:
         pair, _, said = line.removeprefix("- $").partition("$")
         step = parse_step(pair)
@@ -467,8 +482,8 @@ def parse_meta(text: str) -> MetaCritique | None:
         if step and found:
             looks.append((step, *found[0]))
         for name, words in (("ends", ENDS_REAL), ("strong", STRONG_REAL)):
-            if (real := _key(words, line)) is not None:
-                whole[name] = real
+            if (claim := meaning(words, line)) is not None:
+                whole[name] = claim
     if None in (follows, quality):
         return None
     meta = MetaCritique(tuple(looks), whole.get("ends"), whole.get("strong"), follows, quality)

@@ -143,7 +143,7 @@ def test_invented_and_missed_issues_are_counted():
     found = parse_critique(write_critique(examine(PROBLEM, parse_proof(proof))))
     lenient = write_critique(examine(PROBLEM, parse_proof(RIGHT)))
     assert grade_critique(PROBLEM, proof, lenient).missed == len(found.claims) + sum(
-        v != w for v, w in zip(found.whole.values(), (True, "shown", True))
+        v != w for v, w in zip(found.whole, (True, "shown", True))
     )
     invented = lenient.replace("is justified.\n- $2(", "is not justified.\n- $2(")
     grade = grade_critique(PROBLEM, RIGHT, invented)
