@@ -70,6 +70,7 @@ from nanov2.run.phase import (
     read_eval,
     run_grpo,
     spread,
+    starting_point,
     verifier_test_sets,
     write_trajectories,
 )
@@ -177,7 +178,7 @@ def refined(trajectories: list[TrajectoryRecord], truth: Truth | None) -> list[d
 
 def verifier(run: Run, lap: int) -> Result:
     """1B: GRPO from the base on 𝒟v with R_format · R_score (· credit for each finding)."""
-    model, tokenizer = run.load("base")
+    model, tokenizer = starting_point(run, "base")
     truth, findings = run.domain.truth, None
     items = balanced(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "score")
     if run.config.verifier.credit == "finding":
@@ -224,8 +225,8 @@ def meta(run: Run, lap: int) -> Result:
     files = {"train": "dv", "labelled": "held_out_proofs", "validation": "validation_proofs"}
     proofs = {n: run.records("coldstart", 1, f"{file}.jsonl", ProofRecord) for n, file in files.items()}
     proofs["train"] = [r for r in proofs["train"] for _ in range(run.config.meta.critiques)]
-    critic, _ = run.load("verifier")
-    return train_meta(run, "meta", lap, critic, *run.load("base"), proofs, [])
+    critic, _ = run.load("verifier", frozen=True)
+    return train_meta(run, "meta", lap, critic, *starting_point(run, "base"), proofs, [])
 
 
 def renew_meta(run: Run, lap: int) -> Result:
@@ -238,9 +239,9 @@ def renew_meta(run: Run, lap: int) -> Result:
         "validation": run.records("coldstart", 1, "validation_proofs.jsonl", ProofRecord),
     }
     last = last_meta(run, lap - 1)
-    critic, _ = run.load("verifier2", lap - 1)
+    critic, _ = run.load("verifier2", lap - 1, frozen=True)
     earlier = run.records(*last, "dmv.jsonl", CritiqueRecord)
-    return train_meta(run, "renew_meta", lap, critic, *run.load(*last), proofs, earlier)
+    return train_meta(run, "renew_meta", lap, critic, *starting_point(run, *last), proofs, earlier)
 
 
 def last_meta(run: Run, lap: int) -> tuple[str, int]:

@@ -32,6 +32,7 @@ class Placed:
 
     def __init__(self, model: Model, precision: str):
         self.model = model  # what is trained, and what its optimiser and checkpoints hold
+        self.before = "bf16" if model.in_bf16 else "fp32"
         model.set_precision(precision)
 
     @contextmanager
@@ -40,8 +41,8 @@ class Placed:
         yield
 
     def give_back(self) -> None:
-        """The model that this was made from holds all weights again, for good, and computes in fp32."""
-        self.model.set_precision("fp32")
+        """The model that this was made from holds all weights again, for good, and computes as before."""
+        self.model.set_precision(self.before)
 
 
 class Sharded(Placed):

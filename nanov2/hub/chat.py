@@ -20,6 +20,7 @@ from nanov2.hub import hf
 from nanov2.hub.author import Messages
 from nanov2.hub.template import TemplateError, render
 from nanov2.model.decoder import Model
+from nanov2.model.lora import halved
 from nanov2.records import write_atomically
 
 TASKS = (
@@ -253,9 +254,15 @@ def _template(folder: Path, settings: dict) -> str:
     return found
 
 
-def load_model(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Model, ChatTokenizer]:
-    """A folder's weights in fp32, as they are trained, and its tokenizer."""
-    return hf.load(folder).to(device), ChatTokenizer.load(folder)
+def load_model(
+    folder: str | Path, device: torch.device | str = "cpu", half: bool = False
+) -> tuple[Model, ChatTokenizer]:
+    """A folder's weights and its tokenizer: in fp32, as they are trained; or, what is not trained, `half`:
+    matrices, and products, in bf16."""
+    at = torch.device(device)
+    model = hf.load(folder, halved=lambda name, p: half and halved(name, p, at)).to(at)
+    model.set_precision("bf16" if half else "fp32")
+    return model, ChatTokenizer.load(folder)
 
 
 def save_model(folder: str | Path, model: Model, tokenizer: ChatTokenizer) -> None:

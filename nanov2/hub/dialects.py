@@ -47,6 +47,7 @@ class Reply:
 
 
 class Dialect(Protocol):
+    share: tuple[str, float]  # the option for how much of a GPU's memory it takes, and what without it
     generate: str  # the path that samples
     health: str  # and the one that answers once the server can
 
@@ -67,6 +68,7 @@ DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # as both servers name them
 
 
 class VLLM:
+    share = "--gpu-memory-utilization", 0.9
     generate, health = "/inference/v1/generate", "/health"
 
     def question(self, ids, n, most, temperature, ends, seed) -> dict:
@@ -116,6 +118,7 @@ class VLLM:
 
 
 class SGLang:
+    share = "--mem-fraction-static", 0.88
     generate, health = "/generate", "/health"
 
     def question(self, ids, n, most, temperature, ends, seed) -> dict:

@@ -15,11 +15,14 @@ A decoder with `embed_conv`, which no family of the ecosystem has, is written as
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +58,7 @@ BESIDE = (  # what is not weights: copied as it is
 OWN = "nanov2"  # model_type of a decoder with embed_conv: config.json holds the fields of ModelConfig
 LARGEST = 1 << 27  # bytes of a JSON file
 EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
+FILE = 1 << 30  # bytes after which the next file of weights begins
 MOST_EXPERTS = 1 << 17  # of all layers together
 BOUNDS = {  # of config.json's numbers, where they are there
     "vocab_size": (1, 1 << 24),
@@ -239,8 +243,13 @@ def _scaling(path: Path, rope: dict) -> RopeScaling | Yarn | None:
     return kind(**given)
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
-    """The model of a folder, shard by shard: no more memory than the weights and one tensor."""
+def load(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    halved: Callable[[str, Tensor], bool] = lambda name, tensor: False,
+) -> Model:
+    """The model of a folder, shard by shard: no more memory than the weights and one tensor. Parameters are
+    in `dtype`, or in bf16 where `halved`(name, tensor)."""
     folder = Path(folder)
     config = to_config(folder / "config.json")
     found = {name.removeprefix("model."): shape for name, shape in _shapes(folder)}
@@ -260,7 +269,8 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Model:
             raise InputError(f"{folder}: tensor {name} does not belong to the model of config.json")
     for name, tensor in _tensors(folder):
         if place := wanted.get(name.removeprefix("model.")):
-            _put(model, place, tensor.to(dtype))
+            half = halved(place.parameter, tensor)
+            _put(model, place, tensor.to(torch.bfloat16 if half else dtype))
     _check_tokenizer(folder, config)
     return model
 
@@ -380,7 +390,8 @@ def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
 
 
 def save(folder: str | Path, model: Model, source: str | Path | None = None) -> None:
-    """Write a model so that the ecosystem reads it; tokenizer and generation files come from `source`."""
+    """Write a model so that the ecosystem reads it, in files of about a gigabyte: nobody holds more than one
+    of them. Tokenizer and generation files come from `source`."""
     folder, config = Path(folder), model.config
     folder.mkdir(parents=True, exist_ok=True)
     told = read_json(Path(source) / "config.json") if source else {}
@@ -389,11 +400,40 @@ def save(folder: str | Path, model: Model, source: str | Path | None = None) -> 
     for name in BESIDE:
         if source and (Path(source) / name).is_file():
             shutil.copy(Path(source) / name, folder / name)
-    contents = {name: tensor.cpu().contiguous() for name, tensor in weights(model)}
-    partial = folder / "model.safetensors.part"
-    save_file(contents, str(partial), metadata={"format": "pt"})
-    partial.replace(folder / "model.safetensors")
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    dtype = _dtype(model)
+    sizes = [math.prod(place.shape) * dtype.itemsize for place in _places(model)]
+    begins = itertools.accumulate(sizes[:-1], initial=0)
+    files = [
+        [i for i, _ in group] for _, group in itertools.groupby(enumerate(begins), lambda x: x[1] // FILE)
+    ]
+    where: dict[str, str] = {}
+    tensors = weights(model)
+    for number, file in enumerate(files, 1):
+        part = {name: t.to("cpu", dtype).contiguous() for name, t in itertools.islice(tensors, len(file))}
+        name = (
+            f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        )
+        _write(folder / name, part)
+        where |= dict.fromkeys(part, name)
+    index = folder / "model.safetensors.index.json"
+    index.unlink(missing_ok=True)
+    for old in folder.glob("model*.safetensors"):
+        if old.name not in where.values():
+            old.unlink()
+    if len(files) > 1:
+        told = {"metadata": {"total_size": sum(sizes)}, "weight_map": where}
+        write_atomically(index, json.dumps(told, indent=1))
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    save_file(tensors, str(partial), metadata={"format": "pt"})
+    partial.replace(path)
+
+
+def _dtype(model: Model) -> torch.dtype:
+    """The one that holds all weights: fp32 for a model of which parts are in bf16."""
+    return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters()})
 
 
 def weights(model: Model) -> Iterator[tuple[str, Tensor]]:
@@ -422,7 +462,7 @@ def save_config(folder: Path, model: Model, dtype: str) -> None:
 
 def from_config(config: ModelConfig, model: Model) -> dict:
     """The fields of config.json; positions of the rotary embedding in the older and the newer form."""
-    dtype = str(model.output_weight.dtype).removeprefix("torch.")
+    dtype = str(_dtype(model)).removeprefix("torch.")
     if config.embed_conv:
         shape = {k: v for k, v in config.to_dict().items() if v is not None}
         return {"model_type": OWN, "architectures": ["Nanov2ForCausalLM"], "torch_dtype": dtype} | shape

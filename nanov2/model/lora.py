@@ -2,8 +2,9 @@
 update of low rank beside its own: y = x Wᵀ + α/r · (x Aᵀ) Bᵀ; A [r, in] is drawn at random, B [out, r] is 0.
 
 What is frozen needs no gradient, no moments and, where products are in bf16, no fp32 master: 2 bytes a
-parameter in place of 16. Rollout engines get W + α/r · B A (hub/hf.py), and at the end it is what the model
-consists of; the own sampler goes by the adapters, as training does. Stacked experts and embeddings have none.
+parameter in place of 16. Rollout engines and model folders get W + α/r · B A, made one tensor at a time and
+in fp32 (hub/hf.py); the own sampler goes by the adapters, as training does. Stacked experts and embeddings
+have none.
 """
 
 from __future__ import annotations
@@ -54,22 +55,17 @@ def add_adapters(model: Model, config: LoraConfig, seed: int, half: bool) -> Non
     """Freeze the model and give the linear layers of its blocks adapters; `half`: frozen matrices in bf16."""
     generator = torch.Generator().manual_seed(seed & (2**63 - 1))
     model.requires_grad_(False)
-    for name, p in model.named_parameters():
-        # Norms and biases stay in fp32; on CPUs what the log-prob reads too.
-        if half and p.ndim > 1 and (p.is_cuda or name.startswith("layers.")):
+    for name, p in model.named_parameters() if half else ():
+        if halved(name, p, p.device):
             p.data = p.data.bfloat16()
     for layer in linear_layers(model):
         layer.adapter = Adapter(layer.weight, config, generator)
 
 
-@torch.no_grad()
-def merge_adapters(model: Model) -> None:
-    """The updates become part of the weights, all in fp32 again: in bf16 most would be rounded off."""
-    model.float()
-    for layer in linear_layers(model):
-        if layer.adapter is not None:
-            layer.weight.add_(layer.adapter.update())
-            layer.adapter = None
+def halved(name: str, p: Tensor, device: torch.device) -> bool:
+    """Whether a parameter that is not trained is in bf16 where products are. Norms and biases stay in fp32;
+    on CPUs what embeds, and what the log-prob reads, too."""
+    return p.ndim > 1 and (device.type == "cuda" or name.startswith("layers."))
 
 
 def linear_layers(model: Model) -> list[nn.Module]:

@@ -6,7 +6,9 @@ really keeps.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +18,15 @@ import torch
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.errors import InputError
 from nanov2.hub import hf
+from nanov2.hub.dialects import DIALECTS
+from nanov2.hub.engine import RolloutConfig
 from nanov2.model.cache import BLOCK
 from nanov2.model.decoder import Model, ModelConfig
+from nanov2.model.lora import adapter_size
 from nanov2.run.config import Config, ParallelConfig
 
 BYTES = {"fp32": 4, "bf16": 2}
+TAKES = 2e9  # bytes/s at which a rollout engine takes new weights through a memory file system: assumed
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,17 @@ class Hardware:
     memory: float  # bytes
     compute_share: float = 0.35  # of the peak reached in training and in computing prompts
     bandwidth_share: float = 0.5  # of `bandwidth` reached in decoding
+    launch: float = 5e-6  # seconds to launch an operator, when the device does not keep the host waiting
     gpu: bool = True
 
 
 HARDWARE = {
-    "cpu-core": Hardware(5e10, 5e10, 1e10, 12e9, 0.8, 0.8, gpu=False),  # 40 GFLOP/s, as measured on one core
-    "a100-80gb": Hardware(312e12, 19.5e12, 2.0e12, 80e9),  # NVIDIA's data sheets, SXM
+    "cpu-core": Hardware(
+        5e10, 5e10, 1e10, 12e9, 0.8, 0.8, 0.0, gpu=False
+    ),  # 40 GFLOP/s, as measured on one core
+    "a10-24gb": Hardware(125e12, 31.2e12, 0.6e12, 24e9),  # NVIDIA's data sheets
+    "rtx4090-24gb": Hardware(165e12, 82.6e12, 1.008e12, 24e9),
+    "a100-80gb": Hardware(312e12, 19.5e12, 2.0e12, 80e9),  # SXM, as those below
     "h100-80gb": Hardware(989e12, 67e12, 3.35e12, 80e9),
     "h200-141gb": Hardware(989e12, 67e12, 4.8e12, 141e9),
 }
@@ -71,15 +82,38 @@ def count(shape: ModelConfig) -> tuple[int, int, int, int]:
     return total, total - (more + 1) * idle, max(blocks), root
 
 
-def activation_bytes(c: ModelConfig, unit: int) -> float:
-    """Bytes a token that one block keeps for the backward pass."""
+@lru_cache
+def adapters(shape: ModelConfig, rank: int) -> int:
+    """Parameters of LoRA's updates of a rank, over all blocks."""
+    with torch.device("meta"):
+        one, two = (adapter_size(Model(replace(shape, n_layers=n)), rank) for n in _last_block(shape))
+    return one + (shape.n_layers - _last_block(shape)[0]) * (two - one)
+
+
+def _last_block(shape: ModelConfig) -> tuple[int, int]:
+    """Layers of a model without, and with, one block of the last kind."""
+    first = min(shape.experts.first_k_dense_replace if shape.experts else 0, shape.n_layers - 1)
+    return max(first, 1), max(first, 1) + 1
+
+
+def launches(c: ModelConfig, half: bool, lora: bool) -> int:
+    """About how many operators the own sampler launches for one token of all rows, views not counted."""
+    block = 49 + 6 * c.qk_norm + half * (14 + 4 * c.qk_norm)
+    return 63 + c.n_layers * (block + lora * (28 + 14 * half))
+
+
+def activation_bytes(c: ModelConfig, unit: int, stream: int = 0, attention: int = 0) -> float:
+    """Bytes a token that one block keeps for the backward pass: products in `unit` bytes a number, the
+    residual stream in `stream`, what attention multiplies in `attention` (both `unit` where not given)."""
+    stream, attention = stream or unit, attention or unit
     q, kv, ffn = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.ffn_dim
     if c.experts:
         ffn = c.experts.moe_intermediate_size * (c.experts.num_experts_per_tok + c.experts.n_shared_experts)
     if c.latent:  # each head's query is as wide as the cache
         q, kv = c.n_heads * c.latent.width, c.latent.width
-    # Residual and norms; gate, up, their products; queries and the output before and after rotation; k, v.
-    return unit * (4 * (c.dim + ffn + q + kv) + (q + kv) * c.qk_norm)
+    # Residual, norms; gate, up, their products; queries and the output before and after rotation; k, v.
+    own = 2 * (stream + unit) * c.dim + 4 * unit * ffn + 4 * attention * (q + kv)
+    return own + stream * (q + kv) * c.qk_norm
 
 
 def cache_bytes(c: ModelConfig, unit: int) -> int:
@@ -98,13 +132,58 @@ class Costs:
     def __init__(self, config: Config, ranks: int, per_node: int, hardware: Hardware):
         self.ranks, self.hardware, self.c, parallel = ranks, hardware, shape_of(config), config.parallel
         self.params, self.active, self.block, self.root = count(self.c)
+        self.lora = adapters(self.c, config.lora.rank) if config.lora.rank else 0
+        self.trained = self.lora or self.params
         self.sharded = parallel.shard != "none" and ranks > 1
-        self.unit = BYTES[precision_of(parallel)] if self.sharded else 4
         self.over = {"none": 1, "full": ranks, "hybrid": min(per_node, ranks)}[parallel.shard]
+        self.unit = BYTES[precision_of(parallel)]  # of products
+        self.stream = self.unit if self.sharded else 4  # of the residual stream
+        self.kv_unit = self.unit if self.sharded or hardware.gpu else 4  # of what attention multiplies
+        # Whether models that are not trained have their matrices in bf16 (folder.py)
+        self.halves = self.unit == 2 and not self.sharded and bool(config.pretrained.folder or self.lora)
+        self.rollout = config.rollout
+
+    def whole(self) -> float:
+        """Bytes of a model that is not trained, on this rank."""
+        if self.halves:  # but on CPUs not what embeds, and what the log-prob reads
+            return 2 * self.params + (0 if self.hardware.gpu else 2 * self.root)
+        return 4 * self.params / self.over + self.copies()
+
+    def copies(self) -> float:
+        """Of a whole model's matrices in bf16, beside those in fp32."""
+        return 2 * (self.params - self.root) if self.unit == 2 and not self.sharded else 0
+
+    def weights(self) -> float:
+        """Of the model in training."""
+        if self.lora:
+            return self.whole() + 4 * self.lora
+        return 4 * self.params / self.over + self.copies()
+
+    def state(self) -> float:
+        """Of the model in training with gradients and AdamW's two moments, in fp32."""
+        return self.weights() + 12 * self.trained / self.over
+
+    def servers(self, judge: bool) -> int:
+        """Rollout engines that a run starts on its own machine: for what is trained, and for a `judge`."""
+        r = self.rollout
+        started = r.engine != "own" and r.start
+        return started * (not r.urls) + (started and judge and not r.judge_urls)
+
+    def server(self) -> float:
+        """Bytes of this rank's memory that a rollout engine takes which is started here."""
+        if self.rollout.engine == "own":
+            return 0.0
+        if not self.hardware.gpu:
+            return self.served()
+        return share_of(self.rollout) * self.hardware.memory
+
+    def served(self) -> float:
+        """Bytes of the weights in an engine."""
+        return BYTES[self.rollout.dtype] * self.params
 
     def dense(self, unit: int) -> bool:
         """Whether attention holds all its scores. CUDA's fused kernels share key-value heads among query
-        heads in half precision and up to 256 wide only (bf16 with a mask: with flash-attn installed)."""
+        heads in half precision and up to 256 wide only."""
         c = self.c
         return self.hardware.gpu and c.n_heads != c.cache_heads and (unit == 4 or c.cache_dim > 256)
 
@@ -128,12 +207,27 @@ class Costs:
     def rate(self) -> float:
         return (self.hardware.flops if self.unit == 2 else self.hardware.fp32) * self.hardware.compute_share
 
-    def decode(self, rows: int, prompts: int, n: int, prompt: int, own: int) -> float:
-        """Seconds to decode: each token reads the weights (of experts, those chosen) and the rows' caches."""
+    def decode(self, rows: int, prompts: int, n: int, prompt: int, own: int, served: bool = False) -> float:
+        """Seconds to decode: each token reads the weights (of experts, those chosen) and the rows' caches;
+        or what the host takes to launch the operators, which the graphs of an engine (`served`) do not."""
         c, together = self.c, min(prompts, max(1, rows // n)) * n
         touched = min(1.0, self.active / self.params * together) if c.experts else 1.0
-        cached = cache_bytes(c, self.unit) * (together / n * prompt + together * own / 2)
-        read = self.unit * self.params * touched + cached
+        unit, kv = (BYTES[self.rollout.dtype],) * 2 if served else (self.unit, self.kv_unit)
+        cached = cache_bytes(c, kv) * (together / n * prompt + together * own / 2)
+        read = unit * self.params * touched + cached
         flops = 2 * self.active * together + self.attention_flops(together, prompt + own / 2)
         step = max(read / (self.hardware.bandwidth * self.hardware.bandwidth_share), flops / self.rate())
+        if not served:
+            step = max(step, self.hardware.launch * launches(c, self.unit == 2, self.lora > 0))
         return own * math.ceil(prompts * n / together) * step
+
+
+def share_of(rollout: RolloutConfig) -> float:
+    """Of a GPU's memory, what an engine takes: by rollout.options, else by its own default."""
+    name, share = DIALECTS[rollout.engine].share
+    words = shlex.split(rollout.options.replace("=", " "))
+    for option, value in zip(words, words[1:], strict=False):
+        if option == name:
+            with contextlib.suppress(ValueError):
+                share = float(value)
+    return share

@@ -158,8 +158,12 @@ class Run:
             self.file(phase, lap, name)
         return folder
 
-    def load(self, phase: str, lap: int = 1) -> tuple[Model, ChatTokenizer]:
-        return chat.load_model(self.model_folder(phase, lap), self.ranks.device)
+    def load(self, phase: str, lap: int = 1, frozen: bool = False) -> tuple[Model, ChatTokenizer]:
+        """A finished phase's model. Where products are in bf16, one that is `frozen`, and began as a chat
+        model or by LoRA, has its matrices in bf16 too."""
+        ranks, given = self.ranks, bool(self.config.pretrained.folder or self.config.lora.rank)
+        half = frozen and given and ranks.precision == "bf16" and ranks.shard == "none"
+        return chat.load_model(self.model_folder(phase, lap), ranks.device, half)
 
     def save(self, phase: str, lap: int, model: Model, tokenizer: ChatTokenizer) -> None:
         if self.ranks.main:

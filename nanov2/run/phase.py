@@ -20,7 +20,7 @@ from nanov2.method.judges import Judge, meta_judge, verifier_judge
 from nanov2.method.samples import pick
 from nanov2.method.tasks import SelfVerifyTask, true_scores
 from nanov2.model.decoder import Model
-from nanov2.model.lora import add_adapters, merge_adapters
+from nanov2.model.lora import add_adapters
 from nanov2.model.rollout import Sampling
 from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, group, in_turn, read_json
 from nanov2.rl.trainer import train_grpo
@@ -201,7 +201,12 @@ def initial_weights(run: Run, phase: str, lap: int):
         "generator": ("generator", lap),
         "previous": ("verifier2" if phase == "verifier2" else "selfverify", lap - 1),
     }
-    return run.load(*sources[config.init])
+    return starting_point(run, *sources[config.init])
+
+
+def starting_point(run: Run, phase: str, lap: int = 1):
+    """The weights that a GRPO phase trains, or that its adapters are beside."""
+    return run.load(phase, lap, frozen=run.config.lora.rank > 0)
 
 
 def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig):
@@ -218,7 +223,7 @@ def judge(run: Run, kind, phase: str, lap: int, config: JudgedConfig):
         read = language.claimed_quality if kind is meta_judge else language.claimed_score
         more = looks(run, kind, phase, lap, config)
         return Judge(author, language, read, config.judge_samples, **more)
-    model, tokenizer = run.load(phase, lap)
+    model, tokenizer = run.load(phase, lap, frozen=True)
     return kind(
         model,
         run.domain.language(tokenizer),
@@ -280,6 +285,7 @@ def run_grpo(
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
     if lora := run.config.lora.rank:
         add_adapters(model, run.config.lora, derive_seed(seed, "lora"), run.ranks.precision == "bf16")
+    if lora or run.ranks.device.type == "cuda":  # whose kernels for attention are for bf16
         model.set_precision(run.ranks.precision)
     model.engine = rollout_engine(run)
     if model.engine:
@@ -289,8 +295,6 @@ def run_grpo(
     curve, notes = train_grpo(
         folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
     )
-    if lora:
-        merge_adapters(model)
     run.save(phase, lap, model, tokenizer)
     if model.engine and not model.engine.fresh:
         model.engine.load(model)

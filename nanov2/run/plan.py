@@ -19,9 +19,18 @@ from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, LapSelfVerifyConfig, LapVerifier2Config, ProverConfig
 from nanov2.rl.config import GRPOConfig
 from nanov2.run.config import Config
-from nanov2.run.costs import HARDWARE, Costs, Hardware, activation_bytes
+from nanov2.run.costs import (
+    BYTES,
+    HARDWARE,
+    TAKES,
+    Costs,
+    Hardware,
+    activation_bytes,
+    cache_bytes,
+    share_of,
+)
 from nanov2.run.phases import CYCLE, PHASES
-from nanov2.run.start import memory_of
+from nanov2.run.start import check_lora, memory_of
 
 TRAINED = [phase.name for phase in CYCLE if phase.trains]
 RUBRIC, PROBLEM, AGAIN = 350, 200, 100  # tokens of a chat model's prompts beside what models wrote
@@ -39,11 +48,12 @@ class PhasePlan:
     trained: int  # tokens that go through the backward pass; a prompt counts once for each pack
     judged: int  # tokens that frozen judges read and write
     flops: float  # all of them
-    held: float  # 16 B a parameter over the shards, 4 B for each frozen model; while sampling 4 B less
+    held: float  # the model in training with gradients and moments, frozen models; gradients not in sampling
     sampling: float  # on top while sampling: sharded models whole in compute precision, keys and values
     training: float  # on top while training: gathered blocks, activations of a micro-batch
-    ends: float  # in all before and after training, when models are whole in fp32, to measure and to save
-    peak: float
+    ends: float  # in all before and after training, when models are whole, to measure and to save
+    servers: float  # of rollout engines that the run starts on the same device
+    peak: float  # of all
     seconds: float  # of a step
     steps: int
 
@@ -91,7 +101,9 @@ class Work:
     asked: list[tuple[int, int]]  # (question, answer) in tokens of each frozen judge, wherever it is
     judge_samples: int
     judges: list[Call]  # of the frozen judges that this rank holds
-    measured: list[Call]  # held-out items, each once, and their judgements
+    served: list[Call]  # what engines sample: rollouts, and answers of judges that are served
+    asks: bool  # whether a judge is served
+    measured: list[Call]  # held-out items, each once, and their judgements, as far as this rank samples them
 
     @property
     def rows(self) -> int:
@@ -121,7 +133,7 @@ def plan_phase(config: Config, x: Costs, name: str, lap: int = 1) -> PhasePlan:
     work = work_of(config, x.ranks, name, lap)
     g, rows = work.settings, work.settings.prompts * work.settings.samples
     held, sampling, training = held_bytes(work, x), sampling_bytes(work, x), training_bytes(work, x)
-    ends = end_bytes(work, x)
+    ends, servers = end_bytes(work, x), x.servers(work.asks) * x.server()
     computed = compute_flops(work, x)
     answers = sum(work.judge_samples * call.own for call in work.judges)
     return PhasePlan(
@@ -135,7 +147,8 @@ def plan_phase(config: Config, x: Costs, name: str, lap: int = 1) -> PhasePlan:
         sampling=sampling,
         training=training,
         ends=ends,
-        peak=max(held + training, held - 4 * x.params / x.over + sampling, ends),
+        servers=servers,
+        peak=max(held + training, held - 4 * x.trained / x.over + sampling, ends) + servers,
         seconds=decode_seconds(work, x) + computed / x.rate(),
         steps=g.steps,
     )
@@ -155,18 +168,28 @@ def work_of(config: Config, ranks: int, name: str, lap: int) -> Work:
     prompt, own = questions[task], g.max_tokens * turns + given * (turns - 1)
     groups = math.ceil(g.prompts / ranks)
     samples = g.judge_samples if isinstance(g, JudgedConfig) else 1
-    local = [] if isinstance(g, JudgedConfig) and g.judge == "endpoint" else asked
-    judges = [Call(groups * g.samples, samples, question, answer) for question, answer in local]
+    judge = g.judge if isinstance(g, JudgedConfig) else "run"
+    local = asked if judge == "run" else []
+    own_engine = config.rollout.engine == "own"
+
+    def judged(prompts: int) -> list[Call]:
+        return [Call(prompts, samples, question, answer) for question, answer in asked]
+
+    rollouts = Call(groups, g.samples, prompt, own)
+    served = [] if own_engine else [rollouts]
+    served += judged(groups * g.samples) if judge == "engine" else []
 
     known = config.eval.proofs if chat or task != "prove" else config.world.held_out * config.eval.samples
     items = math.ceil(known / ranks)
     rounds = config.eval.rounds * (1 if chat else 2) if name == "selfverify" else 1
-    measured = [Call(items, 1, prompt, (g.max_tokens + given) * rounds)]
-    if task == "prove":
-        measured += [Call(items, samples, question, answer) for question, answer in local]
+    measured = [Call(items, 1, prompt, (g.max_tokens + given) * rounds)] if own_engine else []
+    if task == "prove" and local:
+        measured += judged(items)
     # A pack holds a prompt and as many completions as fit.
     fit = max(1, (max(g.pack_tokens, 2 * prompt) - prompt) // own)
-    return Work(g, groups, prompt, own, math.ceil(g.samples / fit), asked, samples, judges, measured)
+    packs, judges = math.ceil(g.samples / fit), judged(groups * g.samples) if local else []
+    asks = judge == "engine" and bool(asked)
+    return Work(g, groups, prompt, own, packs, asked, samples, judges, served, asks, measured)
 
 
 def _judges(g: GRPOConfig, name: str) -> list[str]:
@@ -181,48 +204,62 @@ def _judges(g: GRPOConfig, name: str) -> list[str]:
 
 def held_bytes(work: Work, x: Costs) -> float:
     """Weights, gradients and AdamW's moments over the shards, and each frozen model."""
-    return (16 + 4 * work.frozen) * x.params / x.over
+    return x.state() + x.whole() * work.frozen
 
 
 def sampling_bytes(work: Work, x: Costs) -> float:
     """On top of what is held, without gradients: whole copies of sharded models, and the largest call."""
-    copies = x.unit * x.params * (1 + len(work.judges)) if x.sharded else 0
-    return copies + max(_largest([work.rollouts, *work.judges], work, x, x.unit), _measuring(work, x, x.unit))
+    here = [*_own_rollouts(work), *work.judges]
+    copies = x.unit * x.params * (bool(_own_rollouts(work)) + len(work.judges)) if x.sharded else 0
+    return copies + max(_largest(here, work, x, x.kv_unit), _largest(work.measured, work, x, x.kv_unit))
+
+
+def _own_rollouts(work: Work) -> list[Call]:
+    return [] if work.rollouts in work.served else [work.rollouts]
 
 
 def _largest(calls: list[Call], work: Work, x: Costs, unit: int) -> float:
     rows = work.settings.batch_rows
-    return max(x.sampler(unit, rows, call.prompts, call.n, call.prompt, call.own) for call in calls)
-
-
-def _measuring(work: Work, x: Costs, unit: int) -> float:
-    return _largest(work.measured, work, x, unit)
+    return max((x.sampler(unit, rows, c.prompts, c.n, c.prompt, c.own) for c in calls), default=0.0)
 
 
 def training_bytes(work: Work, x: Costs) -> float:
     """On top of what is held: activations of a micro-batch and gathered blocks, or what the step takes."""
     c, unit, tokens = x.c, x.unit, work.micro
     scores = 4 * c.n_heads * tokens**2 if x.dense(unit) else 0
-    block = activation_bytes(c, unit) * tokens + scores
+    attention = unit if x.sharded or x.hardware.gpu else 4  # CPUs attend in fp32
+    block = activation_bytes(c, unit, x.stream, attention) * tokens + scores
     # All blocks', or each block's input and one block made again; and two more sorts of scores, going back.
-    again = block + unit * c.dim * tokens * c.n_layers
+    again = block + x.stream * c.dim * tokens * c.n_layers
     kept = (again if work.settings.checkpointing else block * c.n_layers) + 2 * scores
-    gathered = unit * (2 * x.block + x.root) + (unit + 4) * max(x.block, x.root) if x.sharded else 4 * x.root
-    # Afterwards: AdamW's roots on a GPU; the message in which whole models' gradients are summed.
-    step = 4 * x.params / x.over * (x.hardware.gpu or (x.ranks > 1 and not x.sharded))
-    return max(kept + gathered, step)
+    kept += 8 * c.dim * tokens  # the last hidden states and their gradient, in fp32
+    # Afterwards: the roots of AdamW that is not fused; the message in which gradients are summed.
+    step = 4 * x.trained / x.over * ((x.sharded and x.hardware.gpu) or (x.ranks > 1 and not x.sharded))
+    return max(kept + _beside_blocks(x), step)
+
+
+def _beside_blocks(x: Costs) -> float:
+    """Blocks gathered from shards, or what waits of whole models: the gradient of the output weights, and on
+    GPUs their copy in bf16 and its gradient; the adapters' copies."""
+    if x.sharded:
+        return x.unit * (2 * x.block + x.root) + (x.unit + 4) * max(x.block, x.root)
+    if x.lora:
+        return 2 * x.lora if x.unit == 2 else 0
+    return (4 + 4 * (x.hardware.gpu and x.unit == 2)) * x.root
 
 
 def end_bytes(work: Work, x: Costs) -> float:
-    """In all before and after training, when models are whole in fp32, to measure and to save."""
-    shards = (12 + 4 * work.frozen) * x.params / x.over if x.sharded else 0
-    return 4 * x.params * (1 + work.frozen) + max(_measuring(work, x, 4), shards)
+    """In all before and after training, when models are whole, to measure and to save."""
+    if not x.sharded:
+        return x.weights() + x.whole() * work.frozen + _largest(work.measured, work, x, x.kv_unit)
+    shards = (12 + 4 * work.frozen) * x.params / x.over
+    return 4 * x.params * (1 + work.frozen) + max(_largest(work.measured, work, x, 4), shards)
 
 
 def compute_flops(work: Work, x: Costs) -> float:
     """Of training, and of reading prompts and questions: what a device does at its rate."""
     g = work.settings
-    passes = g.epochs * (4 if g.checkpointing else 3)
+    passes = g.epochs * ((4 if g.checkpointing else 3) - (x.lora > 0))  # frozen weights have no gradient
     passes += (g.epochs * g.minibatches > 1) + g.epochs * bool(g.kl_coef)  # old and reference log-probs
     seen = work.micro if x.dense(x.unit) else work.prompt + work.own / 2  # keys of a completion's token
     forward = 2 * x.active * work.trained + x.attention_flops(work.trained, seen)
@@ -235,15 +272,36 @@ def compute_flops(work: Work, x: Costs) -> float:
 
 
 def decode_seconds(work: Work, x: Costs) -> float:
-    calls, rows = [work.rollouts, *work.judges], work.settings.batch_rows
-    return sum(x.decode(rows, call.prompts, call.n, call.prompt, call.own) for call in calls)
+    """Of sampling, here and by engines, and of their new weights."""
+    rows, served = work.settings.batch_rows, 0.0
+    here = [*_own_rollouts(work), *work.judges]
+    seconds = sum(x.decode(rows, c.prompts, c.n, c.prompt, c.own) for c in here)
+    for call in work.served:
+        most = max(call.n, min(x.rollout.concurrency * call.n, _engine_rows(call, x)))
+        served += x.decode(most, call.prompts, call.n, call.prompt, call.own, served=True)
+    return seconds + served + (x.served() / TAKES if work.rollouts in work.served else 0.0)
+
+
+def _engine_rows(call: Call, x: Costs) -> int:
+    """How many rows of a call an engine's keys and values have room for; any number where it is elsewhere."""
+    if not x.rollout.start:
+        return 1 << 30
+    return max(1, int(engine_tokens(x) / (call.own + call.prompt / call.n)))
+
+
+def engine_tokens(x: Costs) -> float:
+    """Tokens whose keys and values fit beside the weights of an engine that is started here."""
+    share = x.server() if x.hardware.gpu else x.hardware.memory
+    return max(0.0, (share - x.served()) / cache_bytes(x.c, BYTES[x.rollout.dtype]))
 
 
 def describe(plan: Plan, config: Config, ranks: int, name: str, hardware: Hardware) -> str:
     """The plan as a table, with a word on whether it fits."""
+    x = Costs(config, ranks, min(ranks, 8), hardware)
     share = f", {plan.active / 1e9:,.3g} billion active for a token" if plan.active < plan.params else ""
     lines = [
-        f"{plan.params:,} parameters{share}; {ranks} rank(s), shard {config.parallel.shard}, {name}",
+        f"{plan.params:,} parameters{share}{_trains(x)}; {ranks} rank(s), "
+        f"shard {config.parallel.shard}, {name}",
         "            prompt  rows     sampled     trained      judged         |"
         "   held +sampling or +training   ends   peak |   seconds       of   hours",
         "a step of   tokens           tokens      tokens      tokens   FLOPs |"
@@ -260,14 +318,15 @@ def describe(plan: Plan, config: Config, ranks: int, name: str, hardware: Hardwa
     )
     room, phases = (1 - FREE) * hardware.memory, plan.phases.values()
     worst = max(p.peak for p in phases)
+    beside = " with its engines" * any(p.servers for p in phases)
     fits = "fits into" if worst < room else "does NOT fit into"
-    lines.append(f"peak {worst / 1e9:,.1f} GB {fits} {hardware.memory / 1e9:,.0f} GB (a tenth kept free)")
-    if (weights := 4 * plan.params) > room:
+    lines.append(
+        f"peak {worst / 1e9:,.1f} GB{beside} {fits} {hardware.memory / 1e9:,.0f} GB (a tenth kept free)"
+    )
+    if (weights := 4 * plan.params) > room and x.sharded:
         lines.append(
             f"the weights alone, {weights / 1e9:,.0f} GB in fp32, {weights / 2e9:,.0f} in bf16, are whole on "
-            f"each rank while it samples: that takes tensor or expert parallelism over "
-            f"{math.ceil(weights / room)} ranks or more, which nanov2 does not have, or an endpoint that "
-            "samples with the weights of each step"
+            f"each rank when it measures and saves: that takes {math.ceil(weights / room)} times its memory"
         )
     if (held := max(p.held for p in phases)) > room:
         lines.append(f"what is held takes {math.ceil(held / room)} times the ranks that share it")
@@ -275,16 +334,40 @@ def describe(plan: Plan, config: Config, ranks: int, name: str, hardware: Hardwa
         lines.append('sampling, ends: lower batch_rows or max_tokens, or judge = "endpoint", take less')
     if max(p.held + p.training for p in phases) > room:
         lines.append("training: lower micro_tokens, or checkpointing = true, take less")
-    half = config.parallel.precision != "fp32" and config.parallel.shard != "none" and ranks > 1
-    peak = hardware.flops if half else hardware.fp32
+    lines += _engine_lines(x, max(phases, key=lambda p: p.servers))
+    peak = hardware.flops if x.unit == 2 else hardware.fp32
+    launched = f", {1e6 * hardware.launch:g} µs an operator" if hardware.launch else ""
     lines.append(
         "tokens at their limits over all ranks, one round of sampling (refills add to it); GB on one rank; "
         f"seconds without measuring, from {hardware.compute_share:.0%} of {peak:.3g} FLOP/s and "
-        f"{hardware.bandwidth_share:.0%} of {hardware.bandwidth:.3g} bytes/s: assumptions"
-        + "; with flash-attn installed"
-        * (half and hardware.gpu)
+        f"{hardware.bandwidth_share:.0%} of {hardware.bandwidth:.3g} bytes/s{launched}: assumptions"
     )
     return "\n".join(lines)
+
+
+def _trains(x: Costs) -> str:
+    if not x.lora:
+        return ""
+    return f"; LoRA trains {x.lora:,}, beside weights in {'bf16' if x.halves else 'fp32'}"
+
+
+def _engine_lines(x: Costs, phase: PhasePlan) -> list[str]:
+    """What the engines take, and what their keys and values have room for."""
+    r = x.rollout
+    if r.engine == "own":
+        return []
+    files = (
+        f"{r.engine}: new weights are {x.served() / 1e9:,.1f} GB in {r.folder} (host memory) for each step"
+    )
+    seconds = f"{x.served() / TAKES:,.1f} s to take at {TAKES / 1e9:g} GB/s"
+    if not phase.servers:
+        return [f"{files}, {seconds}; what its servers hold is not counted: they have GPUs of their own"]
+    n, tokens = round(phase.servers / x.server()), engine_tokens(x)
+    share = f" ({share_of(r):g} of it, see rollout.options)" if x.hardware.gpu else ""
+    return [
+        f"{files}, {seconds}; {n} server(s) here take {x.server() / 1e9:,.1f} GB each{share}, beside the "
+        f"weights room for {tokens:,.0f} tokens"
+    ]
 
 
 def dry_run(config: Config, ranks: int, hardware: str) -> str:
@@ -293,6 +376,7 @@ def dry_run(config: Config, ranks: int, hardware: str) -> str:
         raise InputError(f"unknown hardware {hardware!r}; one of {', '.join(HARDWARE)}, this")
     if ranks < 1:
         raise InputError(f"--ranks must be at least 1, found {ranks}")
+    check_lora(config)
     name, device = this_machine(ranks) if hardware == "this" else (hardware, HARDWARE[hardware])
     plan = make_plan(config, ranks, min(ranks, 8), device)
     return describe(plan, config, ranks, name, device)

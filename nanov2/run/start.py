@@ -16,8 +16,6 @@ from nanov2.method.experts import GRADED, MarksExpert
 from nanov2.run.config import EXPERTS, Config, trained_sections
 from nanov2.run.costs import Costs, Hardware, shape_of
 
-STATE = 16  # bytes a parameter in training: weight, gradient, AdamW's two moments, in fp32
-
 
 def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     """InputError for what would end a run hours later: an expert or judge that cannot be asked, a model that
@@ -26,13 +24,17 @@ def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     _check_expert(config, domain)
     _check_judges(config, domain)
     _check_engine(config)
-    if config.lora.rank and config.parallel.shard != "none":
-        raise InputError("lora.rank is for models that are whole on each rank: set --parallel.shard=none")
+    check_lora(config)
     _check_credit(config, domain)
     _check_memory(config, ranks)
     if config.autolabel.problems > len(domain.problems().get("train_hard", [])):
         for lap in (1, config.laps):  # are there as many different ones?
             domain.new_problems(lap, config.autolabel.problems)
+
+
+def check_lora(config: Config) -> None:
+    if config.lora.rank and config.parallel.shard != "none":
+        raise InputError("lora.rank is for models that are whole on each rank: set --parallel.shard=none")
 
 
 def _check_expert(config: Config, domain: Domain) -> None:
@@ -103,12 +105,19 @@ def _check_memory(config: Config, ranks: Ranks) -> None:
     device = Hardware(1.0, 1.0, 1.0, memory_of(ranks.device), gpu=ranks.device.type == "cuda")
     costs = Costs(config, ranks.size, ranks.per_node, device)
     together = 1 if device.gpu else min(ranks.size, ranks.per_node)  # ranks that share a machine's memory
-    need = together * STATE * costs.params / costs.over
-    if need > device.memory:
-        raise InputError(
-            f"training {costs.params:,} parameters holds {need / 1e9:,.0f} GB, and this machine has "
-            f"{device.memory / 1e9:,.0f} GB: take a smaller model, or shards over more ranks (see --dry-run)"
-        )
+    judges = [getattr(config, name) for name in trained_sections()]
+    asks = any(isinstance(section, JudgedConfig) and section.judge == "engine" for section in judges)
+    trained, served = together * costs.state(), costs.servers(asks) * costs.server()
+    if trained + served <= device.memory:
+        return
+    how = f" by updates of rank {config.lora.rank}" if costs.lora else ""
+    engines = f", and engines started here take {served / 1e9:,.1f} GB" if served else ""
+    cure = "smaller shares for them in rollout.options, servers elsewhere, " if served else ""
+    cure += "" if costs.lora else "lora.rank (whole models), or shards over more ranks "
+    raise InputError(
+        f"training {costs.params:,} parameters{how} holds {trained / 1e9:,.1f} GB{engines}; this machine has "
+        f"{device.memory / 1e9:,.1f} GB: take a smaller model, {cure}(see --dry-run)"
+    )
 
 
 def memory_of(device: torch.device) -> float:

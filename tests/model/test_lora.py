@@ -5,8 +5,9 @@ from conftest import small_model, some_problems
 from test_sampler import packs_of
 
 from nanov2.distributed.ranks import Ranks
-from nanov2.hub import hf
-from nanov2.model.lora import LoraConfig, adapter_size, add_adapters, linear_layers, merge_adapters
+from nanov2.distributed.sharding import place
+from nanov2.hub import chat, hf
+from nanov2.model.lora import LoraConfig, adapter_size, add_adapters, halved, linear_layers
 from nanov2.model.packing import collate
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
@@ -43,13 +44,10 @@ def test_a_new_adapter_changes_nothing_and_is_drawn_by_the_seed(tokenizer, promp
     }
 
 
-def test_gradients_are_those_of_the_whole_weights_seen_through_the_update(tokenizer, prompts):
+def test_gradients_are_those_of_the_whole_weights_seen_through_the_update(tokenizer, prompts, tmp_path):
     model = adapted(tokenizer)
-    merged = adapted(tokenizer)
-    for a, b in zip(linear_layers(model), linear_layers(merged)):
-        b.adapter.load_state_dict(a.adapter.state_dict())
-    merge_adapters(merged)
-    merged.requires_grad_(True)
+    hf.save(tmp_path, model)
+    merged = hf.load(tmp_path)
     _, _, batch = some_batch(merged, tokenizer, prompts)
     for m in (model, merged):
         batch_logprobs(m, batch, 1.0).pow(2).sum().backward()
@@ -67,16 +65,41 @@ def test_C7_the_own_sampler_goes_by_the_adapters(tokenizer, prompts):
     assert torch.allclose(trained, torch.tensor([p for r in rollouts for p in r.logprobs]), atol=2e-5)
 
 
-def test_what_is_exported_and_what_is_merged_are_the_weights_with_their_updates(tokenizer, prompts, tmp_path):
-    model = adapted(tokenizer)
-    _, _, batch = some_batch(model, tokenizer, prompts)
+def test_what_is_exported_are_the_weights_with_their_updates_in_fp32_file_by_file(
+    tokenizer, prompts, tmp_path, monkeypatch
+):
+    model = adapted(tokenizer, half=True)
+    _, _, batch = some_batch(small_model(tokenizer), tokenizer, prompts)
+    whole = hf.save(tmp_path / "one", model) or hf.load(tmp_path / "one")
+    model.set_precision("bf16")
     want = batch_logprobs(model, batch, 1.0)
-    hf.save(tmp_path, model)
-    assert torch.allclose(batch_logprobs(hf.load(tmp_path), batch, 1.0), want, atol=1e-5)
-    merge_adapters(model)
-    assert torch.allclose(batch_logprobs(model, batch, 1.0), want, atol=1e-5)
-    loaded = dict(hf.load(tmp_path).named_parameters())
-    assert all(torch.equal(p, loaded[name]) for name, p in model.named_parameters())
+    assert torch.allclose(batch_logprobs(whole, batch, 1.0), want, atol=0.05)
+    for layer, merged in zip(linear_layers(model), linear_layers(whole)):
+        assert torch.equal(merged.weight, layer.weight + layer.adapter.update())  # nothing is rounded off
+    assert hf.read_json(tmp_path / "one" / "config.json")["torch_dtype"] == "float32"
+    monkeypatch.setattr(hf, "FILE", 9000)
+    hf.save(tmp_path / "one", model)
+    files = sorted(p.name for p in (tmp_path / "one").glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    again = dict(hf.load(tmp_path / "one").named_parameters())
+    assert all(torch.equal(p, again[name]) for name, p in whole.named_parameters())
+
+
+def test_what_is_not_trained_is_loaded_in_bf16_but_for_norms_and_what_embeds(tokenizer, prompts, tmp_path):
+    plain = small_model(tokenizer)
+    chat.save_model(tmp_path, plain, tokenizer)
+    loaded, _ = chat.load_model(tmp_path, half=True)
+    assert all(
+        p.dtype == (torch.bfloat16 if halved(name, p, p.device) else torch.float32)
+        for name, p in loaded.named_parameters()
+    )
+    _, _, batch = some_batch(plain, tokenizer, prompts)
+    plain.set_precision("bf16")
+    with torch.no_grad():  # the copies that it multiplies are these weights
+        assert torch.equal(batch_logprobs(loaded, batch, 1.0), batch_logprobs(plain, batch, 1.0))
+    judge = place(loaded, Ranks())
+    judge.give_back()
+    assert loaded.in_bf16
 
 
 def test_a_step_trains_the_adapters_alone_and_only_they_have_moments(tokenizer, prompts):
@@ -92,5 +115,3 @@ def test_a_step_trains_the_adapters_alone_and_only_they_have_moments(tokenizer, 
     assert sum(s["exp_avg"].numel() for s in optimizer.state.values()) == adapter_size(model, LORA.rank)
     frozen = [p for n, p in model.named_parameters() if n.startswith("layers.") and "proj.weight" in n]
     assert all(p.dtype == torch.bfloat16 for p in frozen)
-    merge_adapters(model)
-    assert all(p.dtype == torch.float32 for p in model.parameters())

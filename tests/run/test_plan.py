@@ -8,20 +8,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 from scripts import run
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.sharding import local_bytes
 from nanov2.errors import InputError
 from nanov2.hub import hf
+from nanov2.hub.engine import RolloutConfig
 from nanov2.model.cache import Cache
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.deepseek import LatentConfig
 from nanov2.model.experts import ExpertsConfig
+from nanov2.model.layers import Linear
+from nanov2.model.lora import LoraConfig, add_adapters
 from nanov2.model.packing import Completion, collate, make_packs
+from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 from nanov2.rl.config import GRPOConfig
+from nanov2.rl.optimizer import make_optimizer
 from nanov2.rl.state import Phase
+from nanov2.run import start
 from nanov2.run.config import load_config
-from nanov2.run.costs import HARDWARE, Costs, activation_bytes, cache_bytes, count
+from nanov2.run.costs import HARDWARE, Costs, activation_bytes, cache_bytes, count, launches, share_of
 from nanov2.run.phases import PHASES
 from nanov2.run.plan import dry_run, make_plan
 
@@ -53,15 +61,19 @@ def test_parameters_are_those_of_the_model(dense):
     assert count(shape)[:2] == (model.n_params, model.n_active)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("extra", [{}, {"n_kv_heads": 2}, {"head_size": 64, "qk_norm": True}])
-def test_activations_are_about_what_is_saved_for_backward(extra):
+def test_activations_are_about_what_is_saved_for_backward(extra, precision):
     config = ModelConfig(
         100, **{"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 8, "ffn_dim": 640} | extra
     )
     config = ModelConfig(**config.to_dict() | {"embed_conv": 0})
     model = Model(config).init_weights(torch.Generator().manual_seed(0))
     batch = collate(make_packs([1] * 100, [Completion([2] * 103, [True] * 103) for _ in range(4)], 9999))
-    weights, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+    model.set_precision(precision)
+    copies = [m._in_half() for m in model.modules() if isinstance(m, Linear)] if precision == "bf16" else []
+    weights = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *copies]}
+    saved = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
@@ -72,7 +84,8 @@ def test_activations_are_about_what_is_saved_for_backward(extra):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         _hidden = model(batch.layout)
     real = sum(saved.values()) / 512 / config.n_layers
-    assert 1 / 1.3 < activation_bytes(config, 4) / real < 1.3
+    planned = activation_bytes(config, 4 if precision == "fp32" else 2, stream=4, attention=4)
+    assert 1 / 1.3 < planned / real < 1.3
 
 
 def test_bytes_held_are_those_of_the_simulated_shards():
@@ -117,6 +130,114 @@ def test_models_are_whole_while_sampling_and_when_a_phase_ends(tmp_path):
     config = load_config(ROOT / "configs" / "qwen3-8b-8gpu.toml", ["--grpo.judge=run", "--eval.proofs=1"])
     p = make_plan(config, 8, 8, HARDWARE["h100-80gb"]).phases["generator"]
     assert p.ends >= (12 + 4) / 8 * 8_190_735_360 + 2 * 4 * 8_190_735_360 > 80e9
+
+
+LORA = ["--lora.rank=4", "--parallel.precision=bf16"]
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], LORA, LORA[:1], LORA[1:]], ids=["plain", "lora bf16", "lora", "bf16"]
+)
+def test_bytes_held_are_those_of_model_gradients_and_moments(overrides):
+    config = load_config(None, overrides)
+    x = Costs(config, 1, 1, HARDWARE["cpu-core"])
+    model = Model(x.c).init_weights(torch.Generator().manual_seed(0))
+    if config.lora.rank:
+        add_adapters(model, config.lora, 0, x.unit == 2)
+    model.set_precision(config.parallel.precision)
+    batch = collate(make_packs([1] * 9, [Completion([2] * 9, [True] * 9) for _ in range(2)], 99))
+    optimizer = make_optimizer(model, 1e-3, 0.0)
+    model(batch.layout).sum().backward()
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    for p in learnt:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    optimizer.step()
+    moments = [v for state in optimizer.state.values() for k, v in state.items() if k != "step"]
+    copies = [m._copy[1] for m in model.modules() if isinstance(m, Linear) and m._copy]
+    tensors = [*model.parameters(), *(p.grad for p in learnt), *moments, *copies]
+    held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    assert x.state() == pytest.approx(held, rel=0.02)
+    assert x.trained == sum(p.numel() for p in learnt)
+
+
+def test_one_card_of_24_gb_trains_a_model_of_1_7_billion_on_8000_tokens():
+    path, card = ROOT / "configs" / "qwen3-1.7b-24gb.toml", HARDWARE["rtx4090-24gb"]
+    plan = make_plan(load_config(path), 1, 1, card)
+    assert max(p.peak for p in plan.phases.values()) < 0.9 * 24e9
+    config = load_config(path)
+    assert max(p.prompt + config.phase(name).max_tokens for name, p in plan.phases.items()) > 8000
+    assert "fits into 24 GB" in dry_run(config, 1, "rtx4090-24gb")
+    served = ["--rollout.engine=vllm", "--rollout.start=true", "--grpo.judge=engine"]
+    share = "--rollout.options=--gpu-memory-utilization=0.25"
+    two = make_plan(load_config(path, [*served, share]), 1, 1, card).phases["generator"]
+    assert two.servers == 2 * 0.25 * 24e9 and two.peak < 0.9 * 24e9
+    whole = make_plan(load_config(path, ["--lora.rank=0"]), 1, 1, card).phases["verifier"]
+    assert whole.held > 24e9  # and with moments of one byte each, beside a judge, 23.5
+    eight_bit = whole.held - 6 * plan.params + 2 * plan.params
+    assert 23e9 < eight_bit < 24e9
+    said = path.read_text().replace("#   ", "")
+    assert all(line in said for line in dry_run(config, 1, "rtx4090-24gb").splitlines())
+
+
+def test_engines_take_their_share_and_this_process_no_keys_and_values():
+    path = ROOT / "configs" / "qwen3-8b-8gpu.toml"
+    own = make_plan(load_config(path, ["--grpo.judge=run"]), 8, 8, HARDWARE["h100-80gb"]).phases["generator"]
+    urls = ["--rollout.engine=vllm", '--rollout.urls=["http://a:1"]', '--rollout.judge_urls=["http://a:2"]']
+    config = load_config(path, [*urls, "--grpo.judge=engine"])
+    there = make_plan(config, 8, 8, HARDWARE["h100-80gb"]).phases["generator"]
+    assert there.servers == there.sampling == 0 and there.held < own.held
+    assert there.seconds < own.seconds
+    assert "GPUs of their own" in dry_run(config, 8, "h100-80gb")
+    rollout = RolloutConfig(engine="vllm", start=True, options="--x 1 --gpu-memory-utilization 0.4")
+    assert share_of(rollout) == 0.4
+    assert share_of(RolloutConfig(engine="sglang", options="--mem-fraction-static=0.5")) == 0.5
+    assert share_of(RolloutConfig(engine="vllm")) == 0.9
+
+
+def test_what_does_not_fit_is_refused_at_the_start_by_what_is_really_held(monkeypatch):
+    monkeypatch.setattr(start, "memory_of", lambda device: 24e9)
+    monkeypatch.chdir(ROOT)
+    flags = ["--pretrained.shape=configs/shapes/qwen3-1.7b.json", "--parallel.precision=bf16"]
+    config = load_config(None, ["--pretrained.folder=none", *flags])
+    with pytest.raises(InputError, match=r"holds 30\.3 GB.* has 24\.0 GB.*lora\.rank"):
+        start._check_memory(config, Ranks())
+    lora = load_config(None, ["--pretrained.folder=none", *flags, "--lora.rank=32"])
+    start._check_memory(lora, Ranks())
+    engine = ["--rollout.engine=vllm", "--rollout.start=true", "--rollout.dtype=fp32", "--grpo.judge=engine"]
+    served = load_config(None, ["--pretrained.folder=none", *flags, "--lora.rank=600", *engine])
+    with pytest.raises(InputError, match=r"updates of rank 600 holds .* engines started here take 13\.8 GB"):
+        start._check_memory(served, Ranks())
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("extra", [{}, {"qk_norm": True}])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_operators_of_a_decoded_token_are_counted(half, extra, rank):
+    shape = ModelConfig(50, dim=32, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=48, embed_conv=0, **extra)
+    model = Model(shape).init_weights(torch.Generator().manual_seed(0))
+    if rank:
+        add_adapters(model, LoraConfig(rank), 0, half)
+    model.set_precision("bf16" if half else "fp32")
+
+    def operators(tokens: int) -> int:
+        with Operators() as counted:
+            sample(model, SimpleNamespace(end=-1), [[1] * 5], 4, Sampling(1.0, tokens), 0)
+        return counted.n
+
+    found = (operators(24) - operators(8)) / 16
+    assert launches(shape, half, rank > 0) == pytest.approx(found, rel=0.15)
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators that compute: no views."""
+
+    n = 0
+    VIEWS = "view _unsafe_view t transpose expand unsqueeze squeeze select slice permute detach".split()
+    VIEWS += ["alias", "split", "unbind", "lift_fresh", "_local_scalar_dense"]
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        self.n += f.overloadpacket.__name__ not in self.VIEWS
+        return f(*args, **(kwargs or {}))
 
 
 def test_the_cache_is_what_sampling_fills():
