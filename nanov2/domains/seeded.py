@@ -27,6 +27,7 @@ Only the issues that the critique claims count. An issue is real where its line 
 1: all are real, and the score follows from the findings (to claim none is reasonable).
 0.5: some are invented, or the score does not follow.
 0: all are invented."""
+KEPT = 1 << 14  # views whose faults and errors are worked out once
 DRAWS = 10_000  # problems drawn in a row without a new one, before a difficulty is called too narrow
 
 

@@ -135,17 +135,3 @@ def read_phases(run: Path) -> list[Phase]:
         for name in PHASES
         if (folder / name).is_dir()
     ]
-
-
-def planned(settings: dict) -> list[tuple[str, int]]:
-    """The phases of the whole run, (phase, lap) in order, from the settings that run.json keeps."""
-    later = (settings.get(f"lap_{p}") or {} for p in ("verifier2", "generator", "selfverify"))
-    left_out = set() if any(s.get("init") == "consolidated" for s in later) else {"consolidate"}
-    left_out |= {name for name in ("renew_meta", "aware") if not (settings.get(name) or {}).get("on")}
-    laps = settings.get("laps", 1)
-    return [
-        (phase, lap)
-        for lap in range(1, min(int(laps), 1000) + 1)
-        for phase, info in PHASES.items()
-        if info.belongs_to(lap) and phase not in left_out
-    ]

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from nanov2.errors import InputError, as_written
 from nanov2.pages.legend import entry
-from nanov2.pages.read import Phase, number, planned, read_json, read_phases
+from nanov2.pages.read import Phase, number, read_json, read_phases
 from nanov2.run.cli import Parser
+from nanov2.run.phases import planned
 
 SHOWN = ("loss", "reward", "truth", "truth_quality", "truth_draft", "meta", "entropy", "cut", "grad_norm")
 BARS = "▁▂▃▄▅▆▇█"

@@ -102,22 +102,9 @@ def run_cast(args: argparse.Namespace, overrides: list[str]) -> Cast:
     prover = _author(run, phase, args.lap, run.config.selfverify.max_tokens, args)
     if args.mode == "search":
         verifier = _author(run, "verifier2", args.lap, run.config.verifier.max_tokens, args)
-        meta = OwnAuthor(
-            verifier.model,
-            verifier.language,
-            dataclasses.replace(verifier.how, max_tokens=run.config.meta.max_tokens),
-            verifier.seed,
-            verifier.identity,
-        )
+        meta = _limited(verifier, run.config.meta.max_tokens)
     else:
-        verifier = OwnAuthor(
-            prover.model,
-            prover.language,
-            dataclasses.replace(prover.how, max_tokens=run.config.verifier.max_tokens),
-            prover.seed,
-            prover.identity,
-        )
-        meta = verifier
+        meta = verifier = _limited(prover, run.config.verifier.max_tokens)
     return Cast(
         run.config, prover, verifier, meta, prover.language, run.domain, run.ranks, _trust(run, args.lap)
     )
@@ -131,6 +118,12 @@ def _author(run: Run, phase: str, lap: int, limit: int, args: argparse.Namespace
     how = Sampling(temperature, limit, run.config.verifier.batch_rows)
     told = {"weights": fingerprint(run.folder(phase, lap))}
     return OwnAuthor(model, run.domain.language(tokenizer), how, derive_seed(args.draw, phase), told)
+
+
+def _limited(author: OwnAuthor[Language], limit: int) -> OwnAuthor[Language]:
+    """The same author with another limit of its answers."""
+    how = dataclasses.replace(author.how, max_tokens=limit)
+    return OwnAuthor(author.model, author.language, how, author.seed, author.identity)
 
 
 def newest_lap(run: Run, phase: str) -> int:

@@ -141,17 +141,6 @@ class Config:
         """The section that holds the settings of a phase in a lap."""
         return f"lap_{phase}" if lap > 1 and hasattr(self, f"lap_{phase}") else phase
 
-    @property
-    def consolidates(self) -> bool:
-        """Whether a phase of the later laps starts from a consolidated base."""
-        later = (self.lap_verifier2, self.lap_generator, self.lap_selfverify)
-        return any(phase.init == "consolidated" for phase in later)
-
-    def skips(self, phase: str) -> bool:
-        """Whether the flywheel leaves out a phase that is there on request."""
-        done = {"consolidate": self.consolidates, "renew_meta": self.renew_meta.on, "aware": self.aware.on}
-        return not done.get(phase, True)
-
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 

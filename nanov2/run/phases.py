@@ -110,11 +110,19 @@ PHASES = {phase.name: phase for phase in CYCLE}
 
 def flywheel(config: Config) -> list[tuple[str, int]]:
     """(phase, lap) of everything that the flywheel does."""
+    return planned(config.to_dict())
+
+
+def planned(settings: dict) -> list[tuple[str, int]]:
+    """The same, by the settings that run.json keeps: what an older run does not know, it does not do."""
+    later = (settings.get(f"lap_{phase}") or {} for phase in ("verifier2", "generator", "selfverify"))
+    left_out = {name for name in ("renew_meta", "aware") if not (settings.get(name) or {}).get("on")}
+    left_out |= set() if any(s.get("init") == "consolidated" for s in later) else {"consolidate"}
     return [
         (phase.name, lap)
-        for lap in range(1, config.laps + 1)
+        for lap in range(1, min(int(settings.get("laps", 1)), 1000) + 1)  # run.json may be spoilt
         for phase in CYCLE
-        if phase.belongs_to(lap) and not config.skips(phase.name)
+        if phase.belongs_to(lap) and phase.name not in left_out
     ]
 
 

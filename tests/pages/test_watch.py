@@ -10,6 +10,8 @@ import pytest
 
 from nanov2.errors import InputError
 from nanov2.pages.watch import Ending, frame, is_held, safe, sparkline
+from nanov2.run.config import load_config
+from nanov2.run.phases import flywheel, planned
 
 
 @pytest.fixture
@@ -82,6 +84,14 @@ def test_the_view_ends_when_nobody_has_run_the_run_for_a_while():
     assert not ending.reached(False, True, 30)  # started again
     assert not ending.reached(False, False, 40) and ending.reached(False, False, 60)
     assert ending.reached(True, True, 0)
+
+
+def test_the_plan_of_an_older_run_is_read_from_what_it_knew():
+    config = load_config("configs/smoke.toml", ["--lap_generator.init=consolidated"])
+    assert planned(config.to_dict()) == flywheel(config) and ("consolidate", 2) in flywheel(config)
+    older = {k: v for k, v in config.to_dict().items() if k in ("laps", "seed", "verifier")}
+    skipped = {("consolidate", 2), ("aware", 1), ("renew_meta", 2)}
+    assert planned(older) == [key for key in flywheel(config) if key not in skipped]
 
 
 def test_who_holds_the_run_is_read_without_touching_the_lock(run):

@@ -7,6 +7,7 @@ pretrained model (`pretrained.folder`) reads and writes the same texts through i
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
@@ -30,7 +31,7 @@ from nanov2.domains.integers.world import (
     rubric,
 )
 from nanov2.domains.language import Demonstration, TurnLanguage
-from nanov2.domains.seeded import DRAWS, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
+from nanov2.domains.seeded import DRAWS, KEPT, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
 from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
@@ -160,6 +161,7 @@ class IntegersDomain(SeededDomain):
         )
 
 
+@lru_cache(maxsize=KEPT)
 def faults(problem: Problem, proof: Proof) -> tuple[str, ...]:
     """The kinds of fault that a proof has."""
     truth = examine(problem, proof)
@@ -168,6 +170,7 @@ def faults(problem: Problem, proof: Proof) -> tuple[str, ...]:
     return tuple(sorted(FAULTS[name] for name in names))
 
 
+@lru_cache(maxsize=KEPT)
 def errors(problem: Problem, proof: Proof, critique: str) -> tuple[str, ...]:
     """The kinds of error that a critique makes."""
     said, truth, lost, found = parse_critique(critique), examine(problem, proof), False, set()

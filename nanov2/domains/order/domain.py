@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
@@ -40,7 +41,7 @@ from nanov2.domains.order.world import (
     write_critique,
     write_proof,
 )
-from nanov2.domains.seeded import DRAWS, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
+from nanov2.domains.seeded import DRAWS, KEPT, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
 from nanov2.errors import InputError
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
@@ -192,6 +193,7 @@ class OrderDomain(SeededDomain):
         )
 
 
+@lru_cache(maxsize=KEPT)
 def faults(problem: Problem, steps: tuple[Step, ...]) -> tuple[str, ...]:
     """The kinds of fault that a chain has."""
     truth = examine(problem, steps)
@@ -206,6 +208,7 @@ def faults(problem: Problem, steps: tuple[Step, ...]) -> tuple[str, ...]:
     return tuple(sorted(set(found)))
 
 
+@lru_cache(maxsize=KEPT)
 def errors(problem: Problem, steps: tuple[Step, ...], critique: str) -> tuple[str, ...]:
     """The kinds of error that a critique makes."""
     said, truth, lost, found = parse_critique(critique), examine(problem, steps), False, set()

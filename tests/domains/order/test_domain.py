@@ -6,6 +6,7 @@ import pytest
 from conftest import some_proofs
 
 from nanov2.domains.language import HEADING, Language, TurnLanguage
+from nanov2.domains.order import domain as order
 from nanov2.domains.order.config import WorldConfig
 from nanov2.domains.order.domain import OrderDomain
 from nanov2.domains.order.tokenizer import order_tokenizer
@@ -109,3 +110,11 @@ def test_a_page_gets_facts_steps_and_findings_with_what_they_claim(domain):
         assert len(marks) == len(view.findings)
     free = domain.view(ProofRecord("Show that 1 = 1.", "It is clear."))
     assert (free.facts, free.steps, free.findings) == ((), (), ()) and domain.view(ProblemRecord("x")).rubric
+
+
+def test_a_page_that_is_shown_again_works_nothing_out_again(domain, monkeypatch):
+    problem, proof = some_proofs(1)[0]
+    record = CritiqueRecord(problem.text, proof, write_critique(examine(problem, parse_proof(proof))))
+    first = domain.view(record)
+    monkeypatch.setattr(order, "examine", None)
+    assert domain.view(record) == first
