@@ -52,10 +52,11 @@ class VerifierConfig(GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.credit == "finding" and self.loss_type not in ("dapo", "dr_grpo"):
+        if self.credit == "finding" and self.of_rows:
             raise ValueError(
                 f'credit = "finding" gives tokens advantages of their own, and loss_type {self.loss_type!r} '
-                'takes one a critique: set loss_type = "dapo" or "dr_grpo"'
+                f"with ratio {self.ratio!r} and off_policy_delta {self.off_policy_delta:g} takes one a "
+                'critique: set loss_type = "dapo" or "dr_grpo", ratio = "token" and off_policy_delta = 0'
             )
 
 

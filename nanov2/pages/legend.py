@@ -213,6 +213,9 @@ FIGURES = {
     "grad_norm": Entry("gradient norm", "Length of the gradient before clipping."),
     "kl": Entry("KL", "Distance from the reference model, in nats a token."),
     "clip_fraction": Entry("clipped tokens", "Share of tokens whose gradient the ratio's bounds cut off."),
+    "off_policy_rate": Entry(
+        "off-policy answers", "Share of answers that `off_policy_delta` left out of the loss."
+    ),
 }
 SETS = {
     "labelled": "labelled difficulty",

@@ -62,8 +62,18 @@ class GRPOConfig:
     clip_low: Rate = setting(0.2, "ε: the ratio is clipped below 1 − ε")
     clip_high: Weight = setting(0.28, "separate upper clip (DAPO's clip-higher)")
     kl_coef: Weight = setting(0.0, "β of the k3 KL to the starting weights; 0 = no reference is kept")
+    kl_weighted: bool = setting(
+        False, "the KL is multiplied by the ratio, which makes its gradient unbiased (DeepSeek-V3.2, TRL)"
+    )
     loss_type: Literal["dapo", "grpo", "dr_grpo", "gspo"] = setting(
         "dapo", "normalised by tokens, by rows, by maximum length, or by sequences"
+    )
+    ratio: Literal["loss_type", "token", "sequence"] = setting(
+        "loss_type", "one of each token, or one a completion; as loss_type has it: gspo has one a completion"
+    )
+    off_policy_delta: Weight = setting(
+        0.0,
+        "completions with A < 0 that lost more nats a token since they were sampled do not count; 0 = off",
     )
     malformed_penalty: Weight = setting(0.0, "taken off the reward of an answer without form or end")
     scale: Literal["std", "none", "loo"] = setting("std", "what a group's advantages are divided by")
@@ -87,3 +97,23 @@ class GRPOConfig:
             raise ValueError(
                 f"prompts {self.prompts:,} times samples {self.samples:,} must be at most {MOST_ROWS:,} rows"
             )
+        if self.kl_weighted and not self.kl_coef:
+            raise ValueError("kl_weighted weighs a KL that kl_coef = 0 leaves out: set kl_coef above 0")
+        if self.ratio == "token" and self.loss_type == "gspo":
+            raise ValueError('loss_type gspo has one ratio a completion: with ratio = "token" it is grpo')
+        if self.off_policy_delta and self.optimizer_steps == 1 and not self.is_cap:
+            raise ValueError(
+                "off_policy_delta: with one optimiser step a rollout and is_cap = 0 every completion counts "
+                "as on policy: set epochs or minibatches above 1, or is_cap above 0"
+            )
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Of each rollout."""
+        return self.epochs * self.minibatches
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether the loss looks at completions as wholes, not at their tokens alone."""
+        by_row = self.loss_type in ("grpo", "gspo") or self.ratio == "sequence"
+        return by_row or self.off_policy_delta > 0

@@ -210,7 +210,7 @@ def train_on_groups(
     With one step in all, the old policy is the present one, and the ratio is exactly 1 (C6). Otherwise
     the old log-probs are computed by the trainer, once, before the first step.
     """
-    steps, stats = config.epochs * config.minibatches, Stats()
+    steps, stats = config.optimizer_steps, Stats()
     device, model.checkpointing = ranks.device, config.checkpointing
     old = _logprob_table(model, groups, config, device) if steps > 1 else None
     same = ranks.precision == "fp32" and exact  # then the sampler is the trainer
@@ -298,13 +298,19 @@ def _accumulate(model, groups, config: GRPOConfig, is_cap, device, denominator, 
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             kl_coef=config.kl_coef,
+            kl_weighted=config.kl_weighted,
             is_cap=is_cap or None,
+            off_policy_delta=config.off_policy_delta or None,
             loss_type=config.loss_type,
+            ratio=None if config.ratio == "loss_type" else config.ratio,
             denominator=denominator,
         )
         loss.backward()
         stats.add("loss", loss.item())
-        _count_trained(stats, {name: float(x) for name, x in out.stats.items()})
+        counts = {name: float(x) for name, x in out.stats.items()}
+        _count_trained(stats, counts)
+        if config.off_policy_delta:
+            stats.average("off_policy_rate", counts["off_policy_rows"], counts["rows"])
         trainer_logp = out.logp if old_logp is None else old_logp
         _compare(stats, (trainer_logp - sampler_logp)[batch.counted])
 

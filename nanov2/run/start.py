@@ -25,6 +25,7 @@ def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     _check_judges(config, domain)
     _check_engine(config)
     check_lora(config)
+    _check_off_policy(config, ranks)
     _check_credit(config, domain)
     _check_memory(config, ranks)
     if config.autolabel.problems > len(domain.problems().get("train_hard", [])):
@@ -88,6 +89,17 @@ def _check_engine(config: Config) -> None:
             f"rollout.engine {rollout.engine!r} serves models of the Hugging Face families, and this one "
             "mixes preceding tokens into embeddings: set pretrained.folder, or --model.embed_conv=0"
         )
+
+
+def _check_off_policy(config: Config, ranks: Ranks) -> None:
+    same = config.rollout.engine == "own" and ranks.precision == "fp32"  # sampler and trainer
+    for name in trained_sections():
+        section = getattr(config, name)
+        if same and section.off_policy_delta and section.optimizer_steps == 1:
+            raise InputError(
+                f"{name}.off_policy_delta: in fp32, with one optimiser step a rollout, every completion is "
+                "on policy: set epochs or minibatches above 1, or off_policy_delta = 0"
+            )
 
 
 def _check_credit(config: Config, domain: Domain) -> None:

@@ -1,5 +1,6 @@
 """GRPO's correctness, by the numbers of the faults that GRPO code is known for."""
 
+import copy
 import dataclasses
 import math
 
@@ -12,11 +13,12 @@ from nanov2.kernels.advantage import group_advantage
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.kernels.policy_loss import LOSS_TYPES, policy_loss
 from nanov2.method.rewards import NAN, R_gated
+from nanov2.model.packing import Completion, Pack, collate
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
 from nanov2.records import ProblemRecord
 from nanov2.rl.config import GRPOConfig
-from nanov2.rl.grpo import Clock, rollout_groups, train_on_groups
+from nanov2.rl.grpo import Clock, batch_logprobs, loss_denominator, rollout_groups, train_on_groups
 from nanov2.rl.stats import Stats
 from nanov2.rl.task import Group, Part, Rewards
 
@@ -161,6 +163,84 @@ def test_several_steps_on_a_rollout_move_the_ratio_and_can_clip(tokenizer, promp
     stats = train_on_groups(model, optimizer, groups, config, ranks, 0)
     assert stats.means["grad_norm"][1] == 8
     assert stats.figures()["clip_fraction"] > 0
+
+
+class MoveThenKeep(KeepGradients):
+    """Moves the weights once, then only remembers gradients: its second step is off policy."""
+
+    def step(self):
+        super().step()
+        noise = torch.Generator().manual_seed(5)
+        for p in self.model.parameters() if not self.state else []:
+            p.data += 0.05 * torch.randn(p.shape, generator=noise)
+        self.state["moved"] = True
+
+
+def specified_gradient(model, old, reference, groups, config, sampler=True):
+    """That of the loss's reference on every completion's log-probs, each from a pack of its own."""
+
+    def logprobs(m):
+        packs = [Pack(g.prompt, [Completion(r.ids, r.sampled)]) for g in groups for r in g.rollouts]
+        return torch.cat([batch_logprobs(m, collate([p]), config.temperature) for p in packs])
+
+    rollouts = [r for g in groups for r in g.rollouts]
+    advantages = torch.tensor([a for g in groups for a in g.advantages])
+    offsets = torch.tensor([0, *(len(r.ids) for r in rollouts)]).cumsum(0)
+    with torch.no_grad():
+        old_logp, ref_logp = logprobs(old), logprobs(reference)
+    model.zero_grad()
+    loss, stats = policy_loss(
+        logprobs(model),
+        old_logp,
+        advantages,
+        offsets,
+        ref_logp=ref_logp,
+        sampler_logp=torch.tensor([x for r in rollouts for x in r.logprobs]) if sampler else None,
+        is_cap=config.is_cap if sampler else None,
+        kl_coef=config.kl_coef,
+        kl_weighted=config.kl_weighted,
+        off_policy_delta=config.off_policy_delta or None,
+        loss_type=config.loss_type,
+        ratio=None if config.ratio == "loss_type" else config.ratio,
+        denominator=loss_denominator(config, len(rollouts), int(offsets[-1]), config.max_tokens + 1),
+        impl="reference",
+    )
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), stats
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kl_weighted": True},
+        {"off_policy_delta": 0.05},
+        *({"loss_type": loss, "ratio": "sequence"} for loss in LOSS_TYPES),
+        {"loss_type": "dr_grpo", "ratio": "sequence", "kl_weighted": True, "off_policy_delta": 0.05},
+        {"ratio": "token", "kl_weighted": True, "off_policy_delta": 0.05},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # bf16: the sampler's log-probs count too
+def test_what_is_trained_off_policy_is_what_the_loss_specifies(
+    tokenizer, prompts, model, ranks, settings, precision
+):
+    groups = some_groups(model, tokenizer, prompts)
+    config = dataclasses.replace(CONFIG, epochs=2, kl_coef=0.1, max_grad_norm=math.inf, **settings)
+    reference, old = small_model(tokenizer, seed=1), copy.deepcopy(model)
+    ranks.use("none", precision)  # of the loss alone: nobody places this model
+    keep = MoveThenKeep(model)
+    figures = train_on_groups(model, keep, groups, config, ranks, 0, reference).figures()
+    assert figures["ratio"] != 1
+    expected, stats = specified_gradient(model, old, reference, groups, config, precision == "bf16")
+    plain, _ = specified_gradient(
+        model, old, reference, groups, dataclasses.replace(CONFIG, epochs=2, kl_coef=0.1), precision == "bf16"
+    )
+    scale = expected.abs().max()
+    assert torch.allclose(keep.seen, expected, atol=2e-5 * scale)
+    assert not torch.allclose(expected, plain, atol=1e-3 * scale)  # the settings make a difference
+    if config.off_policy_delta:
+        assert 0 < int(stats["off_policy_rows"]) < len(groups) * 4
+        assert figures["off_policy_rate"] == int(stats["off_policy_rows"]) / (2 * 4 * len(groups))
 
 
 def test_C9_groups_without_variance_have_no_advantage():

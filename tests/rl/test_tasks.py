@@ -124,6 +124,9 @@ def test_credit_per_finding_is_refused_in_a_language_that_names_none(tokenizer):
         VerifierTask(Language(tokenizer), findings={})
 
 
-def test_credit_per_finding_is_refused_where_a_loss_takes_one_advantage_a_critique():
+@pytest.mark.parametrize(
+    "settings", [["--grpo.loss_type=gspo"], ["--grpo.ratio=sequence"], ["--grpo.off_policy_delta=0.5"]]
+)
+def test_credit_per_finding_is_refused_where_a_loss_takes_one_advantage_a_critique(settings):
     with pytest.raises(InputError, match="loss_type"):
-        load_config(None, ["--verifier.credit=finding", "--grpo.loss_type=gspo"])
+        load_config(None, ["--verifier.credit=finding", *settings])
