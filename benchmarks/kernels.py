@@ -387,7 +387,7 @@ def main() -> None:
     )
     print(f"torch {torch.__version__}, {where}")
     if not a.plot_only:
-        small(device)
+        small(device, 3 if a.quick else 30)
         size = (256, 64, 4096) if a.quick else (a.n, a.d, a.v)
         compare_losses(device, *size, dtype, a.rounds)
         compare(device, *size, dtype, a.rounds)

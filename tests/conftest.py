@@ -129,6 +129,7 @@ SLOW_FILES = (
     "run/test_install.py",
     "run/test_phases.py",
     "run/test_takeover.py",
+    "test_gpu_benchmark.py",
     "test_readme.py",
 )
 SLOW_TESTS = (
