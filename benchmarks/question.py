@@ -45,6 +45,7 @@ from nanov2.rl.logs import read_rows
 from nanov2.run.cli import script
 
 LOOKS = 4  # of a judge at one proof, in every arm
+BEFORE = {"verifier": "coldstart", "aware": "verifier", "verifier2": "meta", "generator": "verifier2"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def arm_job(run: Path, name: str, shared: list[str]) -> Job:
     """What makes an arm."""
     arm = ARMS[name]
     source = arm_folder(run, arm.takes) if arm.takes else run
-    needs = (is_done(source, ARMS[arm.takes].phase),) if arm.takes else ()
+    needs = (is_done(source, ARMS[arm.takes].phase if arm.takes else BEFORE[arm.phase]),)
     return phase_job(arm_folder(run, name), source, arm.phase, 1, (*shared, *arm.settings), needs)
 
 

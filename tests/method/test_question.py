@@ -114,7 +114,7 @@ def test_an_arm_begins_from_the_run_or_from_the_arm_that_it_takes():
     assert f"--from={Path('runs/seed0-question/aware')}" in job.command and "--aware.on=true" in job.command
     assert job.needs == (Path("runs/seed0-question/aware/aware/phase.json"),)
     job = question.arm_job(run, "min-base", [])
-    assert f"--from={run}" in job.command and not job.needs
+    assert f"--from={run}" in job.command and job.needs == (run / "verifier2" / "phase.json",)
 
 
 def test_what_is_worth_most_is_first_and_what_it_needs_before_it():
