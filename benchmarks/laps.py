@@ -39,13 +39,15 @@ from benchmarks.runs import (
 )
 from nanov2.errors import InputError
 from nanov2.pages.report import build_report
-from nanov2.records import write_atomically
+from nanov2.records import read_json, write_atomically
 from nanov2.run.cli import script
 from nanov2.run.config import load_config
 
 SIDES = {"with labels": "laps", "without": "laps-no-labels"}  # title → how the folder's name goes on
 FIGURES = (  # title, phase, figure on the hardest held-out set, whether at temperature 0 too
-    ("verifier's score accuracy on the newest proofs", "verifier2", "score_accuracy", True),
+    ("verifier's score accuracy on the newest proofs", "newest", "score_accuracy", True),
+    ("wrong ones of them that the verifier passes", "newest", "wrong_passed", True),
+    ("verifier's score accuracy on its own run's newest proofs", "verifier2", "score_accuracy", True),
     ("generator's true score, phase 2", "generator", "true_score", True),
     ("final true score, phase 3", "selfverify", "final_true_score", True),
     ("reward − truth, phase 2", "generator", "hacking_gap", True),
@@ -78,6 +80,19 @@ def lap_job(run: Path, side: str, lap: int, settings: list[str]) -> Job:
     return Job(f"{folder}, lap {lap}", (*command, *options), is_done(folder, "autolabel", lap), log, needs)
 
 
+def newest_file(run: Path, lap: int) -> Path:
+    return run.with_name(f"{run.name}-laps-newest-{lap}.json")
+
+
+def newest_job(run: Path, lap: int) -> Job:
+    """Both sides' verifiers of a lap on the newest proofs of both."""
+    folders, out = [side_folder(run, side) for side in SIDES], newest_file(run, lap)
+    command = (sys.executable, str(ROOT / "benchmarks" / "newest.py"), *map(str, folders))
+    needs = tuple(is_done(folder, "verifier2", lap) for folder in folders)
+    asked = (*command, f"--lap={lap}", f"--out={out}")
+    return Job(f"{run}, newest proofs of lap {lap}", asked, out, out.with_suffix(".log"), needs)
+
+
 def jobs(runs: list[Path], laps: int, overrides: list[str]) -> list[Job]:
     """A lap of all runs and sides before the next lap. How many laps follow changes nothing in a lap, but in
     runs whose problems get harder: what is hardest there is that of the run's last lap."""
@@ -86,6 +101,7 @@ def jobs(runs: list[Path], laps: int, overrides: list[str]) -> list[Job]:
         for run in runs:
             all_laps = laps if load_config(run / "config.json").world.gets_harder else lap
             found += [lap_job(run, side, lap, [f"--laps={all_laps}", *overrides]) for side in SIDES]
+            found.append(newest_job(run, lap))
     return found
 
 
@@ -110,20 +126,28 @@ def figures(folder: Path, lap: int) -> dict[str, float]:
     proofs: it is measured on the weak prover's."""
     found = {}
     for title, phase, name in ROWS:
+        if phase == "newest" or (lap == 1 and phase == "verifier2"):
+            continue
         after = figures_of(folder, phase, lap)
         sets = ("hard",) if phase in ("verifier2", "autolabel") else ("hardest", "hard")
-        known = [after[key] for s in sets if (key := f"{s}/{name}") in after]
-        if known and not (lap == 1 and phase == "verifier2"):
+        if known := [after[key] for s in sets if (key := f"{s}/{name}") in after]:
             found[title] = known[0]
     return found
 
 
 def measured(run: Path, laps: int) -> dict[str, dict[str, dict[str, float]]]:
     """One seed's figures: side → lap → title → value. Lap 1 is the run's own."""
-    return {
-        side: {str(n): figures(run if n == 1 else side_folder(run, side), n) for n in range(1, laps + 1)}
-        for side in SIDES
-    }
+    found = {}
+    for i, side in enumerate(SIDES):
+        found[side] = {"1": figures(run, 1)}
+        for lap in range(2, laps + 1):
+            path = newest_file(run, lap)
+            newest = read_json(path)["runs"][i] if path.is_file() else {}
+            same = {
+                title: newest[name] for title, phase, name in ROWS if phase == "newest" and name in newest
+            }
+            found[side][str(lap)] = same | figures(side_folder(run, side), lap)
+    return found
 
 
 def rows(seeds: Seeds, laps: int) -> list[list[str]]:

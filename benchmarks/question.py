@@ -148,9 +148,15 @@ def jobs(runs: list[Path], arms: list[str], shared: list[str], smoke: bool, prob
     return found
 
 
+def kept(folder: Path, phase: str, when: str = "after") -> dict[str, float]:
+    """Those of a phase's held-out figures that tables and claims are made of."""
+    found = figures_of(folder, phase, when=when)
+    return {name: value for name, value in found.items() if name in show.KEPT}
+
+
 def figures(folder: Path, phase: str) -> dict[str, float]:
     """A phase's held-out figures at its end, what it sampled, and how many of its groups had variance."""
-    after = figures_of(folder, phase)
+    after = kept(folder, phase)
     if not after:
         return {}
     rows = read_rows(phase_folder(folder, phase) / "metrics.jsonl")
@@ -172,7 +178,7 @@ def measured(run: Path) -> dict[str, dict[str, float]]:
     for name, arm in ARMS.items():
         found[name] = figures(arm_folder(run, name), arm.phase)
         if name in GENERATORS:
-            found[f"{name} start"] = figures_of(arm_folder(run, name), "generator", when="before")
+            found[f"{name} start"] = kept(arm_folder(run, name), "generator", "before")
     for critic in CRITICS:
         by_reviser = read_json(path) if (path := refined(run, critic)).is_file() else {}
         found |= {f"{reviser} by {critic}": by_reviser.get(reviser, {}) for reviser in REVISERS}

@@ -92,6 +92,8 @@ ALARM = "self-internalisation gap"  # the one that is claimed to tell when a ver
 
 COLUMNS = {TITLES[name]: name for name in (TRUE, COLD, GAP, FALSE)} | {"tokens": "tokens"}
 DRAWN = (TITLES[TRUE], TITLES[GAP], TITLES[FALSE])
+KEPT = {*TITLES, *COLUMNS.values()}  # the figures of phases that question.json holds, on harder problems too
+KEPT |= {name.replace("labelled/", "hard/") for name in KEPT}
 
 
 def column(seeds: Seeds, arm: str, figure: str) -> list[float]:
