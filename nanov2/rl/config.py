@@ -48,6 +48,9 @@ class GRPOConfig:
     steps: Count = setting(120, "rollout steps")
     prompts: Batch = setting(16, "groups a step that have variance, over all ranks (see refill)")
     samples: Annotated[int, Within(2, 65_536)] = setting(12, "G, completions per prompt")
+    first_samples: Annotated[int, Within(0, 65_536)] = setting(
+        0, "so many of them first, the others only where the rewards of these differ; 0 = all at once"
+    )
     temperature: Temperature = setting(1.0, "of sampling and of every log-prob in the loss")
     max_tokens: Tokens = setting(64, "limit of one turn, <end> included; longer is truncated and counted")
     lr: LearningRate = setting(3e-4, "peak learning rate")
@@ -96,6 +99,10 @@ class GRPOConfig:
         if self.prompts * self.samples > MOST_ROWS:
             raise ValueError(
                 f"prompts {self.prompts:,} times samples {self.samples:,} must be at most {MOST_ROWS:,} rows"
+            )
+        if self.first_samples and not 2 <= self.first_samples < self.samples:
+            raise ValueError(
+                f"first_samples {self.first_samples} must be 0, or from 2 to less than samples {self.samples}"
             )
         if self.kl_weighted and not self.kl_coef:
             raise ValueError("kl_weighted weighs a KL that kl_coef = 0 leaves out: set kl_coef above 0")

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -67,9 +68,17 @@ def rollout_groups(
     denominator too. So are items whose prompt fills the model's context; "overlong" counts them.
     `saw` is told of each round of items, in order, the standard deviation of their groups' rewards (None:
     nobody was rewarded), the same on every rank. Returns this rank's groups and figures.
+
+    With `config.first_samples` = k a group has its other G − k completions only where the rewards of the
+    first k differ; its advantages are over all G. With rewards of 0 and 1 and a chance p of 1, a prompt is
+    trained on with probability 1 − p^k − (1 − p)^k instead of 1 − p^G − (1 − p)^G: prompts that nearly always
+    or nearly never succeed teach less often, and a rare reward is more frequent in the groups that are kept
+    than elsewhere. That changes how much a prompt weighs, not where its gradient points: given m ones, it is
+    on average m (G − m) / G times the difference of the two rewards' mean gradients, whatever m was drawn.
+    With three or more rewards the selection also shifts their weights against each other. Figures are of the
+    first k, of every group the same number; "tokens" are all.
     """
     judges = getattr(task, "judges", {}).values()
-    sampling = Sampling(config.temperature, config.max_tokens, config.batch_rows, task.max_given)
     kept, room, stats = [], config.prompts, Stats()
     for attempt in range(1 + config.refill):
         mine = ranks.mine(list(enumerate(next_items(config.prompts))))
@@ -78,12 +87,10 @@ def rollout_groups(
         stats.add("overlong", len(asked) - len(fitting))
         prompts = [prompt for *_, prompt in fitting]
         seeds = [derive_seed(seed, attempt, i) for i, *_ in fitting]
-        how = (config.samples, sampling, seeds, task.next_turn, task.max_turns)
         items = [item for _, item, _ in fitting]
         spent = sum(getattr(j, "tokens", 0) for j in judges)
-        rollouts, rewards = _sample_and_judge(model, tokenizer, task, items, prompts, how, clock)
+        rollouts, rewards = _completions(model, tokenizer, task, items, prompts, seeds, config, clock, stats)
         stats.add("judge_tokens", sum(getattr(j, "tokens", 0) for j in judges) - spent)
-        _count(stats, rollouts, rewards)
         made, spreads = _make_groups(prompts, rollouts, rewards, config)
         groups = {i: group for (i, *_), group in zip(fitting, made, strict=True)}
         spread = {i: s for (i, *_), s in zip(fitting, spreads, strict=True)}
@@ -99,6 +106,44 @@ def rollout_groups(
         if not room:
             break
     return kept, stats
+
+
+def _completions(
+    model: Model,
+    tokenizer: Tokenizer,
+    task: Task,
+    items: list,
+    prompts: list[list[int]],
+    seeds: list[int],
+    config: GRPOConfig,
+    clock: Clock,
+    stats: Stats,
+) -> tuple[list[Rollout], Rewards]:
+    """Each prompt's completions, in order, and what they are worth, counted in `stats`."""
+    sampling = Sampling(config.temperature, config.max_tokens, config.batch_rows, task.max_given)
+
+    def write(which: list[int], n: int, seeds: list) -> tuple[list[Rollout], Rewards]:
+        """n completions of these prompts."""
+        how = (n, sampling, seeds, task.next_turn, task.max_turns)
+        some, of = [items[i] for i in which], [prompts[i] for i in which]
+        rollouts, rewards = _sample_and_judge(model, tokenizer, task, some, of, how, clock)
+        for r in rollouts:
+            r.group = which[r.group]
+        return rollouts, rewards
+
+    k, everywhere = config.first_samples, list(range(len(prompts)))
+    if not k:
+        rollouts, rewards = write(everywhere, config.samples, seeds)
+        _count(stats, rollouts, rewards)
+        return rollouts, rewards
+    own = [[derive_seed(seed, j) for j in range(config.samples)] for seed in seeds]  # of each completion
+    rollouts, rewards = write(everywhere, k, [row[:k] for row in own])
+    _count(stats, rollouts, rewards)
+    groups, _ = _make_groups(prompts, rollouts, rewards, config)
+    differ = [i for i, group in enumerate(groups) if group]
+    more, theirs = write(differ, config.samples - k, [own[i][k:] for i in differ])
+    stats.add("tokens", sum(sum(r.sampled) for r in more))
+    return _joined([rollouts, more], [rewards, theirs])
 
 
 def _sample_and_judge(
@@ -117,8 +162,14 @@ def _sample_and_judge(
         parts.append(task.rewards([items[r.group] for r in batch], batch))
         rollouts += batch
         clock.lap("judge")
-    order = sorted(range(len(rollouts)), key=lambda i: rollouts[i].group)
-    return [rollouts[i] for i in order], Rewards.joined(parts, order)
+    return _joined([rollouts], parts)
+
+
+def _joined(rollouts: Iterable[list[Rollout]], rewards: Iterable[Rewards]) -> tuple[list[Rollout], Rewards]:
+    """Several lists as one, by group, and within a group in the order given."""
+    rows = [r for part in rollouts for r in part]
+    order = sorted(range(len(rows)), key=lambda i: rows[i].group)
+    return [rows[i] for i in order], Rewards.joined(list(rewards), order)
 
 
 def _make_groups(
@@ -128,7 +179,6 @@ def _make_groups(
     None where none is known."""
     if not rollouts:
         return [], []
-    n = config.samples
     # The reward alone does not tell an answer without end or form from one that is merely wrong.
     formed = rewards.formed or [True] * len(rollouts)
     malformed = [r.truncated or not f for r, f in zip(rollouts, formed, strict=True)]
@@ -137,7 +187,9 @@ def _make_groups(
     ids = torch.tensor([r.group for r in rollouts])
     advantages, stats = group_advantage(penalised, ids, scale=config.scale)
     parts = _part_advantages(rollouts, rewards.parts, config)
-    rows = [slice(g * n, (g + 1) * n) for g in range(len(prompts))]
+    sizes = Counter(r.group for r in rollouts)
+    ends = list(accumulate(sizes[g] for g in range(len(prompts))))
+    rows = [slice(end - sizes[g], end) for g, end in enumerate(ends)]
     groups: list[Group | None] = []
     for prompt, part, varied in zip(prompts, rows, stats.has_variance.tolist(), strict=True):
         credited = any(p.worth for of_one in parts[part] for p in of_one)

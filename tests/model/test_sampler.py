@@ -277,10 +277,19 @@ def test_a_decode_steps_operators_do_not_grow_with_the_completion(tokenizer, mod
     cache.seat(rows, torch.zeros(2, dtype=torch.long), recent.expand(2, -1))
     cache.arrange()
     counts = {}
-    for step in range(2049):
+
+    def decode(step):
         with Count() as count:
             model.step(torch.tensor([5, 6]), cache, rows)
         counts[step] = count.n
+
+    for step in range(2049):
+        decode(step)
+    for room in (4096, 8192):  # on to where the buffer doubles again
+        cache.lengths.fill_(room - 2)
+        cache.longest = room - 2
+        for step in range(room - 2, room + 2):
+            decode(step)
     doublings = [step for step, n in counts.items() if n != counts[16]]
-    assert doublings == [32, 64, 128, 256, 512, 1024, 2048]
+    assert doublings == [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
     assert all(counts[step] == counts[16] + 1 for step in doublings)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -264,6 +265,63 @@ def test_C9_groups_without_variance_are_left_out_and_refilled(tokenizer, prompts
     assert groups == [] and figures["groups_sampled"] == 12 and figures["groups_kept"] == 0
     trained = train_on_groups(model, KeepGradients(model), groups, config, ranks, 0)
     assert "grad_norm" not in trained.figures()  # nothing to learn from: no step, and no error
+
+
+class ParityTask(LengthTask):
+    """A reward of 0 or 1 by the first id, and a count of what was judged, call by call."""
+
+    def __init__(self, prompts):
+        super().__init__(prompts)
+        self.judged = []
+
+    def rewards(self, items, rollouts):
+        self.judged.append(len(rollouts))
+        worth = [float(r.ids[0] % 2) for r in rollouts]
+        return Rewards(worth, log={"odd": worth})
+
+
+def test_a_group_goes_on_only_where_its_first_samples_differ(tokenizer, prompts, model, ranks):
+    items = [ProblemRecord(p.text) for p in some_problems(8)]
+    config = dataclasses.replace(CONFIG, prompts=8, samples=6, first_samples=2)
+    task = ParityTask(prompts)
+    groups, stats = rollout_groups(model, tokenizer, task, lambda n: items[:n], config, ranks, 0, Clock())
+    figures, asked = stats.figures(), [task.prompt(item) for item in items]
+    seeds = [[derive_seed(derive_seed(0, 0, i), j) for j in range(6)] for i in range(8)]
+    everything = sample(model, tokenizer, asked, 6, Sampling(1.0, 12), seeds)
+    rows = [everything[i : i + 6] for i in range(0, 48, 6)]  # each row is drawn by a seed of its own
+    first = [[r.ids[0] % 2 for r in of_one[:2]] for of_one in rows]
+    differ = [i for i, (a, b) in enumerate(first) if a != b]
+    assert 0 < len(differ) < 8 and task.judged == [16, 4 * len(differ)]
+    assert [g.prompt for g in groups] == [asked[i] for i in differ]
+    for group, i in zip(groups, differ):
+        assert [r.ids for r in group.rollouts] == [r.ids for r in rows[i]]
+        worth = torch.tensor([float(r.ids[0] % 2) for r in rows[i]])
+        expected, _ = group_advantage(worth, torch.zeros(6, dtype=torch.long))
+        assert group.advantages == expected.tolist()  # over all of the group
+    # Figures are of the same number of completions of every prompt, but all tokens count.
+    assert figures["reward"] == figures["odd"] == sum(map(sum, first)) / 16
+    sampled = [r for i, of_one in enumerate(rows) for r in of_one[: 6 if i in differ else 2]]
+    assert figures["tokens"] == sum(len(r.ids) for r in sampled)
+    assert figures["groups_sampled"] == 8 and figures["groups_kept"] == len(differ)
+
+
+@pytest.mark.parametrize("scale", ["std", "none", "loo"])
+def test_two_stages_change_how_much_a_prompt_weighs_not_where_its_gradient_points(scale):
+    """By enumeration, for a policy of three answers of which one is worth 1."""
+    logits = torch.tensor([0.3, -0.4, 1.1], dtype=torch.float64)
+    p, G, k = logits.softmax(0), 4, 2
+    worth = torch.tensor([1.0, 0.0, 0.0])
+    score = torch.eye(3, dtype=torch.float64) - p  # ∇ log p of each answer
+    true = (p[:, None] * worth[:, None] * score).sum(0)
+    found, kept = torch.zeros(3, dtype=torch.float64), 0.0
+    for drawn in itertools.product(range(3), repeat=G):
+        rewards, chance = worth[list(drawn)], p[list(drawn)].prod()
+        if len(set(rewards[:k].tolist())) > 1:
+            kept += chance
+            advantage, _ = group_advantage(rewards, torch.zeros(G, dtype=torch.long), scale=scale)
+            found += chance * (advantage.double()[:, None] * score[list(drawn)]).sum(0)
+    assert kept == pytest.approx(1 - p[0].item() ** k - (1 - p[0].item()) ** k)
+    assert torch.cosine_similarity(found, true, dim=0) == pytest.approx(1)
 
 
 def test_C30_an_overlong_prompt_is_counted_and_left_out(tokenizer, prompts, ranks):

@@ -59,6 +59,8 @@ TRAIN = [
     (["--verifier.lr=0"], "verifier.lr must be above 0"),
     (["--grpo.samples=1"], "samples must be from 2"),
     (["--grpo.loss_type=ppo"], 'loss_type must be one of "dapo", "grpo", "dr_grpo", "gspo", found .ppo.'),
+    (["--grpo.first_samples=1"], "first_samples 1 must be 0, or from 2 to less than samples"),
+    (["--grpo.samples=8", "--grpo.first_samples=8"], "first_samples 8 must be 0, or from 2 to less than"),
     (["--grpo.kl_weighted=true"], "kl_weighted weighs a KL that kl_coef = 0 leaves out"),
     (["--grpo.loss_type=gspo", "--grpo.ratio=token"], "gspo has one ratio a completion"),
     (["--grpo.off_policy_delta=0.5", "--grpo.is_cap=0"], "set epochs or minibatches above 1, or is_cap"),
