@@ -31,7 +31,7 @@ from nanov2.hub.author import Author
 from nanov2.hub.local import OwnAuthor
 from nanov2.method.agreement import measure, report
 from nanov2.method.config import AutolabelConfig
-from nanov2.method.consensus import Assessed, Rule, assess_adaptively, calibrate
+from nanov2.method.consensus import Assessed, Rule, assess_adaptively, calibrate, wilson
 from nanov2.method.judges import Judge
 from nanov2.method.labels import (
     clear,
@@ -69,7 +69,8 @@ def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = T
         for limit in (verifier.max_tokens, run.config.meta.max_tokens)
     )
     mine = run.ranks.mine([(r.problem, r.proof) for r in proofs])
-    return run.ranks.gather(assess_proofs(critic, meta, language, c, mine, settle=settle))
+    told = run.ranks.main
+    return run.ranks.gather(assess_proofs(critic, meta, language, c, mine, settle=settle, bar=told))
 
 
 def assess_proofs(
@@ -80,6 +81,7 @@ def assess_proofs(
     pairs: list[tuple[str, str]],
     states: Counter | None = None,
     settle: bool = True,
+    bar: bool = False,
 ) -> list[list[Assessed]]:
     """n critiques of each (problem, proof), or with `settle` fewer, each that reports an issue looked at m
     times. `states` counts what became of the critiques."""
@@ -90,7 +92,7 @@ def assess_proofs(
         return critic, Judge(meta, language, language.claimed_quality, config.m)
 
     clean, k = (config.clean, config.k) if settle else (config.n, config.n)
-    return assess_adaptively(pairs, judges, config.n, config.chunk, k, clean)
+    return assess_adaptively(pairs, judges, config.n, config.chunk, k, clean, bar)
 
 
 def autolabel(run: Run, lap: int) -> None:
@@ -152,13 +154,20 @@ def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
     found = calibrate(critiques, [r.score for r in proofs], wanted, run.config.autolabel.disputed)
     if not run.ranks.main:
         return
-    print(f"{len(proofs)} proofs; settings with precision of at least {wanted:g}, widest coverage first")
+    print(
+        f"{len(proofs)} proofs; settings whose precision is at least {wanted:g} at the lower end of its 95% "
+        "interval, widest coverage first"
+    )
     print("   n  m  k  max_doubt  precision (low)  coverage  critiques a proof, adaptive")
     for c in found[:12]:
         rates = f"{c.precision:.3f} ({c.low:.3f})    {c.coverage:.3f}     {c.critiques:.2f}"
         print(f"  {c.n:2} {c.m:2} {c.k:2}  {min(c.max_doubt, 9.0):9.2f}  {rates}")
     if not found:
-        print("  none: raise --autolabel.n, or ask for less")
+        best = wilson(1.0, len(proofs))
+        print(
+            f"  none (of {len(proofs)} labels, all right, that end would be {best:.3f}): give more proofs, "
+            "raise --autolabel.n, or ask for less"
+        )
 
 
 def label_by_chat(config: Config, args) -> None:

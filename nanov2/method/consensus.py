@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tqdm import tqdm
+
 from nanov2.method.config import AutolabelConfig
 from nanov2.method.judges import Judge
 from nanov2.method.rewards import R_looks
@@ -132,13 +134,15 @@ def assess_adaptively(
     chunk: int,
     k: int,
     clean: int,
+    bar: bool = False,
 ) -> list[list[Assessed]]:
     """Like `assess`, at most n critiques each, in chunks: a proof that is `settled` gets no more.
 
     `judges(first, count)` makes the verifier and the meta-verifier for critiques first … first + count − 1.
+    `bar`: chunks are told on a terminal.
     """
     found: list[list[Assessed]] = [[] for _ in pairs]
-    for first in range(0, n, chunk):
+    for first in tqdm(range(0, n, chunk), "critiques", unit="chunk", disable=None if bar else True):
         open_ = [i for i, critiques in enumerate(found) if not settled(critiques, k, clean)]
         verifier, meta = judges(first, min(chunk, n - first))
         for i, more in zip(open_, assess([pairs[i] for i in open_], verifier, meta), strict=True):
@@ -163,9 +167,9 @@ class Calibrated:
 def calibrate(
     critiques: list[list[Assessed]], truth: list[float], wanted: float, disputed: str = "unclear"
 ) -> list[Calibrated]:
-    """All n, m, k (up to those of `critiques`), each with the largest doubt that still gives a precision of
-    at least `wanted`, widest coverage first, then cheapest. Empty where none is. Chosen and measured on the
-    same proofs, the precision flatters."""
+    """All n, m, k (up to those of `critiques`), each with the largest doubt at which the lower end of the
+    precision's interval is still at least `wanted`, widest coverage first, then cheapest. Empty where none
+    is. Chosen and measured on the same proofs, the precision flatters."""
     out = []
     most_m = max((len(c.confirmations) for cs in critiques for c in cs), default=0)
     for n in range(1, max(map(len, critiques), default=0) + 1):
@@ -191,15 +195,15 @@ def calibrate(
 
 def largest_doubt(right: list[tuple[float, bool]], wanted: float) -> float | None:
     """The largest doubt up to which labels, given as (doubt, whether it is right), are right as often as
-    wanted; infinity if all are; None if not even those in least doubt are."""
-    if right and sum(r for _, r in right) >= wanted * len(right):
+    wanted, by the lower end of the interval; infinity if all are; None if not even those in least doubt."""
+    if right and wilson(sum(r for _, r in right) / len(right), len(right)) >= wanted:
         return math.inf
     found, good = None, 0
     ordered = sorted(right)
     for i, (d, r) in enumerate(ordered, 1):
         good += r
         last = i == len(ordered) or ordered[i][0] > d
-        if last and good >= wanted * i:
+        if last and wilson(good / i, i) >= wanted:
             found = d
     return found
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from nanov2.domains.domain import open_domain
 from nanov2.domains.language import Demonstration
 from nanov2.domains.order.domain import OrderDomain, OrderLanguage
 from nanov2.errors import InputError
+from nanov2.method import consensus as labelling
 from nanov2.method.consensus import (
     RULES,
     Assessed,
@@ -294,15 +296,25 @@ def test_calibration_finds_what_reaches_the_precision_and_its_cost():
     fatal, clean, lie = assessed(0.0, 1, 1), assessed(1.0), assessed(0.0, 1, 0)
     critiques = [[fatal] * 4] * 5 + [[clean] * 4] * 5 + [[lie, clean, clean, clean]]
     truth = [0.0] * 5 + [1.0] * 6
-    best = calibrate(critiques, truth, wanted=1.0)[0]
-    assert best.precision == 1 and best.coverage == 1 and best.low < 1
+    best = calibrate(critiques, truth, wanted=0.7)[0]
+    assert best.precision == 1 and best.coverage == 1 and 0.7 <= best.low < 0.9
     assert best.critiques <= 4
-    assert calibrate(critiques, [0.5] * 11, wanted=0.9) == []
+    assert calibrate(critiques, truth, wanted=0.9) == []  # eleven right labels do not show as much
+    assert calibrate(critiques, [0.5] * 11, wanted=0.2) == []
     critiques[-1][0], truth[-1] = assessed(0.0, 0, 0), 0.0  # labelled wrongly, but in doubt
-    best = calibrate(critiques, truth, wanted=1.0, disputed="right")[0]
+    best = calibrate(critiques, truth, wanted=0.7, disputed="right")[0]
     assert best.precision == 1 and best.coverage == pytest.approx(10 / 11)
     limit = Rule("consensus", best.k, "right", best.max_doubt)
     assert limit(critiques[-1]) is None and limit(critiques[0]) == 0.0
+
+
+def test_critiques_of_many_proofs_tell_how_far_they_are(monkeypatch):
+    told = []
+    monkeypatch.setattr(labelling, "tqdm", lambda chunks, *_, disable, **__: told.append(disable) or chunks)
+    nothing = SimpleNamespace(ask=lambda questions: [])
+    for bar in (True, False):
+        assert labelling.assess_adaptively([], lambda *_: (nothing, nothing), 4, 2, 1, 1, bar) == []
+    assert told == [None, True]  # None: where somebody looks on
 
 
 def test_doubt_puts_the_most_divided_first():
