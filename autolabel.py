@@ -54,7 +54,7 @@ from nanov2.run.cli import InputError, open_folder, parse, read_config, script
 from nanov2.run.config import Config
 from nanov2.run.folder import Run
 from nanov2.run.phase import generator_proofs, graded
-from nanov2.run.phases import check_request
+from nanov2.run.phases import check_request, title
 from nanov2.settings import Within
 
 
@@ -126,7 +126,8 @@ def autolabel(run: Run, lap: int) -> None:
     note = f"n = {c.n} critiques, m = {c.m} meta-assessments, k = {c.k}"
     run.finish("autolabel", lap, time.time() - begin, tables=[label_table(labelled)], notes=[note])
     if run.ranks.main:
-        print_table(f"autolabel, lap {lap}", {}, after, legend.title)
+        name = title("autolabel", lap) + (f", lap {lap}" if lap > 1 else "")
+        print_table(f"{name} ({time.time() - begin:.0f} s)", {}, after, legend.title)
 
 
 def label_file(run: Run, lap: int, source: Path, out: Path) -> None:

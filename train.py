@@ -45,7 +45,7 @@ from nanov2.model.decoder import Model
 from nanov2.model.packing import Pack
 from nanov2.model.rollout import Sampling
 from nanov2.pages import legend
-from nanov2.pages.report import build_report
+from nanov2.pages.report import build_report, headline_text
 from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.logs import print_table, track
 from nanov2.rl.trainer import counted_tokens, supervised_loss, train_supervised
@@ -74,7 +74,7 @@ from nanov2.run.phase import (
     verifier_test_sets,
     write_trajectories,
 )
-from nanov2.run.phases import PHASES, check_request, flywheel, needed
+from nanov2.run.phases import check_request, flywheel, needed, title
 from nanov2.run.plan import HARDWARE, dry_run
 
 
@@ -448,12 +448,14 @@ STEPS = {
 }
 
 
-def do_phase(run: Run, phase: str, lap: int) -> None:
-    """One phase, unless it is done: its figures, samples and, last of all, phase.json."""
+def do_phase(run: Run, phase: str, lap: int, place: str = "") -> None:
+    """One phase, at its `place` in the plan, unless it is done: figures, samples and, last, phase.json."""
     if phase == "autolabel":
         autolabel(run, lap)
     elif not run.is_done(phase, lap):
-        begin = time.time()
+        begin, name = time.time(), f"{place}{title(phase, lap)}{f', lap {lap}' if lap > 1 else ''}"
+        if run.ranks.main:
+            print(f"\n{name}", flush=True)
         run.begin(phase, lap)
         result = STEPS[phase](run, lap)
         run.write(phase, lap, "eval.json", result.figures())
@@ -461,8 +463,7 @@ def do_phase(run: Run, phase: str, lap: int) -> None:
         facts = {"notes": result.notes, "tables": result.tables, "steps": result.steps}
         run.finish(phase, lap, time.time() - begin, **facts)
         if run.ranks.main:
-            title = f"{PHASES[phase].title} ({time.time() - begin:.0f} s)"
-            print_table(title, result.before, result.after, legend.title)
+            print_table(f"{name} ({time.time() - begin:.0f} s)", result.before, result.after, legend.title)
     if run.ranks.main:
         build_report(run.dir)
 
@@ -500,9 +501,11 @@ def main() -> None:
         on_main(run.ranks, run.dir, partial(takeover.take, run, taken))
         if run.ranks.main:
             print(taken, file=sys.stderr)
-    for phase, lap in wanted:
-        do_phase(run, phase, lap)
+    for i, (phase, lap) in enumerate(wanted, 1):
+        do_phase(run, phase, lap, f"[{i} of {len(wanted)}] " if len(wanted) > 1 else "")
     if run.ranks.main:
+        if len(wanted) > 1:
+            print(f"\nWhat each step changed\n{headline_text(run.dir)}")
         print(f"\nreport: {run.dir / 'report.html'}")
     run.ranks.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nanov2.errors import InputError
 from nanov2.rl.logs import GROUPS, read_rows
-from nanov2.run.phases import PHASES
+from nanov2.run.phases import PHASES, title
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         name,
         lap,
         str(here.relative_to(run)),
-        str(done.get("title") or PHASES[name].title),
+        str(done.get("title") or title(name, lap)),
         number(done.get("seconds")),
         number(done.get("peak_memory_mb")),
         figures(measured.get("before", {})),

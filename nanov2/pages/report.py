@@ -206,6 +206,18 @@ def build_seeds(runs: list[Path], page: Path | None = None) -> Path:
     return page
 
 
+def headline_text(run: Path) -> str:
+    """The headline as lines for a terminal: each step's start → end, with the end's interval."""
+    lines = []
+    for row in views.headline(read_phases(run)):
+        for c in row.changes:
+            start = f"{c.before.value:8.3f} →" if c.before else " " * 10
+            end = f"{c.after.value:.3f}  [{c.after.low:.3f}, {c.after.high:.3f}]"
+            name = f"{row.step}: {row.figure}" + (f", T = {c.temperature}" if c.temperature != "1" else "")
+            lines.append(f"  {name:84} {start} {end}")
+    return "\n".join(lines)
+
+
 def headline_picture(run: Path) -> str:
     """The headline as an SVG picture."""
     with as_written(run):

@@ -38,7 +38,7 @@ from nanov2.records import ProblemRecord, Record, read_json, read_jsonl, write_a
 from nanov2.rl.logs import hyperparameters, read_rows
 from nanov2.run import seal
 from nanov2.run.config import Config
-from nanov2.run.phases import PHASES
+from nanov2.run.phases import title
 from nanov2.run.start import check_start
 
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a folder that holds a model
@@ -206,7 +206,7 @@ class Run:
         Its seconds are those of this process or, where it was stopped in between, at least of all its steps.
         """
         seconds = max(seconds, steps_seconds(self.folder(phase, lap)))
-        done = {"phase": phase, "lap": lap, "title": PHASES[phase].title, "seconds": round(seconds, 1)}
+        done = {"phase": phase, "lap": lap, "title": title(phase, lap), "seconds": round(seconds, 1)}
         self.ranks.barrier()
         if self.ranks.main:
             files = {"files": seal.checksums(self.folder(phase, lap))}

@@ -108,6 +108,11 @@ CYCLE = (
 PHASES = {phase.name: phase for phase in CYCLE}
 
 
+def title(phase: str, lap: int) -> str:
+    """A phase's title in a lap: the verifier of lap 2 is v3."""
+    return PHASES[phase].title.replace("πφ v2", f"πφ v{lap + 1}")
+
+
 def flywheel(config: Config) -> list[tuple[str, int]]:
     """(phase, lap) of everything that the flywheel does."""
     return planned(config.to_dict())

@@ -19,7 +19,7 @@ from nanov2.pages.cards import failures, keep, sample_view
 from nanov2.pages.charts import Series, draw, number, round_ticks
 from nanov2.pages.prose import blocks, compare, findings, numbered, revision, tokens
 from nanov2.pages.read import Figure, read_phases
-from nanov2.pages.report import build_report, build_seeds, main
+from nanov2.pages.report import build_report, build_seeds, headline_text, main
 from nanov2.pages.views import change, headline
 
 
@@ -502,3 +502,11 @@ def test_the_page_fits_a_phone_with_the_result_in_view(tmp_path, chromium):  # n
         for cell in page.locator(".cards td:not(:empty):visible").all():
             box = cell.bounding_box()
             assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+def test_the_headline_is_also_lines_for_a_terminal(tmp_path):
+    start, end = ({f"labelled/score_accuracy{t}": metric(v) for t in ("", "@T0")} for v in (0.7, 0.9))
+    write_phase(tmp_path, "verifier", start, end)
+    first, greedy = headline_text(tmp_path).splitlines()
+    assert re.fullmatch(r"  1B verifier v1: score accuracy.* 0\.700 → 0\.900  \[0\.850, 0\.950\]", first)
+    assert ", T = 0 " in greedy

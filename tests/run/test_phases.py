@@ -60,8 +60,9 @@ def test_the_report_and_tensorboard_logs_are_there(finished):
 def test_a_finished_run_is_not_done_again(finished):
     before = {p: (finished / p / "phase.json").stat().st_mtime_ns for p in ALL}
     begin = time.time()
-    code, _, err = flywheel(finished)
+    code, out, err = flywheel(finished)
     assert code == 0, err
+    assert "What each step changed" in out and "1D verifier v1 → v2: critique quality" in out
     assert {p: (finished / p / "phase.json").stat().st_mtime_ns for p in ALL} == before
     assert time.time() - begin < 60
 

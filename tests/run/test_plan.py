@@ -30,7 +30,7 @@ from nanov2.rl.state import Phase
 from nanov2.run import start
 from nanov2.run.config import load_config
 from nanov2.run.costs import HARDWARE, Costs, activation_bytes, cache_bytes, count, launches, share_of
-from nanov2.run.phases import PHASES
+from nanov2.run.phases import PHASES, title
 from nanov2.run.plan import dry_run, make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -314,6 +314,11 @@ def test_what_a_dry_run_cannot_know_is_told():
     with pytest.raises(InputError, match="unknown hardware 'tpu'; one of cpu-core"):
         dry_run(config, 8, "tpu")
     assert json.loads((ROOT / "configs/shapes/qwen3-8b.json").read_text())["_source"] == "Qwen/Qwen3-8B"
+
+
+def test_the_verifier_of_a_later_lap_has_its_own_name():
+    assert "πφ v2" in title("verifier2", 1) and "πφ v3" in title("verifier2", 2)
+    assert title("generator", 2) == title("generator", 1)
 
 
 def test_every_phase_that_grpo_trains_is_planned():
