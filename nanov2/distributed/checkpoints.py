@@ -1,6 +1,6 @@
 """The state of a phase under way, on disk: written whole or not at all, checked before it is read.
 
-PHASE/snapshots/step-00000060/state.safetensors        weights and optimiser, whole (replicated ranks)
+PHASE/snapshots/step-00000060/state.safetensors, …      weights and optimiser, whole (replicated ranks)
                               shard-00001-….safetensors   or each rank's shards (sharded ranks)
                               state.json               step, cursor, curve, random generators, judges' hashes
                               checksums.json           BLAKE2b of each of the above, written last
@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 import warnings
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -32,6 +32,9 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import on_main
 from nanov2.errors import InputError
 from nanov2.records import write_atomically
+
+PART = 1 << 26  # bytes of a file of whole tensors
+HASHING = min(8, os.cpu_count() or 1)  # threads
 
 
 class Snapshots:
@@ -109,8 +112,7 @@ class Snapshots:
     def _write(self, part: Path, tensors: dict[str, Tensor]) -> Future:
         """Begin to write the tensors; whole ones are written when this returns."""
         if not any(isinstance(t, DTensor) for t in tensors.values()):
-            whole = {name: t.cpu().contiguous() for name, t in tensors.items()} if self.ranks.main else {}
-            self._on_main(lambda: write_atomically(part / "state.safetensors", save(whole)))
+            self._on_main(lambda: _write_whole(part, tensors))
             done: Future = Future()
             done.set_result(None)
             return done
@@ -124,8 +126,10 @@ class Snapshots:
     def _checksums(self, folder: Path) -> dict[str, str]:
         """BLAKE2b of every file, each rank reading its share; the same on all ranks."""
         names = self.ranks.from_main(sorted(p.name for p in folder.iterdir() if p.name != "checksums.json"))
-        mine = [[name, _digest(folder / name)] for name in self.ranks.mine(names)]
-        return dict(self.ranks.gather(mine))
+        mine = self.ranks.mine(names)
+        with ThreadPoolExecutor(HASHING) as pool:
+            sums = list(pool.map(lambda name: _digest(folder / name), mine))
+        return dict(self.ranks.gather([list(pair) for pair in zip(mine, sums, strict=True)]))
 
     def _holds(self, path: Path) -> bool:
         try:
@@ -181,6 +185,21 @@ def _read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=alone)
     except (dcp.CheckpointException, RuntimeError, ValueError, KeyError) as e:
         raise InputError(f"{path} is of another model: delete it, and the phase starts again") from e
+
+
+def _write_whole(part: Path, tensors: dict[str, Tensor]) -> None:
+    """In files of at most PART bytes, or of one tensor: what a file holds is in memory twice meanwhile."""
+    files: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        size += tensor.nbytes
+        if files[-1] and size > PART:
+            files.append({})
+            size = tensor.nbytes
+        files[-1][name] = tensor
+    for i, file in enumerate(files):
+        path = part / ("state.safetensors" if i == 0 else f"state-{i}.safetensors")
+        write_atomically(path, save({name: t.cpu().contiguous() for name, t in file.items()}))
 
 
 def fingerprint(model: nn.Module) -> str:

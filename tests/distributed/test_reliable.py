@@ -122,6 +122,21 @@ def test_a_snapshot_of_another_model_is_refused(state, snapshots, tokenizer):
         snapshots.load(snapshots.newest("step"), other, make_optimizer(other, 1e-3, 0.0))
 
 
+def test_whole_tensors_are_written_in_several_files_and_come_back(state, snapshots, tokenizer, monkeypatch):
+    monkeypatch.setattr(snapshots_module, "PART", 4000)
+    snapshots.save("step", *state, {"step": 3})
+    path = snapshots.newest("step")
+    files = sorted(path.glob("state*.safetensors"))
+    assert len(files) > 5 and files[0].name == "state-1.safetensors"
+    other = small_model(tokenizer, seed=1)
+    again = other, make_optimizer(other, 1e-3, 0.0)
+    assert snapshots.load(path, *again)["step"] == 3
+    found = snapshots_module.state_tensors(*again)
+    assert all(torch.equal(t, found[name]) for name, t in snapshots_module.state_tensors(*state).items())
+    files[-1].write_bytes(files[-1].read_bytes()[:-1])
+    assert snapshots.newest("step") is None
+
+
 def test_a_fingerprint_is_of_the_weights(tokenizer):
     a, b = small_model(tokenizer), small_model(tokenizer)
     assert fingerprint(a) == fingerprint(b)
