@@ -72,7 +72,7 @@ TRAIN = [
     (["--noise.jump=65"], "noise.jump must be from 0 to 1"),
     (["--model.n_heads=3"], "n_heads"),
     (["--model.vocab_size=100"], "model.vocab_size is not a setting"),
-    (["--model.dim=1048576", "--model.ffn_dim=1048576", "--model.n_layers=999"], "GB, and this machine has"),
+    (["--model.dim=1048576", "--model.ffn_dim=1048576", "--model.n_layers=999"], "GB; this machine has"),
     (["--parallel.shard=full"], "shard"),
     (["--parallel.precision=fp16"], 'precision must be one of "fp32", "bf16", "auto"'),
     (["--domain=geometry"], "domain must be one of"),
