@@ -431,7 +431,10 @@ def selfverify(run: Run, lap: int) -> Result:
         lambda b: b.selfverify(model, validation, "validation")[0],
         lambda b: merged(b.selfverify(model, p, name)[0] for name, p in held_out_problems(run).items()),
     )
-    return run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best, keep)
+    result = run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best, keep)
+    if config.init != "generator" and run.is_done("generator", lap):  # what the phase adds to phase 2
+        result.beside["the generator of phase 2"] = held_out(run.load("generator", lap)[0])[0]
+    return result
 
 
 STEPS = {

@@ -31,6 +31,7 @@ class Row:
 
 
 V1, BEST = "verifier v1", "the start at its best temperature"
+THETA1 = "the generator of phase 2"
 ROWS = (
     Row("1B", "score accuracy, base → v1", "verifier", "labelled/score_accuracy", readme=True),
     Row("1B", "the same, from the base's best T", "verifier", "labelled/score_accuracy", BEST, greedy=False),
@@ -73,6 +74,8 @@ ROWS = (
     Row("2", "pass@16, harder problems", "generator", "hard/pass_at_16", greedy=False),
     Row("2", "pass@64, harder problems", "generator", "hard/pass_at_64", greedy=False),
     Row("3", "final true score, harder problems", "selfverify", "hard/final_true_score", readme=True),
+    Row("3", "the same, θ v1 → θ v2", "selfverify", "hard/final_true_score", THETA1, readme=True),
+    Row("3", "draft to final, harder problems", "selfverify", "hard/revision_gain"),
     Row("3", "the same, from the start's best T", "selfverify", "hard/final_true_score", BEST, greedy=False),
     Row("3", "draft true score, harder problems", "selfverify", "hard/draft_true_score"),
     Row("4", "agreement of labels", "autolabel", "hard/label_agreement", greedy=False),

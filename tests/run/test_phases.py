@@ -44,6 +44,14 @@ def test_the_weak_prover_writes_of_harder_problems_too(finished):
     assert sum(json.loads(x)["problem"] in hard for x in lines) == 0.25 * len(lines)
 
 
+def test_what_self_verification_adds_to_phase_2_is_measured_beside(finished):
+    found = json.loads((finished / "selfverify" / "eval.json").read_text())
+    assert set(found["beside"]["the generator of phase 2"]) == set(found["after"])
+    assert "the generator of phase 2" not in json.loads(
+        (finished / "lap2" / "selfverify" / "eval.json").read_text()
+    ).get("beside", {})
+
+
 def test_the_report_and_tensorboard_logs_are_there(finished):
     report = json.loads((finished / "report.json").read_text())
     assert len(report["phases"]) == len(ALL)
