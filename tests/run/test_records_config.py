@@ -199,7 +199,8 @@ def test_a_person_fills_in_a_file_and_nothing_written_is_lost(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS)
 def test_shipped_configurations_load(path):
     config = load_config(path)
-    assert config.selfverify.init == "generator" and config.laps == 2
+    assert config.selfverify.init == "base" and config.lap_selfverify.init == "generator"
+    assert config.laps == 2
 
 
 def test_sections_inherit_and_overrides_win():
