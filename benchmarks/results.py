@@ -1,4 +1,4 @@
-"""Figures of finished runs (seeds) as one table: docs/results.json, and the tables of docs and README.
+"""Figures of finished runs (seeds): docs/results.json, the tables of docs/results.md, and README's.
 
     for s in 0 1 2; do torchrun --nproc-per-node=2 train.py --phase=flywheel --seed=$s --dir=runs/seed$s; done
     python benchmarks/results.py runs/seed0 runs/seed1 runs/seed2 --out=docs
@@ -13,8 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import runs as bench
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,10 @@ def shown(values: list[float | None]) -> str:
     return f"{statistics.mean(known):.3f}{spread}"
 
 
+def change(before: float | None, after: float | None) -> str:
+    return shown([after]) if before is None else f"{shown([before])} → {shown([after])}"
+
+
 def table(rows: list[dict]) -> str:
     lines = ["| step | figure | T = 1 | T = 0 |", "|---|---|---|---|"]
     for row in rows:
@@ -141,6 +150,16 @@ def table(rows: list[dict]) -> str:
                 cells.append(f"{shown(pair['before'])} → {shown(pair['after'])}")
         lines.append(f"| {row['step']} | {row['figure']} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
+
+
+def each_seed(runs: list[Path], rows: list[dict]) -> str:
+    """README's rows, greedily, of each run."""
+    lines = [
+        [row["step"], row["figure"], *map(change, row["T=0"]["before"], row["T=0"]["after"])]
+        for row in rows
+        if row["readme"] and "T=0" in row
+    ]
+    return bench.table(["step", "figure, T = 0", *[r.name for r in runs]], lines)
 
 
 def costs(runs: list[Path]) -> str:
@@ -159,12 +178,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, help="folder for results.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json and results.md")
     args = parser.parse_args()
     rows = measure(args.runs)
     if args.out:
         facts = {"runs": [r.name for r in args.runs], "rows": rows}
         (args.out / "results.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        bench.fill(args.out / "results.md", {"results": table(rows), "seeds": each_seed(args.runs, rows)})
     print(table(rows), costs(args.runs), "README:", table([r for r in rows if r["readme"]]), sep="\n\n")
 
 

@@ -86,3 +86,13 @@ def test_ablations_do_again_what_a_setting_touches(run, tmp_path, monkeypatch, c
     assert (folder / "lap2" / "verifier2" / "phase.json").is_file()
     assert not (folder / "lap2" / "generator").exists()
     assert "| `hardest-labels` | hard/score_accuracy |" in (out / "results.md").read_text()
+
+
+def test_results_puts_mean_and_each_seed_into_the_page(finished, tmp_path, monkeypatch, capsys):
+    runs = [tmp_path / f"seed{i}" for i in range(2)]
+    for folder in runs:
+        folder.symlink_to(finished)
+    assert benchmark(monkeypatch, "results.py", *runs, f"--out={tmp_path}") == 0, capsys.readouterr().err
+    page = (tmp_path / "results.md").read_text()
+    assert "| 1B | score accuracy, base → v1 |" in page and "| figure, T = 0 | seed0 | seed1 |" in page
+    assert "± 0.000" in page and "the same, θ v1 → θ v2" in page
