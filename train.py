@@ -433,7 +433,8 @@ def selfverify(run: Run, lap: int) -> Result:
     )
     result = run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best, keep)
     if config.init != "generator" and run.is_done("generator", lap):  # what the phase adds to phase 2
-        result.beside["the generator of phase 2"] = held_out(run.load("generator", lap)[0])[0]
+        figures, _ = held_out(run.load("generator", lap)[0])
+        result.beside["the generator of phase 2"] = ev.without_types(figures)
     return result
 
 

@@ -101,7 +101,9 @@ def test_a_changed_phase_is_done_again_from_anothers_run_in_one_command(source, 
         f"taken from {source}: base, coldstart, verifier, meta; " in told and "meta_gate (True, now" in told
     )
     assert (b / "meta" / "eval.json").read_bytes() == (source / "meta" / "eval.json").read_bytes()
-    assert (b / "verifier2" / "eval.json").read_bytes() != (source / "verifier2" / "eval.json").read_bytes()
+    gates = [json.loads((f / "verifier2" / "settings.json").read_text()) for f in (source, b)]
+    assert [g["verifier2"]["meta_gate"] for g in gates] == [True, False]
+    assert (b / "verifier2" / "phase.json").is_file()
     assert json.loads((b / "config.json").read_text())["base"]["steps"] == 240  # the source's settings
 
 
