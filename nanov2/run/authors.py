@@ -149,7 +149,7 @@ def _trust(run: Run, lap: int) -> str:
 
 
 def read_items(cast: Cast, mode: str, args: argparse.Namespace) -> list:
-    """What to work on: the items of a file, one item from the flags, or a new random problem.
+    """What to work on: the items of a file, one item from the flags, or a problem that no model has seen.
 
     Of a file with data.held_out, the held-out part.
     """
@@ -170,8 +170,9 @@ def read_items(cast: Cast, mode: str, args: argparse.Namespace) -> list:
             print(f"held out by problem: {len(items)}")
         items = items[: getattr(args, "limit", 0) or None]
     elif len(names) == 1 and cast.domain is not None:
-        draw = args.draw
-        items = [ProblemRecord(cast.domain.new_problems(1, draw + 1)[draw].problem)]
+        draw, held_out = args.draw, cast.domain.problems().get("held_out", [])
+        new = held_out if draw < len(held_out) else cast.domain.new_problems(1, draw + 1)
+        items = [ProblemRecord(new[draw].problem)]
     else:
         raise InputError(f"no --{names[0]}, and no --data=FILE")
     own = isinstance(cast.prover, OwnAuthor) and not isinstance(cast.prover, FolderAuthor)

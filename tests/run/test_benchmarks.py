@@ -46,9 +46,8 @@ def test_laps_go_on_with_labels_and_without_from_the_same_first_lap(run, tmp_pat
     )
     with_labels, without = tmp_path / "seed0-laps", tmp_path / "seed0-laps-no-labels"
     for side in (ours, theirs):  # in lap 2 the newest proofs of both are the same
-        assert (
-            side["2"][newest] == side["2"]["verifier's score accuracy on its own run's newest proofs, T = 0"]
-        )
+        own = side["2"]["verifier's score accuracy on its own run's newest proofs, T = 0"]
+        assert side["2"][newest] == pytest.approx(own, abs=1e-4)
     for name in ("selfverify/eval.json", "autolabel/labels.jsonl"):  # the lap that both begin from
         assert (with_labels / name).read_bytes() == (without / name).read_bytes()
     joined = [
