@@ -54,7 +54,7 @@ from nanov2.run.cli import InputError, open_folder, parse, read_config, script
 from nanov2.run.config import Config
 from nanov2.run.folder import Run
 from nanov2.run.phase import generator_proofs, graded
-from nanov2.run.phases import check_request, title
+from nanov2.run.phases import check_request, heading
 from nanov2.settings import Within
 
 
@@ -69,8 +69,8 @@ def label_proofs(run: Run, lap: int, proofs: list[ProofRecord], settle: bool = T
         for limit in (verifier.max_tokens, run.config.meta.max_tokens)
     )
     mine = run.ranks.mine([(r.problem, r.proof) for r in proofs])
-    told = run.ranks.main
-    return run.ranks.gather(assess_proofs(critic, meta, language, c, mine, settle=settle, bar=told))
+    found = assess_proofs(critic, meta, language, c, mine, settle=settle, bar=run.ranks.main)
+    return run.ranks.gather(found)
 
 
 def assess_proofs(
@@ -126,8 +126,7 @@ def autolabel(run: Run, lap: int) -> None:
     note = f"n = {c.n} critiques, m = {c.m} meta-assessments, k = {c.k}"
     run.finish("autolabel", lap, time.time() - begin, tables=[label_table(labelled)], notes=[note])
     if run.ranks.main:
-        name = title("autolabel", lap) + (f", lap {lap}" if lap > 1 else "")
-        print_table(f"{name} ({time.time() - begin:.0f} s)", {}, after, legend.title)
+        print_table(f"{heading('autolabel', lap)} ({time.time() - begin:.0f} s)", {}, after, legend.title)
 
 
 def label_file(run: Run, lap: int, source: Path, out: Path) -> None:

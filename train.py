@@ -74,7 +74,7 @@ from nanov2.run.phase import (
     verifier_test_sets,
     write_trajectories,
 )
-from nanov2.run.phases import check_request, flywheel, needed, title
+from nanov2.run.phases import check_request, flywheel, heading, needed
 from nanov2.run.plan import HARDWARE, dry_run
 
 
@@ -457,7 +457,7 @@ def do_phase(run: Run, phase: str, lap: int, place: str = "") -> None:
     if phase == "autolabel":
         autolabel(run, lap)
     elif not run.is_done(phase, lap):
-        begin, name = time.time(), f"{place}{title(phase, lap)}{f', lap {lap}' if lap > 1 else ''}"
+        begin, name = time.time(), place + heading(phase, lap)
         if run.ranks.main:
             print(f"\n{name}", flush=True)
         run.begin(phase, lap)

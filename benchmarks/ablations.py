@@ -14,7 +14,6 @@ again, and what was stopped goes on. The table goes to the terminal, into ablati
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,7 @@ from benchmarks.runs import (
     is_done,
     options,
     phase_job,
+    spread,
     table,
     tell,
 )
@@ -171,12 +171,6 @@ def measured(runs: list[Path], names: list[str]) -> dict[str, list[dict[str, dic
     return found
 
 
-def cell(values: list[float]) -> str:
-    """The mean ± standard deviation over seeds."""
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
 def rows(pairs: list[dict[str, dict[str, float]]]) -> list[list[str]]:
     """COLUMNS of each figure that all pairs have."""
     common = [
@@ -186,7 +180,7 @@ def rows(pairs: list[dict[str, dict[str, float]]]) -> list[list[str]]:
     for name in common:
         ours, changed = ([pair[side][name] for pair in pairs] for side in ("run", "changed"))
         apart = [b - a for a, b in zip(ours, changed, strict=True)]
-        out.append([name, cell(ours), cell(changed), difference(apart)])
+        out.append([name, spread(ours), spread(changed), difference(apart)])
     return out
 
 

@@ -173,7 +173,7 @@ def throughput(size: str) -> dict:
 
 def grpo_steps(size: str, lora: int) -> dict:
     import torch
-    from throughput import Tokens, prompts_of
+    from throughput import DrawnRewards, Tokens, prompts_of
 
     from nanov2.distributed.ranks import Ranks
     from nanov2.model.decoder import Model
@@ -206,7 +206,7 @@ def grpo_steps(size: str, lora: int) -> dict:
     for step in range(steps):
         items = prompts_of(costs.c.vocab_size, work["prompts"], work["length"])
         groups, _ = rollout_groups(
-            model, Tokens(), _Lengths(), lambda n, i=items: i, settings, ranks, step, clock
+            model, Tokens(), DrawnRewards(), lambda n, i=items: i, settings, ranks, step, clock
         )
         train_on_groups(model, optimizer, groups, settings, ranks, step)
         if gpu:
@@ -227,25 +227,6 @@ def grpo_steps(size: str, lora: int) -> dict:
     if gpu:
         figures |= {"bytes held": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
     return figures
-
-
-class _Lengths:
-    """A task whose rewards are drawn."""
-
-    max_turns = max_given = 1
-
-    def prompt(self, item):
-        return item
-
-    def next_turn(self, rollout):
-        return None
-
-    def rewards(self, items, rollouts):
-        import random
-
-        from nanov2.rl.task import Rewards
-
-        return Rewards([random.random() for _ in rollouts])
 
 
 def main() -> None:

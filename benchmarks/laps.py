@@ -15,7 +15,6 @@ harder each lap (world.lap_chain), those of the last lap. Other settings of late
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from benchmarks.runs import (
     fill,
     is_done,
     options,
+    spread,
     table,
     tell,
 )
@@ -170,12 +170,10 @@ def rows(seeds: Seeds, laps: int) -> list[list[str]]:
 
 def cell(values: list[float]) -> str:
     """Mean ± standard deviation over seeds, with each seed's value."""
-    if not values:
-        return "–"
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
+    if len(values) < 2:
+        return spread(values) if values else "–"
     each = ", ".join(f"{v:.3f}" for v in values)
-    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f} ({each})"
+    return f"{spread(values)} ({each})"
 
 
 def columns(laps: int) -> list[str]:

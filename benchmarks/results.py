@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,42 +122,29 @@ def measure(runs: list[Path]) -> list[dict]:
     return out
 
 
-def shown(values: list[float | None]) -> str:
-    """Mean ± standard deviation over runs; a dash where nobody has it."""
-    known = [v for v in values if v is not None]
-    if not known:
-        return "–"
-    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.3f}{spread}"
-
-
-def change(before: float | None, after: float | None) -> str:
-    return shown([after]) if before is None else f"{shown([before])} → {shown([after])}"
+def change(before: list[float | None], after: list[float | None]) -> str:
+    """Mean ± standard deviation over the runs that have it, before → after; a dash where nobody has it."""
+    start, end = ([v for v in values if v is not None] for values in (before, after))
+    result = bench.spread(end) if end else "–"
+    return f"{bench.spread(start)} → {result}" if start else result
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["| step | figure | T = 1 | T = 0 |", "|---|---|---|---|"]
+    lines = []
     for row in rows:
-        cells = []
-        for name in ("T=1", "T=0"):
-            pair = row.get(name)
-            if pair is None:
-                cells.append("")
-            elif all(v is None for v in pair["before"]):
-                cells.append(shown(pair["after"]))
-            else:
-                cells.append(f"{shown(pair['before'])} → {shown(pair['after'])}")
-        lines.append(f"| {row['step']} | {row['figure']} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
+        pairs = [row.get(name) for name in ("T=1", "T=0")]
+        cells = [change(pair["before"], pair["after"]) if pair else "" for pair in pairs]
+        lines.append([row["step"], row["figure"], *cells])
+    return bench.table(["step", "figure", "T = 1", "T = 0"], lines)
 
 
 def each_seed(runs: list[Path], rows: list[dict]) -> str:
     """README's rows, greedily, of each run."""
-    lines = [
-        [row["step"], row["figure"], *map(change, row["T=0"]["before"], row["T=0"]["after"])]
-        for row in rows
-        if row["readme"] and "T=0" in row
-    ]
+    lines = []
+    for row in rows:
+        if row["readme"] and "T=0" in row:
+            pairs = zip(row["T=0"]["before"], row["T=0"]["after"], strict=True)
+            lines.append([row["step"], row["figure"], *(change([a], [b]) for a, b in pairs)])
     return bench.table(["step", "figure, T = 0", *[r.name for r in runs]], lines)
 
 

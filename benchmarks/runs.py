@@ -153,6 +153,12 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def spread(values: list[float]) -> str:
+    """Mean, and of several the standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
 def difference(values: list[float], digits: int = 3) -> str:
     """Mean of differences within seeds, its interval, and in how many seeds it is above 0."""
     if not values:

@@ -58,6 +58,23 @@ class Tokens:
     pad, end, task = 0, -1, {}
 
 
+class DrawnRewards:
+    """A task of one turn, whose items are prompts and whose rewards are drawn."""
+
+    max_turns = max_given = 1
+
+    def prompt(self, item):
+        return item
+
+    def next_turn(self, rollout):
+        return None
+
+    def rewards(self, items, rollouts):
+        from nanov2.rl.task import Rewards
+
+        return Rewards([random.random() for _ in rollouts])
+
+
 def prompts_of(vocab_size: int, count: int, length: int) -> list[list[int]]:
     rng = random.Random(0)
     return [[rng.randrange(5, vocab_size) for _ in range(length)] for _ in range(count)]
@@ -79,21 +96,9 @@ def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, st
     from nanov2.rl.config import GRPOConfig
     from nanov2.rl.grpo import Clock, rollout_groups, train_on_groups
     from nanov2.rl.optimizer import make_optimizer
-    from nanov2.rl.task import Group, Rewards
+    from nanov2.rl.task import Group
 
-    class Task:
-        max_turns = max_given = 1
-
-        def prompt(self, item):
-            return item
-
-        def next_turn(self, rollout):
-            return None
-
-        def rewards(self, items, rollouts):
-            return Rewards([random.random() for _ in rollouts])
-
-    model, task, ranks = our_model(shape), Task(), Ranks()
+    model, task, ranks = our_model(shape), DrawnRewards(), Ranks()
     big = shape["dim"] > 128
     config = GRPOConfig(
         prompts=prompts, samples=samples, max_tokens=new, refill=0, micro_tokens=2048 if big else 4096

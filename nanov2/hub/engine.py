@@ -42,7 +42,6 @@ from nanov2.model.rollout import NextTurn, Rollout, Sampling, Turns
 from nanov2.settings import Within, setting
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-FILE = 1 << 30  # bytes after which the next file of weights begins
 Seconds = Annotated[float, Within(0.001, 1e6)]
 
 
@@ -157,7 +156,7 @@ class Engine:
         for i, (name, tensor) in enumerate(hf.weights(model)):
             if i % self.ranks.size == self.ranks.rank:
                 part[name] = tensor.to("cpu", dtype).contiguous()
-                if sum(t.nbytes for t in part.values()) >= FILE:
+                if sum(t.nbytes for t in part.values()) >= hf.FILE:
                     flush()
         flush()
         if failed:

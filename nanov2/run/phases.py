@@ -113,6 +113,11 @@ def title(phase: str, lap: int) -> str:
     return PHASES[phase].title.replace("πφ v2", f"πφ v{lap + 1}")
 
 
+def heading(phase: str, lap: int) -> str:
+    """The title, and from lap 2 on the lap."""
+    return title(phase, lap) + (f", lap {lap}" if lap > 1 else "")
+
+
 def flywheel(config: Config) -> list[tuple[str, int]]:
     """(phase, lap) of everything that the flywheel does."""
     return planned(config.to_dict())
