@@ -23,6 +23,12 @@ from nanov2.model.decoder import Model, ModelConfig
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def drawn_numbers():
+    """torch's global generator, which some tests draw from, does not depend on the tests before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return order_tokenizer()

@@ -68,8 +68,7 @@ def ends(script, *args):
         if script.endswith(".py"):
             runpy.run_path(str(ROOT / script), run_name="__main__")
         else:
-            sys.modules.pop(script, None)
-            runpy.run_module(script, run_name="__main__")
+            runpy.run_module(script, run_name="__main__")  # what is imported stays: others hold its functions
     except SystemExit as e:
         if isinstance(e.code, str):
             print(e.code, file=sys.stderr)
