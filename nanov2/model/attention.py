@@ -3,7 +3,8 @@
 A completion attends to its prompt (all of it) and to itself (causally). These are two attentions over
 disjoint keys; each is one call of a fused kernel over rectangular blocks, and the two results are merged by
 their log-sum-exp, as blockwise and ring attention do (Liu et al. 2023, arXiv 2310.01889). The same merged
-output and log-sum-exp, given to each kernel's backward, yield the exact gradients of both parts.
+output and log-sum-exp, given to each kernel's backward, yield the exact gradients of both parts. Where every
+pack has one completion, as in supervised training, a pack is one causal row.
 On GPUs in half precision the same goes by variable-length kernels (attention_flash.py); elsewhere one
 attention under a dense mask does it.
 """
@@ -67,6 +68,9 @@ class Layout:
     def attention(self):
         """What a block calls with q [1, H, T, d], k and v [1, K, T, d] → [1, H, T, d]."""
         if _flash is not None and self.ids.device.type == "cpu":
+            if self.completions.shape[1] == 1:
+                rows = _Rows(self)
+                return lambda q, k, v: _Causal.apply(q, k, v, rows)
             blocks = _Blocks(self)
             return lambda q, k, v: _SharedPrefix.apply(q, k, v, blocks)
         pieces, mask = attention_flash.Pieces(self), None
@@ -122,6 +126,45 @@ class _Blocks:
     def mask(self, x: Tensor) -> Tensor | None:
         """The bias of the prompts for queries `wide` [A, K, N, d]."""
         return None if self.bias is None else self.bias.to(x.dtype).expand(-1, 1, x.shape[2], -1)
+
+
+class _Rows:
+    """Where every pack has one completion: each pack is a row."""
+
+    def __init__(self, layout: Layout):
+        lengths = layout.prompt_lengths + layout.lengths[:, 0]
+        starts, L = lengths.cumsum(0) - lengths, int(lengths.max())
+        self.present = torch.arange(L) < lengths[:, None]  # [A, L]
+        self.at = (starts[:, None] + torch.arange(L)) * self.present  # [A, L] which token is there
+        self.home = self.present.flatten().nonzero()[:, 0]  # [T] where each token is
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[1, H, T, d] → [A, H, L, d]"""
+        return x[0].transpose(0, 1)[self.at].transpose(1, 2)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """[A, H, L, d] → [1, H, T, d]"""
+        return x.transpose(1, 2).flatten(0, 1)[self.home].transpose(0, 1)[None]
+
+
+class _Causal(torch.autograd.Function):
+    """Causal attention of each row to itself."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, rows: _Rows) -> Tensor:
+        h = q.shape[1] // k.shape[1]
+        x = [rows.rows(q), _repeat(rows.rows(k), h), _repeat(rows.rows(v), h)]
+        out, lse = _flash(*x, 0.0, True)
+        ctx.save_for_backward(*x, out, lse)
+        ctx.rows, ctx.h = rows, h
+        return rows.tokens(out)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad = ctx.rows.rows(grad) * ctx.rows.present[:, None, :, None]
+        dq, dk, dv = _flash_backward(grad, *ctx.saved_tensors, 0.0, True)
+        tokens = ctx.rows.tokens
+        return tokens(dq), tokens(_fold(dk, ctx.h)), tokens(_fold(dv, ctx.h)), None
 
 
 class _SharedPrefix(torch.autograd.Function):

@@ -15,21 +15,25 @@ from nanov2.model.packing import Completion, collate, make_packs
 SHAPES = ((5, (3, 7, 1)), (9, (4,)), (2, (6, 6)))  # prompts' lengths, and those of their completions
 
 
-def some_layout(seed: int = 0) -> Layout:
+ONE_EACH = ((5, (3,)), (9, (4,)), (1, (6,)))
+
+
+def some_layout(seed: int = 0, shapes: tuple = SHAPES) -> Layout:
     g = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> list[int]:
         return torch.randint(1, 20, (n,), generator=g).tolist()
 
     packs = []
-    for p, lengths in SHAPES:
+    for p, lengths in shapes:
         packs += make_packs(draw(p), [Completion(draw(n), [True] * n) for n in lengths], 1000)
     return collate(packs).layout
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2)])
-def test_C7_blockwise_attention_equals_a_dense_mask_forward_and_backward(heads, kv_heads):
-    layout = some_layout()
+@pytest.mark.parametrize("shapes", [SHAPES, ONE_EACH])
+def test_C7_blockwise_attention_equals_a_dense_mask_forward_and_backward(heads, kv_heads, shapes):
+    layout = some_layout(shapes=shapes)
     T, d = len(layout.ids), 16
     q, k, v = (
         torch.randn(1, n, T, d, dtype=torch.float64, requires_grad=True) for n in (heads, kv_heads, kv_heads)
