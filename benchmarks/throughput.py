@@ -9,7 +9,11 @@ measures the rest. Every measurement is a process of its own, on one thread, wit
 settings for all; ours and the peer's take turns, and a figure is the median of the rounds. Both work on the
 same architecture at the same size with random weights and random rewards, and always sample exactly the
 stated number of new tokens. A GRPO step is one rollout and one optimiser step, no KL, no refill. The first
-step of each process warms up and is left out.
+step of each process warms up and is left out. Each side is measured in fp32 and in bf16 (TRL: by autocast;
+transformers: weights in bf16), and the ratio of the fastest is given beside those at equal precision.
+
+"of the peak" is the share of the core's measured rate of products, in the same precision, that the matrix
+products of our step would take alone: 2 FLOPs a weight and token forwards, 4 backwards, attention left out.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ SHAPES = {  # name: model, and what a GRPO step and a sampling pass take
         "model": dict(vocab_size=64, dim=128, n_layers=4, n_heads=4, n_kv_heads=4, ffn_dim=352),
         "grpo": dict(prompts=8, samples=16, length=128, new=64, steps=5),
         "sample": dict(prompts=8, samples=16, length=128, new=64, steps=5),
+        "base": dict(prompts=16, samples=1, length=24, new=72, steps=12),
     },
     "smollm2": {  # the published config.json of HuggingFaceTB/SmolLM2-135M
         "model": dict(
@@ -80,15 +85,66 @@ def prompts_of(vocab_size: int, count: int, length: int) -> list[list[int]]:
     return [[rng.randrange(5, vocab_size) for _ in range(length)] for _ in range(count)]
 
 
-def our_model(shape: dict):
+def our_model(shape: dict, precision: str):
     import torch
 
     from nanov2.model.decoder import Model, ModelConfig
 
-    return Model(ModelConfig(embed_conv=0, **shape)).init_weights(torch.Generator().manual_seed(0))
+    model = Model(ModelConfig(embed_conv=0, **shape)).init_weights(torch.Generator().manual_seed(0))
+    model.set_precision(precision)
+    return model
 
 
-def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int, alone=False):
+def products(shape: dict, what: str, sizes: dict) -> float:
+    """FLOPs of the matrix products of one of our steps."""
+    dim, kv = shape["dim"], shape["dim"] * shape["n_kv_heads"] // shape["n_heads"]
+    block = shape["n_layers"] * (2 * dim * dim + 2 * dim * kv + 3 * dim * shape["ffn_dim"])
+    new = sizes["prompts"] * sizes["samples"] * sizes["new"]
+    once = 2 * (block * (sizes["prompts"] * sizes["length"] + new) + dim * shape["vocab_size"] * new)
+    return once * {"sample": 1, "base": 3, "grpo": 4}[what]
+
+
+def ours_base(shape: dict, precision: str, prompts: int, samples: int, length: int, new: int, steps: int):
+    """Supervised steps on documents."""
+    from nanov2.model.packing import Completion, Pack
+    from nanov2.rl.optimizer import make_optimizer
+    from nanov2.rl.trainer import counted_tokens, supervised_loss
+
+    model = our_model(shape, precision)
+    optimizer = make_optimizer(model, 1e-6, 0.0)
+    texts = prompts_of(shape["vocab_size"], prompts * samples, length + new)
+    packs = [Pack(ids[:length], [Completion(ids[length:], [True] * new)]) for ids in texts]
+    for _ in range(steps):
+        supervised_loss(model, packs, Tokens(), counted_tokens(packs), backward=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield
+
+
+def product_rate(precision: str, side: int = 1024) -> float:
+    """FLOP/s of this process's products of square matrices, at their best of several."""
+    import torch
+
+    torch.set_num_threads(1)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b, best = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype), float("inf")
+    for _ in range(10):
+        begin = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * side**3 / best
+
+
+def ours_grpo(
+    shape: dict,
+    precision: str,
+    prompts: int,
+    samples: int,
+    length: int,
+    new: int,
+    steps: int,
+    alone: bool = False,
+):
     """Yields once per step. `alone`: every completion samples and trains with a copy of its prompt."""
     from nanov2.distributed.ranks import Ranks
     from nanov2.model.rollout import Sampling
@@ -98,7 +154,8 @@ def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, st
     from nanov2.rl.optimizer import make_optimizer
     from nanov2.rl.task import Group
 
-    model, task, ranks = our_model(shape), DrawnRewards(), Ranks()
+    model, task, ranks = our_model(shape, precision), DrawnRewards(), Ranks()
+    ranks.use("none", precision)
     big = shape["dim"] > 128
     config = GRPOConfig(
         prompts=prompts, samples=samples, max_tokens=new, refill=0, micro_tokens=2048 if big else 4096
@@ -118,11 +175,11 @@ def ours_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, st
         yield
 
 
-def ours_sample(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
+def ours_sample(shape: dict, precision: str, prompts: int, samples: int, length: int, new: int, steps: int):
     from nanov2.model.rollout import Sampling
     from nanov2.model.sampler import sample
 
-    model = our_model(shape)
+    model = our_model(shape, precision)
     for step in range(steps):
         rows = sample(
             model,
@@ -158,10 +215,13 @@ def peer_model(shape: dict):
     ).float()
 
 
-def transformers_sample(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
+def transformers_sample(
+    shape: dict, precision: str, prompts: int, samples: int, length: int, new: int, steps: int
+):
     import torch
 
     model = peer_model(shape).eval()
+    model = model.bfloat16() if precision == "bf16" else model
     for _ in range(steps):
         ids = torch.tensor(prompts_of(shape["vocab_size"], prompts, length)).repeat_interleave(samples, 0)
         with torch.no_grad():
@@ -177,7 +237,7 @@ def transformers_sample(shape: dict, prompts: int, samples: int, length: int, ne
         yield
 
 
-def trl_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, steps: int):
+def trl_grpo(shape: dict, precision: str, prompts: int, samples: int, length: int, new: int, steps: int):
     """TRL's trainer runs its own loop: yields the seconds of its steps."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -208,7 +268,7 @@ def trl_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, ste
             args=GRPOConfig(
                 output_dir=folder,
                 use_cpu=True,
-                bf16=False,
+                bf16=precision == "bf16",
                 per_device_train_batch_size=prompts * samples,
                 num_generations=samples,
                 max_completion_length=new,
@@ -230,6 +290,7 @@ def trl_grpo(shape: dict, prompts: int, samples: int, length: int, new: int, ste
 
 
 WORKERS = {
+    ("nanov2", "base"): ours_base,
     ("nanov2", "grpo"): ours_grpo,
     ("TRL", "grpo"): trl_grpo,
     ("nanov2", "sample"): ours_sample,
@@ -237,23 +298,26 @@ WORKERS = {
 }
 
 
-def work(who: str, what: str, shape: str, sizes: dict) -> None:
-    """One measurement, in this process: seconds a step (median, without the first) and peak memory."""
+def work(who: str, what: str, shape: str, precision: str, sizes: dict) -> None:
+    """One measurement, in this process: seconds a step (median, without the first), peak memory, and the
+    rate of products that the core reaches."""
     import torch
 
     torch.set_num_threads(1)
     random.seed(0)
     seconds, last = [], time.perf_counter()
-    for given in WORKERS[who, what](SHAPES[shape]["model"], **sizes):
+    for given in WORKERS[who, what](SHAPES[shape]["model"], precision, **sizes):
         now = time.perf_counter()
         seconds.append(given if given is not None else now - last)
         last = now
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rate = product_rate(precision) if who == "nanov2" else 0.0
     if os.environ.get("RANK", "0") == "0":
-        print("RESULT " + json.dumps({"seconds": statistics.median(seconds[1:] or seconds), "mb": peak}))
+        found = {"seconds": statistics.median(seconds[1:] or seconds), "mb": peak, "rate": rate}
+        print("RESULT " + json.dumps(found))
 
 
-def measure(who: str, what: str, shape: str, sizes: dict, ranks: int = 1) -> dict:
+def measure(who: str, what: str, shape: str, sizes: dict, precision: str = "fp32", ranks: int = 1) -> dict:
     """Runs `work` in a new process, or in one for each rank."""
     environment = (
         os.environ
@@ -261,7 +325,8 @@ def measure(who: str, what: str, shape: str, sizes: dict, ranks: int = 1) -> dic
         | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     )
     torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *torchrun, __file__, "--work", who, what, shape, json.dumps(sizes)]
+    asked = (who, what, shape, precision, json.dumps(sizes))
+    command = [sys.executable, *torchrun, __file__, "--work", *asked]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
@@ -269,33 +334,49 @@ def measure(who: str, what: str, shape: str, sizes: dict, ranks: int = 1) -> dic
     raise SystemExit(f"{who} {what} {shape} failed:\n{done.stderr[-2000:]}")
 
 
+PEERS = {"base": ("", ""), "grpo": ("TRL", "trl"), "sample": ("transformers", "transformers")}
+
+
 def compare(shape: str, rounds: int) -> None:
     print(f"\n{shape}: {SHAPES[shape]['model']}")
-    print("| work | | s a step | tokens/s | peak MB | against ours |\n|---|---|---|---|---|---|")
-    for what, peer, module in (("grpo", "TRL", "trl"), ("sample", "transformers", "transformers")):
-        sizes = SHAPES[shape][what]
-        names = ["nanov2", peer]
-        if importlib.util.find_spec(module) is None:
+    print("| work | | precision | s a step | new tokens/s | peak MB | of the peak |")
+    print("|---|---|---|---|---|---|---|")
+    for what in [w for w in PEERS if w in SHAPES[shape]]:
+        sizes, (peer, module) = SHAPES[shape][what], PEERS[what]
+        if module and importlib.util.find_spec(module) is None:
             print(f"{module} is not installed: nothing to compare {what} with (pip install trl datasets)")
-            names = ["nanov2"]
-        found: dict[str, list[dict]] = {name: [] for name in names}
+            peer = ""
+        sides = [(name, kind) for name in ("nanov2", peer) if name for kind in ("fp32", "bf16")]
+        found: dict[tuple[str, str], list[dict]] = {side: [] for side in sides}
         for _ in range(rounds):
-            for name in names:
-                found[name].append(measure(name, what, shape, sizes))
+            for side in sides:
+                found[side].append(measure(side[0], what, shape, sizes, side[1]))
         tokens = sizes["prompts"] * sizes["samples"] * sizes["new"]
-        ours = [f["seconds"] for f in found["nanov2"]]
-        for name, figures in found.items():
-            s = statistics.median(f["seconds"] for f in figures)
-            mb = statistics.median(f["mb"] for f in figures)
-            ratios = sorted(f["seconds"] / o for f, o in zip(figures, ours, strict=True))
-            ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
-            print(f"| {what} | {name} | {s:.3f} | {tokens / s:,.0f} | {mb:,.0f} | {ratio} |", flush=True)
+        median = {side: statistics.median(f["seconds"] for f in rows) for side, rows in found.items()}
+        for (name, kind), rows in found.items():
+            s, mb = median[name, kind], statistics.median(f["mb"] for f in rows)
+            needs = products(SHAPES[shape]["model"], what, sizes)
+            shares = [needs / f["rate"] / f["seconds"] for f in rows if f["rate"]]
+            share = f"{statistics.median(shares):.0%}" if shares else ""
+            print(
+                f"| {what} | {name} | {kind} | {s:.3f} | {tokens / s:,.0f} | {mb:,.0f} | {share} |",
+                flush=True,
+            )
+        if peer:
+            best = {name: min(("fp32", "bf16"), key=lambda k: median[name, k]) for name in ("nanov2", peer)}
+            for ours, theirs in (("fp32", "fp32"), ("bf16", "bf16"), (best["nanov2"], best[peer])):
+                pairs = zip(found["nanov2", ours], found[peer, theirs], strict=True)
+                ratios = sorted(b["seconds"] / a["seconds"] for a, b in pairs)
+                spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+                print(f"{what}: {peer} in {theirs} takes {spread} times ours in {ours}", flush=True)
 
 
 def compare_ranks(rounds: int) -> None:
     """The same GRPO step on one rank and on two: each computes half of the groups."""
     sizes = SHAPES["small"]["grpo"]
-    pairs = [[measure("nanov2", "grpo", "small", sizes, n)["seconds"] for n in (1, 2)] for _ in range(rounds)]
+    pairs = [
+        [measure("nanov2", "grpo", "small", sizes, ranks=n)["seconds"] for n in (1, 2)] for _ in range(rounds)
+    ]
     ratios = sorted(one / two for one, two in pairs)
     print(
         f"\ntwo ranks against one: {statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) times"
@@ -341,11 +422,11 @@ def main() -> None:
     parser.add_argument("--smollm2", action="store_true", help="also a model of SmolLM2-135M's shape")
     parser.add_argument("--plot", action="store_true", help="only the plot over group size and prompt length")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        who, what, shape, sizes = args.work
-        work(who, what, shape, json.loads(sizes))
+        *asked, sizes = args.work
+        work(*asked, json.loads(sizes))
     elif args.plot:
         plot(Path(__file__).with_name("throughput.png"))
     else:
