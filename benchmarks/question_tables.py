@@ -240,7 +240,8 @@ def alarm_table(alarms: list[dict]) -> str:
 
 
 def drawing(seeds: Seeds, arms: dict[str, str]) -> str:
-    """A panel a figure, a line an arm: each seed a dot, the mean a bar with its interval. SVG."""
+    """SVG: a panel a figure, a line an arm that has figures; seeds as dots, means as bars, intervals."""
+    arms = {name: title for name, title in arms.items() if any(name in s for s in seeds)}
     row, left, width = 24, 300, 190
     height = 60 + row * len(arms)
     out = [
@@ -271,11 +272,12 @@ def panel(
         out.append(f'<text x="{at(x):.1f}" y="{height - 8}" text-anchor="middle" fill="#666">{x:.2g}</text>')
     for i, xs in enumerate(found):
         y = 50 + row * i
-        out += [f'<circle cx="{at(x):.1f}" cy="{y}" r="3" fill="#9bb8d8"/>' for x in xs]
-        if xs:
-            mean, a, b = interval(xs)
+        if not xs:
+            continue
+        mean, a, b = interval(xs)
+        if len(xs) > 1:
             ends = f'x1="{at(a):.1f}" x2="{at(b):.1f}" y1="{y}" y2="{y}"'
-            if len(xs) > 1:
-                out.append(f'<line {ends} stroke="#1f4e8c" stroke-width="2"/>')
-            out.append(f'<rect x="{at(mean) - 2:.1f}" y="{y - 6}" width="4" height="12" fill="#1f4e8c"/>')
+            out.append(f'<line {ends} stroke="#1f4e8c" stroke-width="2"/>')
+        out.append(f'<rect x="{at(mean) - 2:.1f}" y="{y - 6}" width="4" height="12" fill="#1f4e8c"/>')
+        out += [f'<circle cx="{at(x):.1f}" cy="{y}" r="3" fill="#d9822b"/>' for x in xs]
     return out
