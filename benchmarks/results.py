@@ -5,7 +5,8 @@
 
 Every row is the phase's own start against its end, at temperature 1 and at temperature 0, since a gain at
 temperature 1 alone may be no more than a lower temperature. v2 is compared with v1 after as many steps.
-Several runs give mean ± standard deviation over seeds.
+Several runs give mean ± standard deviation over seeds. With `--keep` the seeds of results.json that are not
+given stay in it, so that seeds can be measured one after the other.
 """
 
 from __future__ import annotations
@@ -122,6 +123,28 @@ def measure(runs: list[Path]) -> list[dict]:
     return out
 
 
+def joined(old: dict, names: list[str], rows: list[dict], n: int) -> list[dict]:
+    """The runs `names` of an older results.json, then those of `rows`, n runs."""
+    at, before = (
+        [old["runs"].index(name) for name in names],
+        {(r["step"], r["figure"]): r for r in old["rows"]},
+    )
+
+    def values(row: dict, key: str, when: str, count: int) -> list[float | None]:
+        return row[key][when] if key in row else [None] * count
+
+    out = []
+    for row in rows:
+        kept = before.get((row["step"], row["figure"]), {})
+        out.append({key: row[key] for key in ("step", "figure", "readme")})
+        for key in [key for key in ("T=1", "T=0") if key in row or key in kept]:
+            out[-1][key] = {}
+            for when in ("before", "after"):
+                known = values(kept, key, when, len(old["runs"]))
+                out[-1][key][when] = [*(known[i] for i in at), *values(row, key, when, n)]
+    return out
+
+
 def change(before: list[float | None], after: list[float | None]) -> str:
     """Mean ± standard deviation over the runs that have it, before → after; a dash where nobody has it."""
     start, end = ([v for v in values if v is not None] for values in (before, after))
@@ -138,14 +161,14 @@ def table(rows: list[dict]) -> str:
     return bench.table(["step", "figure", "T = 1", "T = 0"], lines)
 
 
-def each_seed(runs: list[Path], rows: list[dict]) -> str:
+def each_seed(names: list[str], rows: list[dict]) -> str:
     """README's rows, greedily, of each run."""
     lines = []
     for row in rows:
         if row["readme"] and "T=0" in row:
             pairs = zip(row["T=0"]["before"], row["T=0"]["after"], strict=True)
             lines.append([row["step"], row["figure"], *(change([a], [b]) for a, b in pairs)])
-    return bench.table(["step", "figure, T = 0", *[r.name for r in runs]], lines)
+    return bench.table(["step", "figure, T = 0", *names], lines)
 
 
 def costs(runs: list[Path]) -> str:
@@ -165,12 +188,17 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="folder for results.json and results.md")
+    parser.add_argument("--keep", action="store_true", help="keep the other seeds of --out's results.json")
     args = parser.parse_args()
-    rows = measure(args.runs)
+    rows, names = measure(args.runs), [r.name for r in args.runs]
     if args.out:
-        facts = {"runs": [r.name for r in args.runs], "rows": rows}
-        (args.out / "results.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        bench.fill(args.out / "results.md", {"results": table(rows), "seeds": each_seed(args.runs, rows)})
+        path = args.out / "results.json"
+        if args.keep and path.is_file():
+            old = json.loads(path.read_text())
+            others = [name for name in old["runs"] if name not in names]
+            rows, names = joined(old, others, rows, len(names)), [*others, *names]
+        path.write_text(json.dumps({"runs": names, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
+        bench.fill(args.out / "results.md", {"results": table(rows), "seeds": each_seed(names, rows)})
     print(table(rows), costs(args.runs), "README:", table([r for r in rows if r["readme"]]), sep="\n\n")
 
 

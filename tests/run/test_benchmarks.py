@@ -95,3 +95,16 @@ def test_results_puts_mean_and_each_seed_into_the_page(finished, tmp_path, monke
     page = (tmp_path / "results.md").read_text()
     assert "| 1B | score accuracy, base → v1 |" in page and "| figure, T = 0 | seed0 | seed1 |" in page
     assert "± 0.000" in page and "the same, θ v1 → θ v2" in page
+
+
+def test_results_keeps_the_seeds_that_were_measured_before(finished, tmp_path, monkeypatch, capsys):
+    for name in ("seed0", "seed1"):
+        (tmp_path / name).symlink_to(finished)
+        command = (tmp_path / name, f"--out={tmp_path}", "--keep")
+        assert benchmark(monkeypatch, "results.py", *command) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["runs"] == ["seed0", "seed1"]
+    for row in found["rows"]:
+        for key in [key for key in ("T=1", "T=0") if key in row]:
+            first, second = row[key]["after"]
+            assert first == second
