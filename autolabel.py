@@ -191,7 +191,7 @@ def label_by_chat(config: Config, args) -> None:
         records = [x.record(c) for x in part]
         write_jsonl(name, [dataclasses.replace(r, label=r.label + who) for r in records])
     if graded:
-        print(report(measure(*map(list, zip(*graded, strict=True)), Rule.of(c))))
+        print(report(measure([r for r, _ in graded], [cs for _, cs in graded], Rule.of(c))))
     print("answers: " + ", ".join(f"{n} {state}" for state, n in states.items()))
     drawn = sum(map(len, critiques)) / len(critiques)
     counts = f"{len(clear(labelled))} proofs labelled, {len(unclear(labelled))} unclear"

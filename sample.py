@@ -107,7 +107,7 @@ def verify_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
     graded = [(r, cs) for r, cs in zip(items, found, strict=True) if r.score is not None]
     if graded:
         rule = dataclasses.replace(Rule.of(c), name="consensus", k=min(c.k, args.n))
-        print(report(measure(*map(list, zip(*graded, strict=True)), rule)))
+        print(report(measure([r for r, _ in graded], [cs for _, cs in graded], rule)))
     rows, marked = [], cast.config.expert == "marks"
     if marked:
         judged = trust.marked_critiques(items, found)
@@ -206,7 +206,7 @@ MODES = {
 
 def shown(row: dict) -> str:
     """A row as blocks of Markdown: texts under headings, all else on a line of its own."""
-    blocks, facts = [f"# Problem\n\n{row['problem']}"], []
+    blocks = [f"# Problem\n\n{row['problem']}"]
     turns = row.get("turns", [])
     if turns:
         for i, (task, text) in enumerate(turns):

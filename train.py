@@ -33,7 +33,7 @@ import torch
 from autolabel import autolabel
 from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.distributed.safety import on_main
-from nanov2.domains.domain import Truth
+from nanov2.domains.domain import FindingTruth, Truth
 from nanov2.method import figures as ev
 from nanov2.method.experts import GRADED, ExactExpert, make_expert
 from nanov2.method.habits import habit_table
@@ -182,6 +182,7 @@ def verifier(run: Run, lap: int) -> Result:
     truth, findings = run.domain.truth, None
     items = balanced(run.records("coldstart", 1, "dv.jsonl", ProofRecord), "score")
     if run.config.verifier.credit == "finding":
+        assert isinstance(truth, FindingTruth)  # as the check at the start saw to
         findings = {(r.problem, r.proof): truth.findings(r.problem, r.proof) for r in items}
     task = VerifierTask(run.domain.language(tokenizer), truth=truth, findings=findings)
     return train_verifier(run, "verifier", lap, model, tokenizer, task, items)
@@ -494,7 +495,9 @@ def main() -> None:
     run = open_folder(args, overrides)
     if args.track and run.ranks.main:
         track(args.track, run.dir.name, run.config.to_dict())
-    wanted = flywheel(run.config) if args.phase == "flywheel" else [(args.phase, args.lap)]
+    wanted: list[tuple[str, int]] = (
+        flywheel(run.config) if args.phase == "flywheel" else [(args.phase, args.lap)]
+    )
     taken = takeover.plan(run, Path(source), wanted[-1]) if (source := getattr(args, "from")) else None
     if not run.is_done(*wanted[0]):
         for earlier in needed(*wanted[0], run.config):

@@ -118,17 +118,21 @@ class CritiqueGrade(NamedTuple):
 
 
 class Truth(Protocol):
-    """Exact grades, where somebody knows them: for figures and the expert, never for a reward.
-
-    One that can name findings also has `findings(problem, proof) -> frozenset[str]`, those of the exact
-    critique as texts: an expert's marks on 𝒟v, for `verifier.credit = "finding"`.
-    """
+    """Exact grades, where somebody knows them: for figures and the expert, never for a reward."""
 
     def score(self, problem: str, proof: str | None) -> float:
         """s of a proof; NaN where nobody knows."""
 
     def examine(self, problem: str, proof: str, critique: str) -> CritiqueGrade | None:
         """The grade of a critique; None where nobody knows."""
+
+
+@runtime_checkable
+class FindingTruth(Truth, Protocol):
+    """A truth that can name findings: an expert's marks on 𝒟v, for `verifier.credit = "finding"`."""
+
+    def findings(self, problem: str, proof: str) -> frozenset[str]:
+        """The findings of the exact critique as texts; empty where the proof cannot be judged."""
 
 
 @dataclass(frozen=True)

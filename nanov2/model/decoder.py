@@ -69,11 +69,12 @@ class ModelConfig:
             )
         if self.head_dim % 2 and not self.latent:
             raise ValueError(f"model: a head is {self.head_dim} wide; rotary positions need an even width")
-        for name, kind in (
-            ("rope_scaling", RopeScaling),
-            ("latent", LatentConfig),
-            ("experts", ExpertsConfig),
-        ):
+        kinds: dict[str, type] = {
+            "rope_scaling": RopeScaling,
+            "latent": LatentConfig,
+            "experts": ExpertsConfig,
+        }
+        for name, kind in kinds.items():
             if isinstance(found := getattr(self, name), dict):  # read back from JSON
                 kind = Yarn if "beta_fast" in found else kind
                 object.__setattr__(self, name, kind(**found))

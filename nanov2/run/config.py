@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, overload
 
 from nanov2 import settings
 from nanov2.domains.data import DataConfig
@@ -133,7 +133,15 @@ class Config:
         if self.expert not in EXPERTS and not path.suffix and len(path.parts) < 2:
             settings.choose(self.expert, EXPERTS, "expert", "or the path of a labelled JSONL file")
 
-    def phase(self, name: str, lap: int = 1) -> GRPOConfig:
+    @overload
+    def phase(self, name: Literal["verifier2"], lap: int = 1) -> LapVerifier2Config: ...
+    @overload
+    def phase(self, name: Literal["generator"], lap: int = 1) -> LapGeneratorConfig: ...
+    @overload
+    def phase(self, name: Literal["selfverify"], lap: int = 1) -> LapSelfVerifyConfig: ...
+    @overload
+    def phase(self, name: str, lap: int = 1) -> GRPOConfig: ...
+    def phase(self, name, lap=1):
         """The settings of a training phase in a lap."""
         return getattr(self, self.section(name, lap))
 

@@ -13,6 +13,7 @@ from typing import Concatenate, ParamSpec
 from nanov2.distributed.ranks import derive_seed
 from nanov2.domains.language import Language
 from nanov2.errors import InputError
+from nanov2.hub.chat import ChatTokenizer
 from nanov2.hub.endpoint import Endpoint
 from nanov2.method import figures as ev
 from nanov2.method.config import JudgedConfig, ProverConfig
@@ -189,7 +190,7 @@ def hardest_held_out(run: Run) -> list[ProblemRecord]:
     return run.problems.get("held_out_hard") or run.problems["held_out"]
 
 
-def initial_weights(run: Run, phase: str, lap: int):
+def initial_weights(run: Run, phase: str, lap: int) -> tuple[Model, ChatTokenizer]:
     """Where a phase starts: `init` of its settings."""
     config = run.config.phase(phase, lap)
     if not isinstance(config, JudgedConfig):
@@ -204,7 +205,7 @@ def initial_weights(run: Run, phase: str, lap: int):
     return starting_point(run, *sources[config.init])
 
 
-def starting_point(run: Run, phase: str, lap: int = 1):
+def starting_point(run: Run, phase: str, lap: int = 1) -> tuple[Model, ChatTokenizer]:
     """The weights that a GRPO phase trains, or that its adapters are beside."""
     return run.load(phase, lap, frozen=run.config.lora.rank > 0)
 

@@ -9,7 +9,7 @@ import torch
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.sharding import check_ranks
-from nanov2.domains.domain import Domain, Solved
+from nanov2.domains.domain import Domain, FindingTruth, Solved
 from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, ProverConfig
 from nanov2.method.experts import GRADED, MarksExpert
@@ -103,7 +103,9 @@ def _check_off_policy(config: Config, ranks: Ranks) -> None:
 
 
 def _check_credit(config: Config, domain: Domain) -> None:
-    names = hasattr(domain.truth, "findings") and not config.pretrained.folder and config.expert == "exact"
+    names = (
+        isinstance(domain.truth, FindingTruth) and not config.pretrained.folder and config.expert == "exact"
+    )
     if config.verifier.credit == "finding" and not names:
         raise InputError(
             'verifier.credit = "finding" needs the exact expert of a domain that names findings, and its own '

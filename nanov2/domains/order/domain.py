@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import random
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import View
@@ -45,9 +44,6 @@ from nanov2.domains.seeded import DRAWS, KEPT, RUBRIC_MV, ExactTruth, SeededDoma
 from nanov2.errors import InputError
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
-
-if TYPE_CHECKING:
-    pass
 
 RUBRIC_V = """\
 1: every step is a given fact, and the chain proves the goal.
