@@ -34,6 +34,7 @@ from autolabel import autolabel
 from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.distributed.safety import on_main
 from nanov2.domains.domain import FindingTruth, Truth
+from nanov2.errors import InputError
 from nanov2.method import figures as ev
 from nanov2.method.experts import GRADED, ExactExpert, make_expert
 from nanov2.method.habits import habit_table
@@ -53,6 +54,7 @@ from nanov2.run import takeover
 from nanov2.run.aware import aware
 from nanov2.run.cli import open_folder, parse, read_config, script
 from nanov2.run.folder import Run
+from nanov2.run.left import time_left
 from nanov2.run.phase import (
     Result,
     at_best_temperature,
@@ -456,11 +458,9 @@ STEPS = {
 def do_phase(run: Run, phase: str, lap: int, place: str = "") -> None:
     """One phase, at its `place` in the plan, unless it is done: figures, samples and, last, phase.json."""
     if phase == "autolabel":
-        autolabel(run, lap)
+        autolabel(run, lap, place)
     elif not run.is_done(phase, lap):
         begin, name = time.time(), place + heading(phase, lap)
-        if run.ranks.main:
-            print(f"\n{name}", flush=True)
         run.begin(phase, lap)
         result = STEPS[phase](run, lap)
         run.write(phase, lap, "eval.json", result.figures())
@@ -491,6 +491,10 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(dry_run(read_config(args, overrides), ranks, args.hardware))
         return
+    if args.ranks or args.hardware != "this":
+        raise InputError(
+            "--ranks and --hardware are for --dry-run; torchrun --nproc-per-node=N starts N ranks"
+        )
     check_request(args.phase, args.lap, read_config(args, overrides))
     run = open_folder(args, overrides)
     if args.track and run.ranks.main:
@@ -509,7 +513,11 @@ def main() -> None:
         if run.ranks.main:
             print(taken, file=sys.stderr)
     for i, (phase, lap) in enumerate(wanted, 1):
-        do_phase(run, phase, lap, f"[{i} of {len(wanted)}] " if len(wanted) > 1 else "")
+        place = f"[{i} of {len(wanted)}] " if len(wanted) > 1 else ""
+        if run.ranks.main and not run.is_done(phase, lap):
+            left = time_left(wanted[i - 1 :], run.spent(), run.config.to_dict())
+            print(f"\n{place}{heading(phase, lap)}" + (f"\n  {left}" if left else ""), flush=True)
+        do_phase(run, phase, lap, place)
     if run.ranks.main:
         if len(wanted) > 1:
             print(f"\nWhat each step changed\n{headline_text(run.dir)}")

@@ -23,7 +23,8 @@ from nanov2.errors import InputError, as_written
 from nanov2.pages.legend import entry
 from nanov2.pages.read import Phase, number, read_json, read_phases
 from nanov2.run.cli import Parser
-from nanov2.run.phases import planned
+from nanov2.run.left import Spent, clock, steps_seconds, time_left
+from nanov2.run.phases import planned, planned_steps
 
 SHOWN = ("loss", "reward", "truth", "truth_quality", "truth_draft", "meta", "entropy", "cut", "grad_norm")
 BARS = "▁▂▃▄▅▆▇█"
@@ -39,21 +40,10 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(BARS[int((m - low) / (high - low) * 7.999)] if high > low else BARS[0] for m in means)
 
 
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
 def safe(text: str, width: int) -> str:
     """One line that no control character can turn into commands of the terminal."""
     line = "".join(c if c.isprintable() else " " for c in text.replace("\n", " | "))
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def steps_of(config: dict, phase: str, lap: int) -> int | None:
-    section = config.get(phase if f"lap_{phase}" not in config or lap == 1 else f"lap_{phase}", {})
-    return section.get("steps")
 
 
 def is_held(run: Path) -> bool:
@@ -115,9 +105,11 @@ def _frame(run: Path, width: int) -> tuple[str, bool]:
     lines += [phase_line(phases.get(key), *key) for key in order]
     done = all(key in phases and phases[key].seconds is not None for key in plan)
     running = [p for p in phases.values() if p.seconds is None]
+    if left := left_in_all(phases, plan, running, settings):
+        lines += ["", safe(f"  {left}", width)]
     if running:
         p = running[-1]
-        lines += progress(p, steps_of(settings, p.name, p.lap), width)
+        lines += progress(p, planned_steps(settings, p.name, p.lap), width)
         last = run / p.folder / "last_sample.txt"
         if last.is_file():
             sample = last.read_text(errors="replace").splitlines()[:6]
@@ -138,14 +130,27 @@ def phase_line(phase: Phase | None, name: str, lap: int) -> str:
     return f"  ✓ {name:20} done in {clock(phase.seconds)}"
 
 
+def left_in_all(phases: dict, plan: list[tuple[str, int]], running: list[Phase], settings: dict) -> str:
+    """The time that the run has left; of the phase under way that of its own steps."""
+    done = {key: Spent.of(p.seconds, p.metrics) for key, p in phases.items() if p.seconds is not None}
+    todo, own = [key for key in plan if key not in done], None
+    if running and (total := planned_steps(settings, *running[-1].key)) and (rows := running[-1].metrics):
+        own = step_seconds(rows) * max(total - rows[-1]["step"] - 1, 0)
+        todo = [key for key in todo if key != running[-1].key]
+    return time_left(todo, done, settings, own) if todo or own else ""
+
+
+def step_seconds(rows: list[dict]) -> float:
+    """Of one of the last steps."""
+    return steps_seconds(rows[-20:]) / len(rows[-20:])
+
+
 def progress(phase: Phase, total: int | None, width: int) -> list[str]:
     """Step, rate, time left and curves of the phase under way; reward beside truth."""
     rows = phase.metrics
     if not rows:
         return []
-    spent = [sum(s for s in r.get("seconds", {}).values() if number(s) is not None) for r in rows[-20:]]
-    per_step = statistics.mean(spent)
-    step = rows[-1]["step"] + 1
+    per_step, step = step_seconds(rows), rows[-1]["step"] + 1
     left = f", {clock(per_step * max(total - step, 0))} left in it" if total else ""
     lines = ["", f"  step {step}{f' of {total}' if total else ''}, {per_step:.2f} s a step{left}"]
     if tokens := [r["tokens"] for r in rows[-20:] if number(r.get("tokens")) is not None]:
@@ -168,6 +173,8 @@ def main() -> None:
     ending = Ending()
     try:
         args = parser.parse_args()
+        if not 0.1 <= args.every <= 3600:
+            raise InputError(f"--every must be from 0.1 to 3600 seconds, found {args.every:g}")
         while True:
             text, done = frame(args.run, shutil.get_terminal_size((100, 30)).columns)
             # Home, then clear to the end: no flicker, and what was on the screen before scrolls away.

@@ -38,7 +38,8 @@ from nanov2.records import ProblemRecord, Record, read_json, read_jsonl, write_a
 from nanov2.rl.logs import hyperparameters, read_rows
 from nanov2.run import seal
 from nanov2.run.config import Config
-from nanov2.run.phases import title
+from nanov2.run.left import Spent, steps_seconds
+from nanov2.run.phases import flywheel, title
 from nanov2.run.start import check_start
 
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a folder that holds a model
@@ -131,6 +132,15 @@ class Run:
     def is_done(self, phase: str, lap: int = 1) -> bool:
         return (self.folder(phase, lap) / "phase.json").is_file()
 
+    def spent(self) -> dict[tuple[str, int], Spent]:
+        """What each phase that is done took."""
+        found = {}
+        for phase, lap in filter(lambda key: self.is_done(*key), flywheel(self.config)):
+            folder = self.folder(phase, lap)
+            seconds = read_json(folder / "phase.json")["seconds"]
+            found[phase, lap] = Spent.of(seconds, read_rows(folder / "metrics.jsonl"))
+        return found
+
     def command(self, phase: str, lap: int) -> str:
         """What makes a phase."""
         return f"python train.py --phase={phase}{f' --lap={lap}' if lap > 1 else ''} --dir={self.dir}"
@@ -205,7 +215,7 @@ class Run:
 
         Its seconds are those of this process or, where it was stopped in between, at least of all its steps.
         """
-        seconds = max(seconds, steps_seconds(self.folder(phase, lap)))
+        seconds = max(seconds, steps_seconds(read_rows(self.folder(phase, lap) / "metrics.jsonl")))
         done = {"phase": phase, "lap": lap, "title": title(phase, lap), "seconds": round(seconds, 1)}
         self.ranks.barrier()
         if self.ranks.main:
@@ -221,12 +231,6 @@ class Run:
             settings = dataclasses.asdict(self.config.phase(phase, lap))
             figures = read_json(path)["after"]
             hyperparameters(path.parent, {"seed": self.config.seed} | settings, figures)
-
-
-def steps_seconds(folder: Path) -> float:
-    """What all steps of a phase took, over all processes that did them."""
-    spent = [row.get("seconds", {}) for row in read_rows(folder / "metrics.jsonl")]
-    return sum(s for row in spent if isinstance(row, dict) for s in row.values())
 
 
 def _peak_memory() -> int:

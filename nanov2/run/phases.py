@@ -22,6 +22,7 @@ class PhaseInfo:
     trains: Literal["", "verify", "meta", "prove"] = ""  # the task that GRPO trains in it
     answers: tuple[str, ...] = field(default=())  # modes of sample.py that its model is for
     limits: tuple[str, ...] = ()  # sections whose max_tokens bound what is written in it, beside its own
+    like: tuple[str, ...] = ()  # phases whose steps take much the same time
 
     def belongs_to(self, lap: int) -> bool:
         return self.laps == "all" or (lap == 1) == (self.laps == "first")
@@ -56,6 +57,7 @@ CYCLE = (
         ("verifier",),
         trains="meta",
         limits=("verifier",),
+        like=("verifier",),
     ),
     PhaseInfo(
         "consolidate",
@@ -64,6 +66,7 @@ CYCLE = (
         ("autolabel",),
         follows=True,
         limits=("generator",),
+        like=("base",),
     ),
     PhaseInfo(
         "renew_meta",
@@ -73,6 +76,7 @@ CYCLE = (
         follows=True,
         trains="meta",
         limits=("verifier", "meta"),
+        like=("meta",),
     ),
     PhaseInfo(
         "verifier2",
@@ -81,6 +85,7 @@ CYCLE = (
         trains="verify",
         answers=("verify", "meta"),
         limits=("verifier", "meta"),
+        like=("verifier",),
     ),
     PhaseInfo(
         "generator",
@@ -134,6 +139,14 @@ def planned(settings: dict) -> list[tuple[str, int]]:
         for phase in CYCLE
         if phase.belongs_to(lap) and phase.name not in left_out
     ]
+
+
+def planned_steps(settings: dict, phase: str, lap: int) -> int | None:
+    """How many steps a phase is to do, by the same settings; None where it has no steps."""
+    later = f"lap_{phase}"
+    section = settings.get(later if lap > 1 and later in settings else phase)
+    steps = section.get("steps") if isinstance(section, dict) else None
+    return steps if isinstance(steps, int) else None
 
 
 def check_name(phase: str, *others: str) -> None:

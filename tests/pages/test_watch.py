@@ -36,6 +36,18 @@ def test_a_frame_tells_phase_step_rate_and_time_left(run):
     assert "reward" in text and "▁" in text and "█" in text
 
 
+def test_a_frame_tells_the_time_left_for_the_whole_run(run):
+    told = "at least 1:30 left by the phases so far; 6 to come are of new kinds"
+    assert told in frame(run, 80)[0]
+    facts = {"config": {"verifier": {"steps": 40}, "meta": {"steps": 20}, "verifier2": {"steps": 40}}}
+    (run / "run.json").write_text(json.dumps(facts))
+    finish(run, "verifier", "coldstart", "generator", "selfverify", "autolabel")
+    (run / "verifier" / "phase.json").write_text(json.dumps({"seconds": 40}))  # 10 steps of 3 s, 10 s beside
+    assert "about 3:20 left by the phases so far" in frame(run, 80)[0]
+    finish(run, "meta", "verifier2")
+    assert "left" not in frame(run, 80)[0]
+
+
 def test_the_phases_to_come_are_shown(run):
     text, _ = frame(run, 80)
     assert "· meta" in text and "to come" in text and text.index("▸ verifier") < text.index("· meta")

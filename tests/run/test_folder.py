@@ -14,7 +14,7 @@ from nanov2.pages.report import build_report
 from nanov2.records import ProofRecord, write_jsonl
 from nanov2.run import seal
 from nanov2.run.config import load_config
-from nanov2.run.folder import Run, steps_seconds
+from nanov2.run.folder import Run
 from nanov2.run.phases import CYCLE, check_request, needed
 from nanov2.run.phases import flywheel as all_phases
 
@@ -258,10 +258,3 @@ def test_weights_of_a_phase_that_was_killed_and_begun_again_otherwise_are_refuse
     code, _, err = flywheel(folder, *flags, "--base.lr=0.02", "--seed=1")
     assert code == 1 and "base.lr (0.003, now 0.02), seed (0, now 1)" in err
     shutil.rmtree(folder)
-
-
-def test_the_cost_of_a_stopped_phase_counts_the_steps_before_the_stop(tmp_path):
-    rows = [{"step": i, "seconds": {"train": 2.0, "data": 0.5}} for i in range(4)]
-    write_jsonl(tmp_path / "metrics.jsonl", rows)
-    assert steps_seconds(tmp_path) == 10.0
-    assert steps_seconds(tmp_path / "none") == 0.0

@@ -96,7 +96,8 @@ def test_a_changed_phase_is_done_again_from_anothers_run_in_one_command(source, 
     b = tmp_path / "b"
     args = ["--phase=verifier2", f"--from={source}", f"--dir={b}", "--verifier2.meta_gate=false"]
     inside("train.py", *args)
-    told = capsys.readouterr().err
+    out, told = capsys.readouterr()
+    assert re.search(r"\n1D: .*\n  about \d:\d\d left by the phases so far\n", out)  # by 1B's steps
     assert (
         f"taken from {source}: base, coldstart, verifier, meta; " in told and "meta_gate (True, now" in told
     )
