@@ -18,9 +18,9 @@ as judge.figures.json; a bench that was stopped goes on where it was.
 
 Models come from --dir (default runs/proofworld): the newest lap's generator for prove, its self-verifying
 generator for refine and search, its verifier for verify and meta; --phase and --lap choose another. Without
-a problem or a file a new random problem is made. Each answer is shown as it was written, with the truth
-beside it where the domain knows it; a graded file gives figures. Nothing is written but --output and what
-lies beside it.
+a problem or a file held-out problems are taken: one, or --limit of them, from number --draw on. Each answer
+is shown as it was written, with the truth beside it where the domain knows it; a graded file gives figures.
+Nothing is written but --output and what lies beside it.
 """
 
 from nanov2.distributed.startup import prepare
@@ -41,11 +41,12 @@ from nanov2.method.agreement import agreement, measure, report
 from nanov2.method.consensus import Rule, assess
 from nanov2.method.judges import Judge
 from nanov2.method.search import Draft, Search, refine, write
-from nanov2.records import write_atomically, write_jsonl
-from nanov2.run.authors import FLAGS, MODEL, Cast, chat_cast, read_items, run_cast, wanted
-from nanov2.run.cli import parse, script
+from nanov2.records import ProblemRecord, write_atomically, write_jsonl
+from nanov2.run.authors import FLAGS, KIND, MODEL, Cast, chat_cast, check_items, read_items, run_cast, wanted
+from nanov2.run.cli import check_output, parse, script
 from nanov2.settings import Within
 
+NO_PROOF = "answer without a proof"  # a turn's name begins so; then why
 BENCH = 300  # proofs, and critiques, that a judge is measured on unless --limit says otherwise
 
 
@@ -61,7 +62,7 @@ def refine_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
     """Draft, own evaluation, revision, …: until it finds nothing wrong, or --rounds or --budget is spent."""
     problems = [item.problem for item in items for _ in range(args.n)]
     numbers = [i for _ in items for i in range(args.n)]
-    found = refine(cast.prover, cast.language, problems, numbers, args.rounds, args.budget)
+    found = refine(cast.prover, cast.language, problems, numbers, args.rounds, args.budget, again=True)
     return [proof_row(cast, p, drafts, states) for p, drafts in zip(problems, found, strict=True)]
 
 
@@ -72,8 +73,10 @@ def proof_row(cast: Cast, problem: str, drafts: list[Draft], states: Counter) ->
     proofs = [d for d in drafts if d.proof]
     turns = []
     for d in drafts:
-        turns.append(("prove", d.proof or d.text or f"({d.missing})"))
-        turns += [("verify", d.critique)] if d.proof else []
+        if d.proof:
+            turns += [("prove", d.proof), ("verify", d.critique)]
+        else:
+            turns.append((f"{NO_PROOF}: {d.missing}", d.text))
     last = proofs[-1] if proofs else Draft(None)
     row = {
         "problem": problem,
@@ -204,17 +207,16 @@ MODES = {
 }
 
 
-def shown(row: dict) -> str:
-    """A row as blocks of Markdown: texts under headings, all else on a line of its own."""
-    blocks = [f"# Problem\n\n{row['problem']}"]
-    turns = row.get("turns", [])
-    if turns:
-        for i, (task, text) in enumerate(turns):
-            name = f"Proof {i // 2 + 1}" if task == "prove" else "Its author's evaluation"
-            if i == len(turns) - 1 and "missing" in row:
-                name = f"Answer without a proof: {row['missing']}"
-            blocks.append(f"## {name}\n\n{text or '(none)'}")
-    elif row.get("proof"):
+def shown(row: dict, before: str = "") -> str:
+    """A row as blocks of Markdown: texts under headings, all else on a line of its own. `before`: the problem
+    of the row before, which is not said twice."""
+    blocks = [f"# Problem\n\n{row['problem']}"] if row["problem"] != before else []
+    turns, proofs = row.get("turns", []), 0
+    for task, text in turns:
+        proofs += task == "prove"
+        name = {"prove": f"Proof {proofs}", "verify": "Its author's evaluation"}.get(task, task.capitalize())
+        blocks.append(f"## {name}\n\n{text or '(none)'}")
+    if not turns and row.get("proof"):
         blocks.append(f"## Proof\n\n{row['proof']}")
     if "critique" in row:
         blocks.append(f"## Critique\n\n{row['critique']}")
@@ -264,13 +266,16 @@ def main() -> None:
         ),
         "limit": (
             0,
-            f"only this many items of --data (0: all), or of a bench (0: {BENCH})",
+            f"only this many items of --data (0: all), of a bench (0: {BENCH}), or new problems (0: 1)",
             Within(0, 1 << 40),
         ),
         "draw": (0, "seed of the samples, and of the random problem"),
     }
     args, overrides = parse(__doc__, flags, modes)
+    check_items(args.mode, args)
     config = wanted(args, overrides)
+    if args.output:
+        check_output(args.output, args.data, args.input)
     cast = chat_cast(config, args.output, args.draw) if config else run_cast(args, overrides)
     if args.mode == "verify" and not (args.problem or args.data or args.input or cast.config.data.path):
         return bench(cast, args)
@@ -282,9 +287,12 @@ def main() -> None:
         write_jsonl(args.output, rows)
         print(f"{args.output}: {len(rows)} answers")
     else:
-        print("\n\n---\n\n".join(shown(row) for row in rows))
+        problems = ["", *(row["problem"] for row in rows)]
+        print("\n\n---\n\n".join(shown(row, before) for row, before in zip(rows, problems, strict=False)))
     if states:
         print("\nanswers: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    if KIND[args.mode] is ProblemRecord and any("true_score" in row for row in rows):
+        print(f"right in truth: {sum(row.get('true_score') == 1 for row in rows)} of {len(rows)}")
 
 
 if __name__ == "__main__":

@@ -380,6 +380,8 @@ class Language:
         """The parts of a generator's answer; None where it does not have the form."""
         return read_proof(answer)
 
+    proof_form = "a proof"  # what `is_proof` asks for, in words
+
     def is_proof(self, text: str | None) -> bool:
         """Whether a text, taken out of an answer, has the form of a proof."""
         return bool(text)

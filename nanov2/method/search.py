@@ -249,7 +249,8 @@ def _read(language: Language, answer: Answer) -> Draft:
     proof = language.read_proof(answer.text)
     text = answer.text or ""
     if proof is None or not language.is_proof(proof.text):
-        return Draft(None, tokens=answer.tokens, text=text, missing=answer.missing or "no proof in it")
+        why = "no proof in it" if proof is None else f"not {language.proof_form}"
+        return Draft(None, tokens=answer.tokens, text=text, missing=answer.missing or why)
     score = language.claimed_score(proof.critique) if proof.critique else None
     return Draft(proof.text, proof.critique, score, answer.tokens, text)
 
@@ -262,31 +263,33 @@ def refine(
     rounds: int,
     budget: int = 0,
     critic: Author | None = None,
+    again: bool = False,
 ) -> list[list[Draft]]:
     """Draft → evaluation (the author's own, or the critic's) → revision → …, for each problem: until nothing
-    wrong is found, `rounds` proofs are written, or `budget` tokens (0: any number) are spent. An answer
-    without a proof ends it."""
+    wrong is found, `rounds` answers are written, or `budget` tokens (0: any number) are spent. An answer
+    without a proof ends it; with `again`, one that has some text is asked for again."""
     found: list[list[Draft]] = [[] for _ in problems]
     for _ in range(rounds):
-        open_ = [i for i, drafts in enumerate(found) if _goes_on(drafts, budget)]
+        open_ = [i for i, drafts in enumerate(found) if _goes_on(drafts, budget, again)]
         questions = []
         for i in open_:
-            last = found[i][-1] if found[i] else None
+            last = next((d for d in reversed(found[i]) if d.proof), None)
             critiques = [last.critique or "(no evaluation was written)"] if last else []
             ask = language.revise(problems[i], last.proof, critiques) if last else language.prove(problems[i])
             questions.append((problems[i], ask))
-        numbered = [numbers[i] for i in open_]
+        numbered = [numbers[i] + (sum(not d.proof for d in found[i]) << 16) for i in open_]
         drafts = write(author, language, questions, numbered, critic) if open_ else []
         for i, draft in zip(open_, drafts, strict=True):
             found[i].append(draft)
     return found
 
 
-def _goes_on(drafts: list[Draft], budget: int) -> bool:
+def _goes_on(drafts: list[Draft], budget: int, again: bool) -> bool:
     if not drafts:
         return True
-    spent = sum(d.tokens for d in drafts)
-    return drafts[-1].proof is not None and drafts[-1].score != 1 and not (budget and spent >= budget)
+    last, spent = drafts[-1], sum(d.tokens for d in drafts)
+    wanting = last.score != 1 if last.proof else again and bool(last.text)
+    return wanting and not (budget and spent >= budget)
 
 
 def enumerate_within(flat: list[tuple]) -> Iterable[tuple[int, tuple]]:
@@ -309,7 +312,7 @@ def open_state(path: Path, settings: dict) -> dict[str, Pool]:
     if not rows:
         journal.append(path, [settings])
     elif rows[0] != settings:
-        raise InputError(f"{path} holds a search with other settings: delete it, or name another --output")
+        raise InputError(f"{path} holds a search with other settings: name another --output")
     pools: dict[str, Pool] = {}
     for number, row in enumerate(rows[1:], 2):
         try:
@@ -318,5 +321,7 @@ def open_state(path: Path, settings: dict) -> dict[str, Pool]:
             row["candidates"] = [Candidate(**c) for c in row["candidates"]]
             pools[row["problem"]] = Pool(**row)
         except (ValueError, TypeError, KeyError, AttributeError) as e:
-            raise InputError(f"{path}, line {number}: not the state of a search; delete the file") from e
+            raise InputError(
+                f"{path}, line {number}: not the state of a search; name another --output"
+            ) from e
     return pools

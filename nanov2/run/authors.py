@@ -148,6 +148,19 @@ def _trust(run: Run, lap: int) -> str:
     )
 
 
+def check_items(mode: str, args: argparse.Namespace) -> None:
+    """InputError where the flags that make up an item are not those of the mode, or are not all there."""
+    names = [f.name for f in dataclasses.fields(KIND[mode])]
+    given = [name for name in ("problem", "proof", "critique") if getattr(args, name)]
+    wanted = [name for name in ("problem", "proof", "critique") if name in names]
+    if stray := [name for name in given if name not in wanted]:
+        raise InputError(f"--{stray[0]} is not for {mode}")
+    if given and (args.data or args.input):
+        raise InputError(f"give --{given[0]}, or a file of items (--data), not both")
+    if given and (missing := [name for name in wanted if name not in given]):
+        raise InputError(f"{mode} needs --{missing[0]}, or a file of items (--data)")
+
+
 def read_items(cast: Cast, mode: str, args: argparse.Namespace) -> list:
     """What to work on: the items of a file, one item from the flags, or a problem that no model has seen.
 
@@ -158,8 +171,6 @@ def read_items(cast: Cast, mode: str, args: argparse.Namespace) -> list:
     names = [f.name for f in dataclasses.fields(kind) if f.name in ("problem", "proof", "critique")]
     given = {name: getattr(args, name, "") for name in names}
     if given["problem"]:
-        if missing := [name for name, value in given.items() if not value]:
-            raise InputError(f"{mode} needs --{missing[0]}, or a file of items (--data)")
         items = [kind(**given)]
     elif path:
         loaded = load(dataclasses.replace(data, path=path), kind)
@@ -170,9 +181,10 @@ def read_items(cast: Cast, mode: str, args: argparse.Namespace) -> list:
             print(f"held out by problem: {len(items)}")
         items = items[: getattr(args, "limit", 0) or None]
     elif len(names) == 1 and cast.domain is not None:
-        draw, held_out = args.draw, cast.domain.problems().get("held_out", [])
-        new = held_out if draw < len(held_out) else cast.domain.new_problems(1, draw + 1)
-        items = [ProblemRecord(new[draw].problem)]
+        draw, end = args.draw, args.draw + max(args.limit, 1)
+        held_out = cast.domain.problems().get("held_out", [])
+        new = held_out if end <= len(held_out) else cast.domain.new_problems(1, end)
+        items = [ProblemRecord(p.problem) for p in new[draw:end]]
     else:
         raise InputError(f"no --{names[0]}, and no --data=FILE")
     own = isinstance(cast.prover, OwnAuthor) and not isinstance(cast.prover, FolderAuthor)

@@ -131,6 +131,18 @@ def test_refinement_asks_for_an_evaluation_where_the_answer_holds_none():
     assert len(refine(author, Language(), ["P"], [0], rounds=9, budget=20)[0]) == 2
 
 
+def test_refinement_asks_again_for_an_answer_without_a_proof_where_it_is_told_to():
+    doubt = CRITIQUE.format("A gap.", "\\boxed{0.5}")
+    said = {"prove": ["I do not know.", "## Solution\nA", ""], "revise": ["", "## Solution\nB", ""]}
+    said["verify"] = [doubt]
+    (stopped,) = refine(Scripted(**said), Language(), ["P"], [0], rounds=4)
+    assert [d.missing for d in stopped] == ["no proof in it"]
+    (found,) = refine(Scripted(**said), Language(), ["P"], [0], rounds=4, again=True)
+    assert [d.proof for d in found] == [None, "A", "B", "B"]  # under another number from there on
+    silent = Scripted(**said | {"prove": [None]})  # such as one that was cut off
+    assert len(refine(silent, Language(), ["P"], [0], rounds=4, again=True)[0]) == 1
+
+
 def test_a_critics_evaluation_stands_in_place_of_the_authors_own():
     doubt = CRITIQUE.format("A gap.", "\\boxed{0.5}")
     proof = f"## Solution\nA\n## Self Evaluation\n{FINE}"

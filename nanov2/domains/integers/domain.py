@@ -81,6 +81,8 @@ class IntegersTruth(ExactTruth):
 class IntegersLanguage(TurnLanguage):
     """The world's own models write proofs of its form, or none."""
 
+    proof_form = "a proof in the form of this world"
+
     def is_proof(self, text: str | None) -> bool:
         return text is not None and parse_proof(text) is not None
 

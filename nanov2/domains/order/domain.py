@@ -81,6 +81,8 @@ class OrderTruth(ExactTruth):
 class OrderLanguage(TurnLanguage):
     """The world's own models write proofs that can be read as chains, or none."""
 
+    proof_form = "a chain of relations in which no term comes twice"
+
     def is_proof(self, text: str | None) -> bool:
         return text is not None and parse_proof(text) is not None
 
