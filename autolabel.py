@@ -50,7 +50,7 @@ from nanov2.records import ProofRecord, read_jsonl, write_jsonl
 from nanov2.rl.logs import print_table
 from nanov2.run.authors import FLAGS as CHAT_FLAGS
 from nanov2.run.authors import chat_cast, wanted
-from nanov2.run.cli import InputError, open_folder, parse, read_config, script
+from nanov2.run.cli import InputError, check_output, open_folder, parse, read_config, script
 from nanov2.run.config import Config
 from nanov2.run.folder import Run
 from nanov2.run.phase import generator_proofs, graded
@@ -95,8 +95,9 @@ def assess_proofs(
     return assess_adaptively(pairs, judges, config.n, config.chunk, k, clean, bar)
 
 
-def autolabel(run: Run, lap: int) -> None:
-    """Label new hard proofs, merge them into 𝒟v, and measure the labels against the truth."""
+def autolabel(run: Run, lap: int, place: str = "") -> None:
+    """Label new hard proofs, merge them into 𝒟v, and measure the labels against the truth. `place`: in the
+    plan, as the terminal has it."""
     if run.is_done("autolabel", lap):
         return
     begin, c, truth = time.time(), run.config.autolabel, run.domain.truth
@@ -126,12 +127,22 @@ def autolabel(run: Run, lap: int) -> None:
     note = f"n = {c.n} critiques, m = {c.m} meta-assessments, k = {c.k}"
     run.finish("autolabel", lap, time.time() - begin, tables=[label_table(labelled)], notes=[note])
     if run.ranks.main:
-        print_table(f"{heading('autolabel', lap)} ({time.time() - begin:.0f} s)", {}, after, legend.title)
+        print_table(
+            f"{place}{heading('autolabel', lap)} ({time.time() - begin:.0f} s)", {}, after, legend.title
+        )
+
+
+def read_proofs(path: Path) -> list[ProofRecord]:
+    """InputError where there is none."""
+    if proofs := read_jsonl(path, ProofRecord):
+        return proofs
+    raise InputError(f"{path} holds no proofs: write a line of JSON, problem and proof, for each")
 
 
 def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
     """Label the proofs of a JSONL file (problem, proof a line)."""
-    proofs, c = read_jsonl(source, ProofRecord), run.config.autolabel
+    check_output(str(out), str(source))
+    proofs, c = read_proofs(source), run.config.autolabel
     labelled = label_all(proofs, label_proofs(run, lap, proofs), c)
     if run.ranks.main:
         write_jsonl(out, [x.record(c) for x in labelled])
@@ -141,7 +152,7 @@ def label_file(run: Run, lap: int, source: Path, out: Path) -> None:
 def calibration(run: Run, lap: int, wanted: float, source: str) -> None:
     """Print which n, m, k reach a precision, on proofs whose score is known."""
     if source:
-        proofs = read_jsonl(source, ProofRecord)
+        proofs = read_proofs(Path(source))
     elif not run.domain.truth:
         raise InputError("calibration needs proofs whose score is known: give --proofs=FILE")
     else:
@@ -174,6 +185,7 @@ def label_by_chat(config: Config, args) -> None:
     """Label the proofs of --data by a chat model; figures where some have a grade."""
     if not (path := args.data or args.proofs or config.data.path):
         raise InputError("which proofs? Give --data=FILE")
+    check_output(args.out, path)
     c, states = config.autolabel, Counter()
     cast = chat_cast(config, args.out)
     loaded = load(dataclasses.replace(config.data, path=path), ProofRecord)

@@ -134,7 +134,7 @@ def parse_json(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise InputError(f"{where}: not valid JSON ({e}); mend or delete it") from e
+        raise InputError(f"{where}: not valid JSON ({e}); mend it, or leave it out") from e
 
 
 def parse_record(line: str, kind: type[Record], where: str) -> Record:

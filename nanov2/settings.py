@@ -70,15 +70,17 @@ def hints(kind: type) -> dict[str, Any]:
     return {f.name: found[f.name] for f in dataclasses.fields(kind)}
 
 
-def build(kind: Any, tree: dict, prefix: str = "", where: str = "settings", others: tuple[str, ...] = ()):
+def build(
+    kind: Any, tree: dict, prefix: str = "", where: str = "settings", others: dict[str, type] | None = None
+):
     """A settings dataclass from nested dicts. Raises InputError, headed by `where`, naming the nearest field.
 
-    `others` are names that may stand beside the fields and were read before.
+    `others` are sections that may stand beside the fields and were read before.
     """
     known, values = hints(kind), {}
     for name, value in tree.items():
         if name not in known:
-            refuse_unknown(name, [*known, *others], prefix, where)
+            refuse_unknown(name, (others or {}) | known, prefix, where)
         values[name] = convert(value, known[name], prefix + name, where)
     try:
         return kind(**values)
@@ -86,10 +88,19 @@ def build(kind: Any, tree: dict, prefix: str = "", where: str = "settings", othe
         raise InputError(f"{where}: {e}") from e
 
 
-def refuse_unknown(name: str, known: list[str], prefix: str, where: str) -> None:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+def refuse_unknown(name: str, known: dict[str, Any], prefix: str, where: str) -> None:
+    """InputError with the sections that have such a field, or else the nearest name of `known`."""
+    sections = {key: kind for key, kind in known.items() if dataclasses.is_dataclass(kind)}
+    inside = [f"{key}.{name}" for key, kind in _roots(sections).items() if name in hints(kind)]
+    near = inside or difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {' or '.join(prefix + n for n in near)}?" if near else f"known: {', '.join(known)}"
     raise InputError(f"{where}: unknown field {prefix}{name:.80}; {hint}")
+
+
+def _roots(kinds: dict[str, Any]) -> dict[str, Any]:
+    """Those that are derived from no other: [grpo] speaks for the sections that it is spread over."""
+    every = list(kinds.values())
+    return {key: kind for key, kind in kinds.items() if not any(k in kind.__mro__[1:] for k in every)}
 
 
 def convert(value: object, kind: Any, name: str, where: str) -> Any:

@@ -26,9 +26,9 @@ def main() -> None:
         pass  # the ranks have stopped, and said so
     except ChildFailedError as e:
         _, failure = e.get_first_failure()
-        if failure.exitcode != 1:
+        if failure.exitcode not in (1, 2):  # 2: Python, which does not find the script
             raise
-        sys.exit(1)  # it has said why
+        sys.exit(failure.exitcode)  # it has said why
 
 
 def threads_per_rank(arguments: list[str]) -> int:

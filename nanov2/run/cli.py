@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,6 +26,7 @@ from nanov2.settings import Within
 
 CONFIGS, WEIGHTS = beside("configs"), beside("weights")  # benchmarks/ship.py fills the latter
 DEFAULT_CONFIG = CONFIGS / "proofworld.toml"
+LAP = re.compile(r"lap\d+")
 DISK = {  # what a user can put right
     errno.ENOSPC,
     errno.EDQUOT,
@@ -73,10 +76,17 @@ def parse(
             continue
         shown = f"{text} (default: {default})" if default not in ("", 0) else text
         parser.add_argument(f"--{name}", default=default, type=type(default), help=shown)
+    for given in sys.argv[1:]:
+        if given.endswith("=") and given[2:-1] in ("config", "dir", *flags):
+            raise InputError(f"{given} has no value; leave it out for the default")
     args, overrides = parser.parse_known_args()
     stray = [o for o in overrides if not o.startswith("--") or "=" not in o]
     if stray:
-        raise InputError(f"cannot read argument {stray[0]!r}: write --section.field=value, or see --help")
+        near = difflib.get_close_matches(stray[0].strip("-—"), ["config", "dir", *flags], 1)
+        mean = f"did you mean --{near[0]}? Else " if near else ""
+        raise InputError(
+            f"cannot read argument {stray[0]!r}: {mean}write --section.field=value, or see --help"
+        )
     for name, (_, _, *bounds) in flags.items():
         _check_bounds(name, getattr(args, name.replace("-", "_")), bounds)
     return args, overrides
@@ -102,6 +112,9 @@ def _config_path(args: argparse.Namespace, models: bool = False) -> tuple[Path, 
         folder = _own_models(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--dir={folder} is a file, not a run folder")
+    if (folder / "phase.json").is_file():
+        run = folder.parent.parent if LAP.fullmatch(folder.parent.name) else folder.parent
+        raise InputError(f"--dir={folder} is the folder of a phase: give that of its run, --dir={run}")
     if not args.config:  # go on with the settings that the run has, or that it begins from
         known = [Path(run) / "config.json" for run in (folder, source) if run]
         path = next((p for p in known if p.is_file()), path)
@@ -126,6 +139,18 @@ def shipped(path: Path) -> Path:
     return (
         own if path.parent in (Path("."), Path("configs")) and not path.exists() and own.is_file() else path
     )
+
+
+def check_output(path: str, *read: str) -> None:
+    """InputError, before any work is done for it, where a file cannot be written or is one of those read."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; name a file")
+    if target.exists() and any(source and target.resolve() == Path(source).resolve() for source in read):
+        raise InputError(f"cannot write {path}: it is the file that is read; name another")
+    above = next(p for p in target.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(target if target.exists() else above, os.W_OK):
+        raise InputError(f"cannot write {path}: {above} is no folder that you may write to; name another")
 
 
 def read_config(args: argparse.Namespace, overrides: list[str]) -> Config:
@@ -195,4 +220,4 @@ def _stop(number: int, frame) -> None:
     raise Stopped("stopped; what was finished or checkpointed is kept: the same command goes on from there")
 
 
-__all__ = ["Config", "InputError", "Parser", "open_folder", "parse", "read_config", "script"]
+__all__ = ["Config", "InputError", "Parser", "check_output", "open_folder", "parse", "read_config", "script"]

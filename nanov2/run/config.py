@@ -184,7 +184,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     check_section(tree, "the file", str(path))
     for override in overrides:
         _override(tree, override)
-    return from_dict(tree, str(path or "settings"))
+    try:
+        return from_dict(tree, str(path or "settings"))
+    except InputError:
+        if not overrides:
+            raise
+        load_config(path)  # the file's own fault, if it has one
+        return from_dict(tree, "the command line")
 
 
 def _read(path: str | Path) -> dict:
@@ -207,7 +213,7 @@ def from_dict(tree: dict, where: str) -> Config:
         shared = {k: v for k, v in grpo.items() if k in settings.hints(kind)}
         first = own[name.removeprefix("lap_")]
         tree[name] = {**shared, **first, **own[name]}
-    return settings.build(Config, tree, "", where, others=("grpo",))
+    return settings.build(Config, tree, "", where, others={"grpo": GRPOConfig})
 
 
 def _check_defaults(grpo: dict, where: str) -> None:
@@ -217,7 +223,7 @@ def _check_defaults(grpo: dict, where: str) -> None:
         taken = [kind[name] for kind in kinds if name in kind]
         if not taken:
             known = dict.fromkeys(field for kind in kinds for field in kind)
-            settings.refuse_unknown(name, [*known], "grpo.", where)
+            settings.refuse_unknown(name, known, "grpo.", where)
         for kind in taken:
             settings.convert(value, kind, f"grpo.{name}", where)
 

@@ -51,6 +51,9 @@ def _check_expert(config: Config, domain: Domain) -> None:
             f'expert = "{config.expert}" uses the grades of people, and domain {config.domain!r} has none: '
             "set --expert=exact, person, page, or a file"
         )
+    if config.expert not in GRADED and not domain.graded_proofs().get("train"):
+        if empty := [name for name in ("problems", "subset") if not getattr(config.coldstart, name)]:
+            raise InputError(f"coldstart.{empty[0]} = 0: there would be no proof to train a verifier on")
     if config.expert == "marks":
         graded = [r for records in domain.graded_proofs().values() for r in records]
         MarksExpert().score_proofs([r for r in graded if r.score is not None])
