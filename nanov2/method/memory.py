@@ -8,8 +8,10 @@ and the seed, so those that are kept are those that would be sampled.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from nanov2.distributed.checkpoints import fingerprint
 from nanov2.distributed.ranks import derive_seed
@@ -30,6 +32,7 @@ class Memory:
 
     def __init__(self, most: int = MOST):
         self.most, self._lists, self._sizes = most, {}, {}
+        self._hashes: WeakKeyDictionary[Model, tuple[list, list, str]] = WeakKeyDictionary()
 
     def recall(
         self, model: Model, asked: tuple, how: Sampling, seed: int, write: Callable[[], list[T]]
@@ -41,7 +44,7 @@ class Memory:
         if model.engine is not None:
             return write()
         drawn = seed if how.temperature else 0
-        key = derive_seed(fingerprint(model), model.in_bf16, asked, how.temperature, how.max_tokens, drawn)
+        key = derive_seed(self._hash(model), model.in_bf16, asked, how.temperature, how.max_tokens, drawn)
         found = self._lists.pop(key, None)
         if found is None:
             found = write()
@@ -49,6 +52,16 @@ class Memory:
         self._lists[key] = found  # as the last
         self._forget()
         return list(found)
+
+    def _hash(self, model: Model) -> str:
+        """That of the model's weights, which are read only where they have changed since."""
+        parts = list(model.parameters())
+        state = [(p.data_ptr(), p._version, p.dtype) for p in parts]
+        same, before, found = self._hashes.get(model, ([], [], ""))
+        if state != before or any(ref() is not p for ref, p in zip(same, parts, strict=True)):
+            found = fingerprint(model)
+            self._hashes[model] = [weakref.ref(p) for p in parts], state, found
+        return found
 
     def _forget(self) -> None:
         """What was asked for longest ago, down to `most` characters; never the newest."""

@@ -7,10 +7,11 @@ import torch
 from conftest import small_model, some_problems, some_proofs
 
 from nanov2.domains.order.domain import OrderTruth
-from nanov2.method import figures
+from nanov2.method import figures, memory
 from nanov2.method.figures import Bench
 from nanov2.method.memory import Memory
 from nanov2.records import ProblemRecord, ProofRecord
+from nanov2.rl.optimizer import make_optimizer
 from nanov2.run.config import load_config
 
 PROBLEMS = [ProblemRecord(p.text) for p in some_problems(6)]
@@ -95,6 +96,27 @@ def test_weights_in_the_midst_of_training_are_not_kept_and_the_oldest_texts_go_f
     small.verifier(model, PROOFS, "labelled")
     small.generator(model, PROBLEMS, "labelled")
     assert len(sampled) == 5
+
+
+def test_weights_are_hashed_once_until_they_change(model, bench, monkeypatch):
+    hashed, fingerprint = [], memory.fingerprint
+    monkeypatch.setattr(memory, "fingerprint", lambda m: hashed.append(m) or fingerprint(m))
+    for b in (bench, bench.greedy(), bench.at(0.3)):
+        b.generator(model, PROBLEMS, "labelled")
+        b.verifier(model, PROOFS, "labelled")
+    assert len(hashed) == 1
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    make_optimizer(model, 1e-3, 0.0).step()  # in one kernel, which must tell
+    bench.generator(model, PROBLEMS, "labelled")
+    assert len(hashed) == 2
+    model.load_state_dict({name: p.clone() for name, p in model.state_dict().items()}, assign=True)
+    bench.generator(model, PROBLEMS, "labelled")  # other tensors, even where an old one lay
+    assert len(hashed) == 3
+    model.norm.weight.data = model.norm.weight.data.clone()
+    bench.generator(model, PROBLEMS, "labelled")
+    bench.generator(small_model(bench.language.tokenizer), PROBLEMS, "labelled")
+    assert len(hashed) == 5
 
 
 def test_an_engine_is_asked_every_time(model, bench):
