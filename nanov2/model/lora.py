@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 class LoraConfig:
     """Updates of low rank in place of training all weights, for small GPUs."""
 
-    rank: Annotated[int, Within(0, 4096)] = setting(0, "of the updates; 0 = all weights are trained")
+    rank: Annotated[int, Within(0, 4096)] = setting(
+        0,
+        "of the updates; 0 = all weights are trained. They are merged and saved in fp32; where products are "
+        "in bf16, the next phase rounds what it begins from: updates below a 256th of their weight blur",
+    )
     alpha: Annotated[float, Within(0, 10_000, above=True)] = setting(32.0, "they are scaled by alpha / rank")
 
 
