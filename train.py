@@ -83,8 +83,7 @@ from nanov2.run.plan import HARDWARE, dry_run
 def base(run: Run, lap: int) -> Result:
     """Supervised training on the domain's demonstrations, from fresh weights or from a pretrained model."""
     c, domain = run.config, run.domain
-    model, tokenizer = domain.start()
-    model.to(run.ranks.device)
+    model, tokenizer = run.start()
     language = domain.language(tokenizer)
     bench = run.bench(language)
 

@@ -20,6 +20,7 @@ import re
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -202,11 +203,14 @@ def _write_whole(part: Path, tensors: dict[str, Tensor]) -> None:
         write_atomically(path, save({name: t.cpu().contiguous() for name, t in file.items()}))
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of all weights: the same weights, and no others, give the same."""
+def fingerprint(model: nn.Module, source: dict[str, Callable[[], Tensor]] | None = None) -> str:
+    """A hash of all weights: the same weights, and no others, give the same. Of those that `source` gives,
+    where the model is a rounded copy."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, p in sorted(model.state_dict().items()):
-        data = p.detach().cpu().contiguous()
+    weights = source or {name: p.detach for name, p in model.state_dict().items()}
+    for name, give in sorted(weights.items()):
+        p = give()
+        data = p.to("cpu", copy=True).contiguous()  # numpy bars what it is given from FSDP's resizing
         digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
         digest.update(data.view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -57,11 +57,11 @@ def leave(status: int = 0) -> NoReturn:
 class Ranks:
     """This process among the ranks. `device` is a GPU where there is one, else the CPU.
 
-    `shard` ("none", "full", "hybrid") and `precision` ("fp32", "bf16") say how models are trained: see `use`
-    and sharding.py.
+    `shard` ("none", "full", "hybrid"), `precision` ("fp32", "bf16") and `reduce` ("micro", "step") say how
+    models are trained: see `use` and sharding.py.
     """
 
-    shard, precision = "none", "fp32"
+    shard, precision, reduce = "none", "fp32", "micro"
 
     def __init__(self, timeout: float = 7200.0):
         """`timeout`: seconds that a rank waits for the others before it gives up."""
@@ -77,12 +77,12 @@ class Ranks:
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self.timeout)
 
-    def use(self, shard: str, precision: str) -> None:
+    def use(self, shard: str, precision: str, reduce: str = "micro") -> None:
         """How models are trained from here on; with "auto", in bf16 where the hardware multiplies it fast.
 
         That is read off the hardware and not timed, so that a run that is stopped goes on as it began.
         """
-        self.shard, self.precision = shard, precision
+        self.shard, self.precision, self.reduce = shard, precision, reduce
         if precision == "auto":
             self.precision = "bf16" if all(self.gather([fast_bf16(self.device)])) else "fp32"
             if self.main:
@@ -92,6 +92,11 @@ class Ranks:
     def writers(self) -> dist.ProcessGroup:
         """All ranks over gloo, for a thread that writes: its messages must not meet those of training."""
         return dist.new_group(backend="gloo", timeout=self.timeout)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the ranks share each model in shards."""
+        return self.shard != "none" and self.size > 1
 
     @property
     def main(self) -> bool:

@@ -4,16 +4,20 @@ While a phase trains, the caller's model is an empty shell; what is trained is a
 device, whose blocks each hold 1/ranks of their tensors and gather them for as long as they compute. The
 shell is filled once for a whole rollout or measurement (`whole`), not once per token, and ranks then
 sample at their own pace, without waiting for one another.
+
+No rank holds all weights in fp32, unless products are in fp32. Before and after training a model is whole in
+the precision of products; its `source` gives the weights in fp32, one at a time: of the folder that it was
+read from, and, once it is trained, of the shards. Shards are filled, and models saved, from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -46,20 +50,31 @@ class Placed:
 
 
 class Sharded(Placed):
-    """A model in shards, made from one that is whole on every rank; `shell` is that one, emptied."""
+    """A model in shards, made from one that is whole on every rank; `shell` is that one, emptied.
+
+    Shards are in fp32, those of a frozen model in the precision of products.
+    """
 
     def __init__(self, shell: Model, ranks: Ranks):
-        self.shell = shell
+        self.shell, self.dtype = shell, DTYPES[ranks.precision]
+        given = dict(shell.named_parameters())
+        learns = any(p.requires_grad for p in given.values())
         with torch.device("meta"):
-            self.model = type(shell)(shell.config)
-        apply(self.model, mesh(ranks), DTYPES[ranks.precision])
+            self.model = type(shell)(shell.config).to(torch.float32 if learns else self.dtype)
+        apply(self.model, mesh(ranks), self.dtype)
+        self.model.reduce = ranks.reduce
         self.model.to_empty(device=ranks.device)
-        for part, given in zip(self.model.parameters(), shell.parameters(), strict=True):
+        for name, part in self.model.named_parameters():
             # every rank has the whole tensor and takes its own part: nothing is sent
-            own = distribute_tensor(given.detach(), part.device_mesh, part.placements, src_data_rank=None)
+            tensor = shell.source[name]() if learns and shell.source else given[name].detach()
+            own = distribute_tensor(
+                tensor.to(ranks.device), part.device_mesh, part.placements, src_data_rank=None
+            )
             part.to_local().detach().copy_(own.to_local())
-            part.requires_grad_(given.requires_grad)
+            part.requires_grad_(given[name].requires_grad)
         shell.to("meta")
+        if learns:
+            shell.source = {name: _gathered(p) for name, p in self.model.named_parameters()}
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -76,17 +91,31 @@ class Sharded(Placed):
 
     def give_back(self) -> None:
         self.model.reshard()
-        self._fill({name: p.detach().full_tensor() for name, p in self.model.named_parameters()})
+        named = self.model.named_parameters()
+        self._fill({name: p.detach().to(self.dtype).full_tensor() for name, p in named})
 
     def _fill(self, weights: dict[str, torch.Tensor]) -> None:
         self.shell.load_state_dict(weights, assign=True)
 
 
+def _gathered(part: Tensor) -> Callable[[], Tensor]:
+    """What gives a tensor in shards whole; every rank calls it."""
+    return lambda: part.detach().full_tensor()
+
+
+def fill(model: Model, ranks: Ranks) -> Model:
+    """An empty model with its weights from its `source`, rounded to the precision of products one by one."""
+    dtype = DTYPES[ranks.precision]
+    weights = {name: give().to(ranks.device, dtype) for name, give in (model.source or {}).items()}
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
 def place(model: Model, ranks: Ranks) -> Placed:
     """The model as `ranks.shard` wants it: "none" whole on every rank, "full" or "hybrid" in shards."""
-    if ranks.shard == "none":
+    if not ranks.sharded:
+        check_ranks(ranks)
         return Placed(model, ranks.precision)
-    check_ranks(ranks)
     return Sharded(model, ranks)
 
 
@@ -136,7 +165,8 @@ def in_step(model: nn.Module, parts: list[list[Pack]]) -> Iterator[list[Pack]]:
     """The micro-batches of one optimiser step, equally many on every rank where the model is sharded.
 
     Sharded blocks are gathered by all ranks together, so a rank that runs out of packs goes on with idle
-    ones, which count nowhere. Copies of a shard on other nodes exchange gradients once, in the last.
+    ones, which count nowhere. Copies of a shard on other nodes exchange gradients once, in the last; with
+    parallel.reduce = "step" all ranks do, and until then each holds its own, whole.
     """
     if not isinstance(model, FSDPModule):
         yield from parts
@@ -144,7 +174,11 @@ def in_step(model: nn.Module, parts: list[list[Pack]]) -> Iterator[list[Pack]]:
     count = torch.tensor(len(parts), device=model.output_weight.device)
     dist.all_reduce(count, dist.ReduceOp.MAX)
     for i in range(int(count)):
-        model.set_requires_all_reduce(i + 1 == int(count))
+        last = i + 1 == int(count)
+        if model.reduce == "step":
+            model.set_requires_gradient_sync(last)
+        else:
+            model.set_requires_all_reduce(last)
         yield parts[i] if i < len(parts) else [IDLE]
 
 

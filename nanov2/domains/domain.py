@@ -98,7 +98,7 @@ import torch
 
 from nanov2.domains.language import Demonstration, Language
 from nanov2.errors import InputError
-from nanov2.hub.chat import ChatTokenizer
+from nanov2.hub.chat import ChatTokenizer, lazy_model, load_model
 from nanov2.model.decoder import Model
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
@@ -160,7 +160,8 @@ class Domain(Protocol):
     truth: Truth | None
 
     def start(self) -> tuple[Model, ChatTokenizer]:
-        """The model that the base is trained from (fresh or pretrained weights) and its tokenizer."""
+        """The model that the base is trained from (fresh or pretrained weights: `fresh_model`,
+        `pretrained_model`) and its tokenizer."""
 
     def language(self, tokenizer: ChatTokenizer | None) -> Language:
         """The language, bound to a model's tokenizer; None: texts and messages alone, for an endpoint."""
@@ -191,9 +192,19 @@ class Solved(Protocol):
 
 
 def fresh_model(config: Config, tokenizer: ChatTokenizer) -> Model:
-    """A model with random weights drawn by the seed, of the shape of [model]."""
-    model = Model(dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    return model.init_weights(torch.Generator().manual_seed(config.seed))
+    """A model with random weights drawn by the seed, of the shape of [model]. For ranks that share one in
+    shards it is empty, with these weights as its `source`."""
+    shape = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
+    if config.parallel.shard != "none":
+        with torch.device("meta"):
+            return Model(shape).draw_lazily(config.seed)
+    return Model(shape).init_weights(torch.Generator().manual_seed(config.seed))
+
+
+def pretrained_model(config: Config) -> tuple[Model, ChatTokenizer]:
+    """That of pretrained.folder; for ranks that share one in shards it is empty, with its `source`."""
+    folder = config.pretrained.folder
+    return load_model(folder) if config.parallel.shard == "none" else lazy_model(folder)
 
 
 NAMES = {

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from nanov2.domains.domain import CritiqueGrade, fresh_model
+from nanov2.domains.domain import CritiqueGrade, fresh_model, pretrained_model
 from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage, one_answer
 from nanov2.errors import InputError
-from nanov2.hub.chat import ChatTokenizer, load_model
+from nanov2.hub.chat import ChatTokenizer
 from nanov2.model.decoder import Model
 from nanov2.records import ProblemRecord, ProofRecord
 
@@ -81,7 +81,7 @@ class SeededDomain:
 
     def start(self) -> tuple[Model, ChatTokenizer]:
         if self.config.pretrained.folder:
-            return load_model(self.config.pretrained.folder)
+            return pretrained_model(self.config)
         tokenizer = self.own_tokenizer()
         return fresh_model(self.config, tokenizer), tokenizer
 

@@ -265,7 +265,14 @@ def load_model(
     return model, ChatTokenizer.load(folder)
 
 
-def save_model(folder: str | Path, model: Model, tokenizer: ChatTokenizer) -> None:
-    """A folder that transformers, vLLM, SGLang and llama.cpp's converter read."""
-    hf.save(folder, model, tokenizer.folder)
-    tokenizer.save(folder)
+def lazy_model(folder: str | Path) -> tuple[Model, ChatTokenizer]:
+    """An empty model whose `source` is a folder, and its tokenizer."""
+    return hf.lazy(folder), ChatTokenizer.load(folder)
+
+
+def save_model(folder: str | Path, model: Model, tokenizer: ChatTokenizer, writes: bool = True) -> None:
+    """A folder that transformers, vLLM, SGLang and llama.cpp's converter read. Every rank calls it where the
+    model has a `source`; the one that `writes` does."""
+    hf.save(folder, model, tokenizer.folder, writes)
+    if writes:
+        tokenizer.save(folder)

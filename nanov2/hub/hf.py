@@ -15,7 +15,6 @@ A decoder with `embed_conv`, which no family of the ecosystem has, is written as
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import math
@@ -23,15 +22,15 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from nanov2 import settings
 from nanov2.errors import InputError
@@ -58,6 +57,7 @@ BESIDE = (  # what is not weights: copied as it is
 OWN = "nanov2"  # model_type of a decoder with embed_conv: config.json holds the fields of ModelConfig
 LARGEST = 1 << 27  # bytes of a JSON file
 EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
+CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # of safetensors
 FILE = 1 << 30  # bytes after which the next file of weights begins
 MOST_EXPERTS = 1 << 17  # of all layers together
 BOUNDS = {  # of config.json's numbers, where they are there
@@ -250,7 +250,40 @@ def load(
 ) -> Model:
     """The model of a folder, shard by shard: no more memory than the weights and one tensor. Parameters are
     in `dtype`, or in bf16 where `halved`(name, tensor)."""
+    model, wanted = _empty(Path(folder))
+    for name, tensor in _tensors(Path(folder)):
+        if place := wanted.get(name.removeprefix("model.")):
+            half = halved(place.parameter, tensor)
+            _put(model, place, tensor.to(torch.bfloat16 if half else dtype))
+    return model
+
+
+def lazy(folder: str | Path) -> Model:
+    """The model of a folder without weights: its `source` reads them one at a time, in fp32."""
     folder = Path(folder)
+    model, wanted = _empty(folder)
+    at: dict[str, tuple[Path, str]] = {}  # name in the folder, without "model." → file, name there
+    for path in _files(folder):
+        with _opened(path) as f:
+            at |= {name.removeprefix("model."): (path, name) for name in f.keys()}  # noqa: SIM118
+
+    def read(places: list[Place]) -> Tensor:
+        tensors = []
+        for place in places:
+            path, name = at[place.name]
+            with _opened(path) as f:
+                tensors.append(f.get_tensor(name).float())
+        return tensors[0] if places[0].expert is None else torch.stack(tensors)
+
+    parts: dict[str, list[Place]] = {}
+    for place in wanted.values():
+        parts.setdefault(place.parameter, []).append(place)
+    model.source = {parameter: partial(read, places) for parameter, places in parts.items()}
+    return model
+
+
+def _empty(folder: Path) -> tuple[Model, dict[str, Place]]:
+    """The model of a folder on the meta device, and where its tensors belong; all of them are there."""
     config = to_config(folder / "config.json")
     found = {name.removeprefix("model."): shape for name, shape in _shapes(folder)}
     _compare(folder, config, found)
@@ -267,12 +300,8 @@ def load(
             raise InputError(f"{folder}: tensor model.{name} has shape {shapes}")
         if name not in wanted and not _further(name, config):
             raise InputError(f"{folder}: tensor {name} does not belong to the model of config.json")
-    for name, tensor in _tensors(folder):
-        if place := wanted.get(name.removeprefix("model.")):
-            half = halved(place.parameter, tensor)
-            _put(model, place, tensor.to(torch.bfloat16 if half else dtype))
     _check_tokenizer(folder, config)
-    return model
+    return model, wanted
 
 
 class Place(NamedTuple):
@@ -282,6 +311,10 @@ class Place(NamedTuple):
     shape: list[int]
     parameter: str
     expert: int | None = None
+
+    @property
+    def full_name(self) -> str:
+        return self.name if self.name.startswith("lm_head") else f"model.{self.name}"
 
 
 def _places(model: Model) -> Iterator[Place]:
@@ -335,8 +368,8 @@ def _further(name: str, config: ModelConfig) -> bool:
     return name == "lm_head.weight" and config.tie_embeddings or name.endswith("rotary_emb.inv_freq")
 
 
-def _shards(folder: Path):
-    """The open files of all shards."""
+def _files(folder: Path) -> list[Path]:
+    """Those of the weights."""
     index = folder / "model.safetensors.index.json"
     shards = ["model.safetensors"]
     if index.is_file():
@@ -345,30 +378,36 @@ def _shards(folder: Path):
             raise InputError(f"{index}: field weight_map is missing, or not the shard of each tensor")
         shards = sorted(set(weights.values()))
     for shard in shards:
-        path = folder / shard
-        if path.resolve().parent != folder.resolve():
+        if (folder / shard).resolve().parent != folder.resolve():
             raise InputError(f"{index}: shard {shard!r} is not in the folder")
-        if not path.is_file():
-            raise InputError(f"{path} is missing")
-        try:
-            with safe_open(str(path), framework="pt") as f:
-                yield f
-        except (SafetensorError, OSError) as e:
-            raise InputError(f"cannot read {path}: {e}") from e
+    return [folder / shard for shard in shards]
+
+
+@contextmanager
+def _opened(path: Path):
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            yield f
+    except (SafetensorError, OSError) as e:
+        raise InputError(f"cannot read {path}: {e}") from e
 
 
 def _shapes(folder: Path):
     """(name, shape) of all tensors; reads no weights."""
-    for f in _shards(folder):
-        for name in f.keys():  # noqa: SIM118
-            yield name, f.get_slice(name).get_shape()
+    for path in _files(folder):
+        with _opened(path) as f:
+            for name in f.keys():  # noqa: SIM118
+                yield name, f.get_slice(name).get_shape()
 
 
 def _tensors(folder: Path):
-    """(name, tensor) of all shards."""
-    for f in _shards(folder):
-        for name in f.keys():  # noqa: SIM118
-            yield name, f.get_tensor(name)
+    """(name, tensor) of all files."""
+    for path in _files(folder):
+        with _opened(path) as f:
+            for name in f.keys():  # noqa: SIM118
+                yield name, f.get_tensor(name)
 
 
 def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
@@ -389,10 +428,18 @@ def _check_tokenizer(folder: Path, config: ModelConfig) -> None:
         )
 
 
-def save(folder: str | Path, model: Model, source: str | Path | None = None) -> None:
-    """Write a model so that the ecosystem reads it, in files of about a gigabyte: nobody holds more than one
-    of them. Tokenizer and generation files come from `source`."""
+def save(folder: str | Path, model: Model, source: str | Path | None = None, writes: bool = True) -> None:
+    """Write a model so that the ecosystem reads it, in files of about a gigabyte, tensor by tensor: nobody
+    holds more than one beside the model. Tokenizer and generation files come from `source`.
+
+    Every rank calls it for a model that has its weights elsewhere, and goes through all of them; only the one
+    that `writes` does.
+    """
     folder, config = Path(folder), model.config
+    if not writes:
+        for _ in weights(model) if model.source else ():
+            pass
+        return
     folder.mkdir(parents=True, exist_ok=True)
     told = read_json(Path(source) / "config.json") if source else {}
     told = {k: v for k, v in told.items() if k not in ("dtype", "torch_dtype")}  # of the weights there
@@ -401,20 +448,21 @@ def save(folder: str | Path, model: Model, source: str | Path | None = None) -> 
         if source and (Path(source) / name).is_file():
             shutil.copy(Path(source) / name, folder / name)
     dtype = _dtype(model)
-    sizes = [math.prod(place.shape) * dtype.itemsize for place in _places(model)]
+    places = list(_places(model))
+    sizes = [math.prod(place.shape) * dtype.itemsize for place in places]
     begins = itertools.accumulate(sizes[:-1], initial=0)
     files = [
-        [i for i, _ in group] for _, group in itertools.groupby(enumerate(begins), lambda x: x[1] // FILE)
+        [places[i] for i, _ in group]
+        for _, group in itertools.groupby(enumerate(begins), lambda x: x[1] // FILE)
     ]
     where: dict[str, str] = {}
     tensors = weights(model)
     for number, file in enumerate(files, 1):
-        part = {name: t.to("cpu", dtype).contiguous() for name, t in itertools.islice(tensors, len(file))}
         name = (
             f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
         )
-        _write(folder / name, part)
-        where |= dict.fromkeys(part, name)
+        _write(folder / name, file, dtype, tensors)
+        where |= {place.full_name: name for place in file}
     index = folder / "model.safetensors.index.json"
     index.unlink(missing_ok=True)
     for old in folder.glob("model*.safetensors"):
@@ -425,33 +473,48 @@ def save(folder: str | Path, model: Model, source: str | Path | None = None) -> 
         write_atomically(index, json.dumps(told, indent=1))
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    save_file(tensors, str(partial), metadata={"format": "pt"})
-    partial.replace(path)
+def _write(
+    path: Path, places: list[Place], dtype: torch.dtype, tensors: Iterator[tuple[str, Tensor]]
+) -> None:
+    """The next tensors as a file of safetensors: the length of its header, the header, the numbers."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for place in places:
+        begin, end = end, end + math.prod(place.shape) * dtype.itemsize
+        kind = {"dtype": CODES[dtype], "shape": place.shape, "data_offsets": [begin, end]}
+        header[place.full_name] = kind
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8 bytes
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in itertools.islice(tensors, len(places)):
+            f.write(tensor.to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy())
+    part.replace(path)
 
 
 def _dtype(model: Model) -> torch.dtype:
     """The one that holds all weights: fp32 for a model of which parts are in bf16."""
-    return functools.reduce(torch.promote_types, {p.dtype for p in model.parameters()})
+    if model.source:
+        return torch.float32
+    return reduce(torch.promote_types, {p.dtype for p in model.parameters()})
 
 
 def weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of all weights, as a model folder holds them, one whole tensor at a time, with the
     updates of adapters.
 
-    Of a model in shards every rank goes through all of it: each tensor is gathered when its turn comes.
+    Of a model with a `source` every rank goes through all of it, since each tensor may have to be gathered.
     """
     parameters, last, whole = dict(model.named_parameters()), "", None
     for place in _places(model):
         if place.parameter != last:
-            last, p = place.parameter, parameters[place.parameter].detach()
-            whole = p.full_tensor() if isinstance(p, DTensor) else p
+            last = place.parameter
+            whole = model.source[last]() if model.source else parameters[last].detach()
             layer = model.get_submodule(last.rpartition(".")[0])
             if last.endswith(".weight") and getattr(layer, "adapter", None) is not None:
                 whole = whole + layer.adapter.update().detach()
-        tensor = whole if place.expert is None else whole[place.expert]
-        yield place.name if place.name.startswith("lm_head") else f"model.{place.name}", tensor
+        yield place.full_name, whole if place.expert is None else whole[place.expert]
 
 
 def save_config(folder: Path, model: Model, dtype: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -172,11 +173,13 @@ class Model(nn.Module):
     """The decoder. `output_weight` [V, D] is what `kernels.linear_logprob` multiplies hidden states with.
 
     With `in_bf16` products are in bf16, those of the output layer on GPUs alone. `engine` samples it, where
-    this process does not.
+    this process does not. `source` gives each weight in fp32 where this model is a rounded copy, or empty:
+    one that ranks share in shards (distributed/sharding.py).
     """
 
     in_bf16 = False
     engine: Engine | None = None
+    source: dict[str, Callable[[], Tensor]] | None = None
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -213,18 +216,34 @@ class Model(nn.Module):
     def init_weights(self, generator: torch.Generator) -> Model:
         """Normal at 1/√width; projections back into the residual stream scaled down by √(2·layers)."""
         for name, p in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(p)
-            elif p.ndim == 1:
-                nn.init.ones_(p)
-            elif name == "embed_conv":  # strong from the start: looking a fact up rests on it
-                nn.init.normal_(p, std=0.3, generator=generator)
-            else:
-                std = p.shape[-1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5
-                if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
-                    std /= math.sqrt(2 * self.config.n_layers)
-                nn.init.normal_(p, std=std, generator=generator)
+            self._draw(name, p, generator)
         return self
+
+    def draw_lazily(self, seed: int) -> Model:
+        """Of a model on the meta device: the weights of `init_weights` as its `source`, which must be asked
+        for all of them in their order."""
+        generator = torch.Generator()
+
+        def draw(name: str, shape: torch.Size, first: bool) -> Tensor:
+            if first:
+                generator.manual_seed(seed)
+            return self._draw(name, torch.empty(shape), generator)
+
+        shapes = {name: p.shape for name, p in self.named_parameters()}
+        self.source = {name: partial(draw, name, s, i == 0) for i, (name, s) in enumerate(shapes.items())}
+        return self
+
+    def _draw(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
+        if name.endswith("bias"):
+            return nn.init.zeros_(p)
+        if p.ndim == 1:
+            return nn.init.ones_(p)
+        if name == "embed_conv":  # strong from the start: looking a fact up rests on it
+            return nn.init.normal_(p, std=0.3, generator=generator)
+        std = p.shape[-1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5
+        if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
+            std /= math.sqrt(2 * self.config.n_layers)
+        return nn.init.normal_(p, std=std, generator=generator)
 
     def embed(self, ids: Tensor, history) -> Tensor:
         """Embeddings [B, L, D]; with `embed_conv`, plus per-channel multiples of those of preceding tokens.

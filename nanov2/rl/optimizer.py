@@ -14,12 +14,11 @@ from nanov2.rl.config import BaseConfig, GRPOConfig
 
 
 def make_optimizer(model: Model, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW; all in one kernel where the weights are whole."""
-    settings = dict(lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    """AdamW, all in one kernel."""
     learnt = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, lr, (0.9, 0.98), weight_decay=weight_decay, fused=True)
     if isinstance(model, FSDPModule):
-        return torch.optim.AdamW(learnt, **settings)
-    optimizer = torch.optim.AdamW(learnt, fused=True, **settings)
+        return optimizer
     # The fused kernel does not say that it has changed the weights, and copies in bf16 must know.
     optimizer.register_step_post_hook(lambda *_: increment_version(learnt))
     return optimizer

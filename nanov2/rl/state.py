@@ -34,11 +34,11 @@ class Phase:
             frozen["reference"] = reference
         served = {n: getattr(j, "weights", "") for n, j in (judges or {}).items() if n not in frozen}
         self.hashes = {n: weights for n, weights in served.items() if weights}
-        self.hashes |= {name: fingerprint(m) for name, m in frozen.items()}
+        self.hashes |= {name: fingerprint(m, m.source) for name, m in frozen.items()}
         self.config, self.snapshots = config, Snapshots(folder, ranks, config.keep)
         self.trained = place(model, ranks)
         self.frozen = {name: place(m, ranks) for name, m in frozen.items()}
-        self.model, self.engine = self.trained.model, model.engine
+        self.model, self.given, self.engine = self.trained.model, model, model.engine
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay)
         if self.engine is not None:
             self.engine.changed()
@@ -53,7 +53,7 @@ class Phase:
         if self.engine is None:
             return whole([self.trained, *frozen])
         if not self.engine.fresh:
-            self.engine.load(self.model)
+            self.engine.load(self.given)
         return whole(frozen)
 
     def steps(self, lowest: float) -> Iterator[int]:

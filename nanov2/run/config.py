@@ -74,6 +74,11 @@ class ParallelConfig:
     shard: Literal["none", "full", "hybrid"] = setting(
         "none", "whole on each rank, in shards over all (several) ranks, or over a node's"
     )
+    reduce: Literal["micro", "step"] = setting(
+        "micro",
+        "when gradients of shards are summed over ranks: after each micro-batch, or once a step, which sends "
+        "less and holds all gradients whole in fp32 until then",
+    )
     timeout: Annotated[float, Within(1, 1e6)] = setting(
         7200.0, "seconds that ranks wait for each other: for the slowest rank's rollouts and judgements"
     )

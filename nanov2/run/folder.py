@@ -26,6 +26,7 @@ import torch
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import Lock, Stopped
+from nanov2.distributed.sharding import fill
 from nanov2.domains.domain import open_domain
 from nanov2.domains.language import Language
 from nanov2.errors import InputError
@@ -51,7 +52,7 @@ class Run:
     def __init__(self, folder: str | Path, config: Config, ranks: Ranks):
         """Reads data files and writes nothing; `claim` makes the folder one's own."""
         self.dir, self.config, self.ranks = Path(folder), config, ranks
-        ranks.use(config.parallel.shard, config.parallel.precision)
+        ranks.use(config.parallel.shard, config.parallel.precision, config.parallel.reduce)
         self.domain = open_domain(config)
         self.problems = self.domain.problems()
         self._checked: set[Path] = set()
@@ -170,14 +171,22 @@ class Run:
 
     def load(self, phase: str, lap: int = 1, frozen: bool = False) -> tuple[Model, ChatTokenizer]:
         """A finished phase's model. Where products are in bf16, one that is `frozen`, and began as a chat
-        model or by LoRA, has its matrices in bf16 too."""
+        model or by LoRA, has its matrices in bf16 too, and one that ranks share in shards all its weights."""
         ranks, given = self.ranks, bool(self.config.pretrained.folder or self.config.lora.rank)
-        half = frozen and given and ranks.precision == "bf16" and ranks.shard == "none"
-        return chat.load_model(self.model_folder(phase, lap), ranks.device, half)
+        folder = self.model_folder(phase, lap)
+        if ranks.sharded:
+            model, tokenizer = chat.lazy_model(folder)
+            return fill(model, ranks), tokenizer
+        return chat.load_model(folder, ranks.device, frozen and given and ranks.precision == "bf16")
+
+    def start(self) -> tuple[Model, ChatTokenizer]:
+        """The model that the base is trained from."""
+        model, tokenizer = self.domain.start()
+        return fill(model, self.ranks) if model.source else model.to(self.ranks.device), tokenizer
 
     def save(self, phase: str, lap: int, model: Model, tokenizer: ChatTokenizer) -> None:
-        if self.ranks.main:
-            chat.save_model(self.folder(phase, lap), model, tokenizer)
+        """Every rank calls it, and the main one writes."""
+        chat.save_model(self.folder(phase, lap), model, tokenizer, writes=self.ranks.main)
 
     def bench(self, language: Language) -> Bench:
         """What models that speak the language are measured with."""

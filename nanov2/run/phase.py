@@ -286,7 +286,7 @@ def run_grpo(
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
     if lora := run.config.lora.rank:
         add_adapters(model, run.config.lora, derive_seed(seed, "lora"), run.ranks.precision == "bf16")
-    if lora or run.ranks.device.type == "cuda":  # whose kernels for attention are for bf16
+    if lora or (run.ranks.device.type == "cuda" and not run.ranks.sharded):  # whose attention is for bf16
         model.set_precision(run.ranks.precision)
     model.engine = rollout_engine(run)
     if model.engine:

@@ -27,6 +27,7 @@ from nanov2.run.costs import (
     Hardware,
     activation_bytes,
     cache_bytes,
+    precision_of,
     share_of,
 )
 from nanov2.run.phases import CYCLE, PHASES
@@ -51,7 +52,7 @@ class PhasePlan:
     held: float  # the model in training with gradients and moments, frozen models; gradients not in sampling
     sampling: float  # on top while sampling: sharded models whole in compute precision, keys and values
     training: float  # on top while training: gathered blocks, activations of a micro-batch
-    ends: float  # in all before and after training, when models are whole, to measure and to save
+    ends: float  # in all before and after training, when models are whole, to measure
     servers: float  # of rollout engines that the run starts on the same device
     peak: float  # of all
     seconds: float  # of a step
@@ -233,9 +234,10 @@ def training_bytes(work: Work, x: Costs) -> float:
     again = block + x.stream * c.dim * tokens * c.n_layers
     kept = (again if work.settings.checkpointing else block * c.n_layers) + 2 * scores
     kept += 8 * c.dim * tokens  # the last hidden states and their gradient, in fp32
-    # Afterwards: the roots of AdamW that is not fused; the message in which gradients are summed.
-    step = 4 * x.trained / x.over * ((x.sharded and x.hardware.gpu) or (x.ranks > 1 and not x.sharded))
-    return max(kept + _beside_blocks(x), step)
+    if x.reduces_once and tokens < work.trained:  # whole gradients of the micro-batches before
+        kept += 4 * x.trained
+    message = 4 * x.trained * (x.ranks > 1 and not x.sharded)  # in which gradients are summed, afterwards
+    return max(kept + _beside_blocks(x), message)
 
 
 def _beside_blocks(x: Costs) -> float:
@@ -249,11 +251,14 @@ def _beside_blocks(x: Costs) -> float:
 
 
 def end_bytes(work: Work, x: Costs) -> float:
-    """In all before and after training, when models are whole, to measure and to save."""
+    """In all before and after training, when models are whole, to measure; shards are in fp32, to be saved
+    tensor by tensor."""
+    measuring = _largest(work.measured, work, x, x.kv_unit)
     if not x.sharded:
-        return x.weights() + x.whole() * work.frozen + _largest(work.measured, work, x, x.kv_unit)
-    shards = (12 + 4 * work.frozen) * x.params / x.over
-    return 4 * x.params * (1 + work.frozen) + max(_largest(work.measured, work, x, 4), shards)
+        return x.weights() + x.whole() * work.frozen + measuring
+    moments = 8 * x.params / x.over + x.whole() * work.frozen  # when training has just ended
+    copies = x.unit * x.params * (1 + work.frozen)
+    return x.weights() + copies + max(measuring, moments, 4 * x.root)
 
 
 def compute_flops(work: Work, x: Costs) -> float:
@@ -323,10 +328,10 @@ def describe(plan: Plan, config: Config, ranks: int, name: str, hardware: Hardwa
     lines.append(
         f"peak {worst / 1e9:,.1f} GB{beside} {fits} {hardware.memory / 1e9:,.0f} GB (a tenth kept free)"
     )
-    if (weights := 4 * plan.params) > room and x.sharded:
+    if (weights := x.unit * plan.params) > room and x.sharded:
         lines.append(
-            f"the weights alone, {weights / 1e9:,.0f} GB in fp32, {weights / 2e9:,.0f} in bf16, are whole on "
-            f"each rank when it measures and saves: that takes {math.ceil(weights / room)} times its memory"
+            f"the weights alone, {weights / 1e9:,.0f} GB in {precision_of(config.parallel)}, are whole on "
+            f"each rank when it samples and measures: that takes {math.ceil(weights / room)} times its memory"
         )
     if (held := max(p.held for p in phases)) > room:
         lines.append(f"what is held takes {math.ceil(held / room)} times the ranks that share it")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.data import load, split
-from nanov2.domains.domain import View
+from nanov2.domains.domain import View, pretrained_model
 from nanov2.domains.language import MV_END, MV_START, RUBRIC_V, V_END, V_START, Demonstration, Language
 from nanov2.domains.natural.marks import SHORTEST, MarkedLanguage
 from nanov2.errors import InputError
-from nanov2.hub.chat import ChatTokenizer, load_model
+from nanov2.hub.chat import ChatTokenizer
 from nanov2.model.decoder import Model
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, Record
 
@@ -49,7 +49,7 @@ class NaturalDomain:
         self.config = config
 
     def start(self) -> tuple[Model, ChatTokenizer]:
-        return load_model(self.config.pretrained.folder)
+        return pretrained_model(self.config)
 
     def language(self, tokenizer: ChatTokenizer | None) -> Language:
         speaks = MarkedLanguage if self.config.expert == "marks" else Language
