@@ -95,7 +95,7 @@ def test_no_rank_ever_holds_a_whole_model_in_fp32(tmp_path):
     shares = on_ranks(_phases, tmp_path, "--parallel.shard=full", "--parallel.precision=bf16")
     print(shares)
     for phases, reduced in shares:
-        assert all(share <= reduced < 0.4 for share in phases.values()), (phases, reduced)
+        assert all(share <= reduced < 0.5 for share in phases.values()), (phases, reduced)
     before = dict(hf.load(tmp_path / "run" / "base").named_parameters())
     for phase in ("verifier", "generator"):
         assert read_json(tmp_path / "run" / phase / "config.json")["torch_dtype"] == "float32"

@@ -112,8 +112,9 @@ def test_models_are_whole_while_sampling_and_when_a_phase_ends(tmp_path):
         phase.optimizer.step()
         phase.optimizer.zero_grad(set_to_none=True)
 
+        shards = [*phase.model.parameters(), *phase.frozen["verifier"].model.parameters()]
+
         def held() -> float:  # bytes a parameter, on one of two ranks
-            shards = [*phase.model.parameters(), *phase.frozen["verifier"].model.parameters()]
             moments = [v for s in phase.optimizer.state.values() for k, v in s.items() if k != "step"]
             whole = [p for m in (model, judge) for p in m.parameters() if not p.is_meta]
             return local_bytes([*shards, *moments, *whole]) / count(shape)[0]
