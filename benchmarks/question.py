@@ -45,7 +45,13 @@ from nanov2.rl.logs import read_rows
 from nanov2.run.cli import script
 
 LOOKS = 4  # of a judge at one proof, in every arm
-BEFORE = {"verifier": "coldstart", "aware": "verifier", "verifier2": "meta", "generator": "verifier2"}
+BEFORE = {
+    "base": "base",
+    "verifier": "coldstart",
+    "aware": "verifier",
+    "verifier2": "meta",
+    "generator": "verifier2",
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,20 @@ def judged(rule: str, phase: str, who: str, *more: str, takes: str = "") -> Arm:
 
 STOPS, VARIANCE = "--generator.judge_error=0.05", "--generator.draw=variance"
 AWARE, NO_GATE = "--aware.on=true", "--verifier2.meta_gate=false"
+WEAK = tuple(  # the undertrained base of configs/hacking.toml, and its world
+    f"--{name}={value}"
+    for name, value in {
+        "base.steps": 1000,
+        "noise.practice": 0.0,
+        "noise.practice_later": 0.0,
+        "world.labelled_chain": [2, 4],
+        "world.labelled_facts": [5, 9],
+        "world.hard_chain": [4, 5],
+        "world.hard_facts": [7, 10],
+        "generator.lr": 5e-4,
+        "eval.pass_at": [0, 0, 0, 0],
+    }.items()
+)
 ARMS = {  # those that are worth most come first
     "mean-v2": judged("mean", "verifier2", "v2"),
     "min-v2": judged("min", "verifier2", "v2"),
@@ -73,6 +93,9 @@ ARMS = {  # those that are worth most come first
     "mean-v1": judged("mean", "verifier", "v1"),
     "mean-base": judged("mean", "base", "the base"),
     "min-base": judged("min", "base", "the base"),
+    "weak": Arm("an undertrained base", "base", WEAK),
+    "mean-weak": judged("mean", "base", "an undertrained base", *WEAK, takes="weak"),
+    "min-weak": judged("min", "base", "an undertrained base", *WEAK, takes="weak"),
     "finding": Arm("1B with credit per finding", "verifier", ("--verifier.credit=finding",)),
     "curriculum": judged("mean", "verifier2", "v2, drawn by variance", VARIANCE),
     "no-gate": Arm("1D without R_meta", "verifier2", (NO_GATE,)),

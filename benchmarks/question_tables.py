@@ -55,13 +55,26 @@ TITLES = {
 MAXPROOF, PESSIMISTIC, STV, SEVA = "2606.13473", "2511.21522", "2605.30290", "2606.29713"
 V2, DEBATE, USERS, RUBRICS = "2511.22570", "a debate", "users", "2605.12474"
 CLAIMS = (
-    Claim("Most perfect rewards of a weak verifier are wrong", MAXPROOF, FALSE, "mean-base", than=0.5),
-    Claim("Against a weak verifier rewards rise", MAXPROOF, REWARD, "mean-base", "mean-base start"),
-    Claim("and proofs do not get better", MAXPROOF, TRUE, "mean-base", "mean-base start", none=True),
-    Claim(
-        "The minimum lowers false accepts, base as judge", MAXPROOF, FALSE, "min-base", "mean-base", sign=-1
+    *(
+        claim
+        for judge, who in (("base", "the base"), ("weak", "an undertrained base"))
+        for claim in (
+            Claim(f"Most perfect rewards by {who} are wrong", MAXPROOF, FALSE, f"mean-{judge}", than=0.5),
+            Claim("Rewards rise", MAXPROOF, REWARD, f"mean-{judge}", f"mean-{judge} start"),
+            Claim(
+                "and proofs do not get better",
+                MAXPROOF,
+                TRUE,
+                f"mean-{judge}",
+                f"mean-{judge} start",
+                none=True,
+            ),
+            Claim(
+                "The minimum lowers false accepts", MAXPROOF, FALSE, f"min-{judge}", f"mean-{judge}", sign=-1
+            ),
+            Claim("and raises the true score", MAXPROOF, TRUE, f"min-{judge}", f"mean-{judge}"),
+        )
     ),
-    Claim("and raises the true score, base as judge", MAXPROOF, TRUE, "min-base", "mean-base"),
     Claim("A verifier with fewer false accepts mends it", MAXPROOF, TRUE, "mean-v2", "mean-base"),
     Claim("Rejecting if any look does is better, in training", PESSIMISTIC, TRUE, "min-v2", "mean-v2"),
     Claim("at fewer tokens", PESSIMISTIC, "judge_share", "min-v2-stop", "mean-v2", sign=-1),
