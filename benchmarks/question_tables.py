@@ -79,12 +79,10 @@ CLAIMS = (
     Claim("Rejecting if any look does is better, in training", PESSIMISTIC, TRUE, "min-v2", "mean-v2"),
     Claim("at fewer tokens", PESSIMISTIC, "judge_share", "min-v2-stop", "mean-v2", sign=-1),
     Claim("and in labels, against majority", PESSIMISTIC, "right", "label worst", "label majority"),
-    Claim(
-        "RL on scores does not help refinement", STV, FINAL, "generator by v1", "generator by base", none=True
-    ),
-    Claim("nor do meta-verifiers", STV, FINAL, "generator by v2", "generator by no-gate", none=True),
-    Claim("A solution-aware critic does", STV, FINAL, "generator by aware", "generator by v1"),
-    Claim("and not by rejection alone", STV, FINAL, "generator by aware", "generator by unaware"),
+    Claim("RL on scores does not help refinement", STV, FINAL, "base by v1", "base by base", none=True),
+    Claim("nor do meta-verifiers", STV, FINAL, "base by v2", "base by no-gate", none=True),
+    Claim("A solution-aware critic does", STV, FINAL, "base by aware", "base by v1"),
+    Claim("and not by rejection alone", STV, FINAL, "base by aware", "base by unaware"),
     Claim("Credit per finding makes better critiques", SEVA, QUALITY, "finding", "v1"),
     Claim("and leaves more groups with variance", SEVA, "kept_share", "finding", "v1"),
     Claim(
