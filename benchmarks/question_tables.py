@@ -101,8 +101,9 @@ CLAIMS = (
 )
 ALARM = "self-internalisation gap"  # the one that is claimed to tell when a verifier stops helping
 
-COLUMNS = {TITLES[name]: name for name in (TRUE, COLD, GAP, FALSE)} | {"tokens": "tokens"}
-DRAWN = (TITLES[TRUE], TITLES[GAP], TITLES[FALSE])
+HARDER = {f"{TITLES[name]}, harder": name.replace("labelled/", "hard/") for name in (TRUE, GAP, FALSE)}
+COLUMNS = {TITLES[name]: name for name in (TRUE, COLD, GAP, FALSE)} | HARDER | {"tokens": "tokens"}
+DRAWN = (TITLES[TRUE], *HARDER)
 KEPT = {*TITLES, *COLUMNS.values()}  # the figures of phases that question.json holds, on harder problems too
 KEPT |= {name.replace("labelled/", "hard/") for name in KEPT}
 
@@ -253,7 +254,7 @@ def alarm_table(alarms: list[dict]) -> str:
 def drawing(seeds: Seeds, arms: dict[str, str]) -> str:
     """SVG: a panel a figure, a line an arm that has figures; seeds as dots, means as bars, intervals."""
     arms = {name: title for name, title in arms.items() if any(name in s for s in seeds)}
-    row, left, width = 24, 300, 190
+    row, left, width = 24, 300, 230
     height = 60 + row * len(arms)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width * len(DRAWN) + 20} {height}" '
@@ -280,7 +281,10 @@ def panel(
     out = [f'<text x="{left}" y="22" font-weight="bold">{escape(title)}</text>']
     for x in sorted({low, 0.0, high}):
         out.append(f'<line x1="{at(x):.1f}" x2="{at(x):.1f}" y1="34" y2="{height - 22}" stroke="#ddd"/>')
-        out.append(f'<text x="{at(x):.1f}" y="{height - 8}" text-anchor="middle" fill="#666">{x:.2g}</text>')
+        if x == 0 or abs(at(x) - at(0)) > 24:  # room for both numbers
+            out.append(
+                f'<text x="{at(x):.1f}" y="{height - 8}" text-anchor="middle" fill="#666">{x:.2g}</text>'
+            )
     for i, xs in enumerate(found):
         y = 50 + row * i
         if not xs:
