@@ -140,7 +140,7 @@ def test_two_ranks_in_shards_train_as_one_process_does(tmp_path):
     for kind in KINDS:
         model, rows = train(kind, tmp_path / kind, Ranks())
         weights, sharded_rows = sharded[kind]
-        near = 5e-5 if kind == "experts" else 1e-5  # the choice of experts magnifies rounding
+        near = 2e-4 if kind == "experts" else 1e-5  # a token that rounding sends to another expert: 1e-4
         assert len(rows) == len(sharded_rows) == STEPS
         for a, b in zip(rows, sharded_rows):
             rounded = 1.01 * near  # of two that are written with six digits, one in the last place
