@@ -62,16 +62,18 @@ def quoted(title: str, text: str) -> str:
     return f"{told}\n{fence}\n{text}\n{fence}"
 
 
-def prove(problem: str) -> Messages:
-    """A proof and its own evaluation, section 2.2."""
-    return user(
-        f"Prove the following.\n\n{quoted('Problem', problem)}\n\n"
-        "Write the proof under the heading `## Solution`, complete and with every step justified. Then, "
-        f"under the heading `## Self Evaluation`, judge your own proof strictly: first the line "
-        f"{V_START!r} and the issues, then the line {V_END!r} and the score in \\boxed{{}}.\n\n{RUBRIC_V}",
-        task="prove",
-        problem=problem,
-    )
+PROVE = (
+    "Prove what is asked under Problem. Write the proof under the heading `## Solution`, complete and with "
+    "every step justified. Then, under the heading `## Self Evaluation`, judge your own proof strictly: "
+    f"first the line {V_START!r} and the issues, then the line {V_END!r} and the score in \\boxed{{}}."
+    f"\n\n{RUBRIC_V}"
+)
+
+
+def prove(problem: str, instructions: str = PROVE) -> Messages:
+    """A proof and its own evaluation, section 2.2. What is asked of every problem comes first, as in the
+    paper's templates: samplers and engines compute it once for all problems."""
+    return user(f"{instructions}\n\n{quoted('Problem', problem)}", task="prove", problem=problem)
 
 
 AGAIN = (
@@ -88,16 +90,16 @@ ALONE = (
 
 def self_verify(problem: str) -> Messages:
     """Draft, evaluation, revision, …, final proof and its evaluation, all in one answer. Section 2.2."""
-    (message,) = prove(problem)
-    return [message | {"content": f"{message['content']}\n\n{ALONE}"}]
+    return prove(problem, f"{PROVE}\n\n{ALONE}")
 
 
 def verify(problem: str, proof: str) -> Messages:
     """A critique: issues, then a score. Section 2.1.1."""
     return user(
-        f"Evaluate a proof.\n\n{quoted('Problem', problem)}\n\n{quoted('Proof', proof)}\n\n{RUBRIC_V}\n\n"
+        f"Evaluate a proof.\n\n{RUBRIC_V}\n\n"
         f"Answer with the line {V_START!r}, the issues that you find, each with its place and reason, and "
-        f"at the end the line {V_END!r} followed by \\boxed{{0}}, \\boxed{{0.5}} or \\boxed{{1}}.",
+        f"at the end the line {V_END!r} followed by \\boxed{{0}}, \\boxed{{0.5}} or \\boxed{{1}}.\n\n"
+        f"{quoted('Problem', problem)}\n\n{quoted('Proof', proof)}",
         task="verify",
         problem=problem,
         proof=proof,
@@ -120,10 +122,10 @@ def verify_aware(problem: str, proof: str, solution: str) -> Messages:
 def meta(problem: str, proof: str, critique: str) -> Messages:
     """A critique of a critique. Section 2.1.2."""
     return user(
-        f"Judge an evaluation of a proof.\n\n{quoted('Problem', problem)}\n\n{quoted('Proof', proof)}\n\n"
-        f"{quoted('Evaluation', critique)}\n\n{RUBRIC_MV}\n\n"
+        f"Judge an evaluation of a proof.\n\n{RUBRIC_MV}\n\n"
         f"Answer with the line {MV_START!r} and your analysis, and at the end the line {MV_END!r} followed "
-        "by \\boxed{0}, \\boxed{0.5} or \\boxed{1}.",
+        "by \\boxed{0}, \\boxed{0.5} or \\boxed{1}.\n\n"
+        f"{quoted('Problem', problem)}\n\n{quoted('Proof', proof)}\n\n{quoted('Evaluation', critique)}",
         task="meta",
         problem=problem,
         proof=proof,

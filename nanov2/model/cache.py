@@ -38,12 +38,25 @@ class Cache:
         self.group = torch.zeros(rows, dtype=torch.long, device=like.device)  # the prompt slot of each row
         self.recent = torch.full((rows, config.embed_conv), -1, device=like.device)  # tokens, oldest first
         self.longest = 0  # of `lengths`, known without asking the device
+        self.common = 0  # tokens that all prompts begin with: they are in every slot
 
     def fill(self, layer: int, slots: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of new prompts [A', heads, L, d] among themselves; their keys and values are kept."""
+        """Attention of new prompts [A', heads, L, d], from the token `common` on, to what they begin with and
+        among themselves; their keys and values are kept."""
+        n, L = self.common, q.shape[2]
         for i, x in enumerate((k, v)[: self.config.cache_kinds]):
-            self.prompt_kv[layer, i, slots, :, : x.shape[2]] = x
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            self.prompt_kv[layer, i, slots, :, n : n + L] = x
+        mask = None
+        if n:
+            begun = (self.prompt_kv[layer, i, :1, :, :n].to(k.dtype) for i in (0, -1))
+            k, v = (
+                torch.cat([b.expand(len(x), -1, -1, -1), x], dim=2)
+                for b, x in zip(begun, (k, v), strict=True)
+            )
+            mask = torch.ones(L, n + L, dtype=torch.bool, device=q.device).tril(n)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=not n, enable_gqa=q.shape[1] != k.shape[1]
+        )
 
     def seat(self, rows: Tensor, slots: Tensor, recent: Tensor) -> None:
         """Rows start anew as completions of the prompts in `slots` [len(rows)], which end in `recent`."""

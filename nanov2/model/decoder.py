@@ -20,7 +20,6 @@ from functools import partial
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -273,22 +272,29 @@ class Model(nn.Module):
         return self._output(x[0])
 
     def prefill(self, prompts: list[list[int]], cache: Cache, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute prompts into their cache slots. Returns the hidden state [A, D] of the last token of
-        each, and the tokens [A, embed_conv] that a continuation's embeddings mix in.
+        """Compute prompts into their cache slots, from the token `cache.common` on. Returns the hidden
+        state [A, D] of the last token of each, and the tokens [A, embed_conv] that a continuation's
+        embeddings mix in.
         """
-        device, n = slots.device, self.config.embed_conv
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        device, n, common = slots.device, self.config.embed_conv, cache.common
+        lengths = torch.tensor([len(p) - common for p in prompts], device=device)
         L = int(lengths.max())
         # Padded on the right: under a causal mask nothing sees the padding.
-        ids = torch.tensor([p + [0] * (L - len(p)) for p in prompts], device=device)
-        line = F.pad(ids, (n, 0), value=-1)  # line[:, n + t] is token t
+        line = [([-1] * n + p)[common:] + [0] * (L + common - len(p)) for p in prompts]
+        line = torch.tensor(line, device=device)  # line[:, n + t] is token common + t
+        ids = line[:, n:]
         x = self.embed(ids, [line[:, n - i : n - i + L] for i in range(1, n + 1)])
-        rope = rotary(torch.arange(L, device=device).expand(len(prompts), L), self.config)
+        rope = rotary(torch.arange(common, common + L, device=device).expand(len(prompts), L), self.config)
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, cache.attention(i, slots))
-        cache.prompt_lengths[slots] = lengths
+        cache.prompt_lengths[slots] = common + lengths
         last = lengths[:, None] + torch.arange(n, device=device)  # the n tokens before the end, in `line`
         return self._output(x[torch.arange(len(prompts), device=device), lengths - 1]), line.gather(1, last)
+
+    def prefill_common(self, prefix: list[int], cache: Cache) -> None:
+        """Compute what all prompts begin with into every slot; each must go on after it."""
+        self.prefill([prefix], cache, torch.arange(len(cache.prompt_lengths), device=cache.lengths.device))
+        cache.common = len(prefix)
 
     def step(self, ids: Tensor, cache: Cache, alive: Tensor) -> Tensor:
         """Hidden states [R, D] after one new token [R] of each row; it counts in the rows `alive`."""

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from nanov2.model.attention import Layout
 
+WORTH_SHARING = 32  # tokens that prompts begin with alike
+
 
 @dataclass
 class Completion:
@@ -44,6 +46,38 @@ def make_packs(prompt: list[int], completions: list[Completion], max_tokens: int
             packs.append(Pack(prompt, []))
         packs[-1].completions.append(completion)
     return packs
+
+
+def common_prefix(prompts: list[list[int]]) -> list[int]:
+    """What all prompts begin with."""
+    first, last = min(prompts), max(prompts)
+    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:n]
+
+
+def share_prefix(packs: list[Pack], max_tokens: int) -> list[Pack]:
+    """Packs whose prompts begin alike as packs of that beginning, computed once; the rest of each prompt
+    begins its completion, uncounted. What counts sees the same tokens as before. Packs of several
+    completions, whose rest of the prompt would be computed for each, stay as they are."""
+    if any(len(p.completions) > 1 for p in packs):
+        return packs
+    alike: list[list[Pack]] = []
+    for pack in sorted(packs, key=lambda p: p.prompt):
+        shared = len(common_prefix([alike[-1][0].prompt, pack.prompt])) if alike else 0
+        if shared < max(WORTH_SHARING, len(pack.prompt) // 3):
+            alike.append([])
+        alike[-1].append(pack)
+    return [q for like in alike for q in _as_one(like, max_tokens)]
+
+
+def _as_one(packs: list[Pack], max_tokens: int) -> list[Pack]:
+    if len(packs) == 1:
+        return packs
+    prefix, completions = common_prefix([p.prompt for p in packs]), []
+    for pack in packs:
+        rest, (c,) = pack.prompt[len(prefix) :], pack.completions
+        completions.append(Completion(rest + c.ids, [False] * len(rest) + c.counted, c.row))
+    return make_packs(prefix, completions, max_tokens)
 
 
 def micro_batches(packs: list[Pack], max_tokens: int) -> list[list[Pack]]:

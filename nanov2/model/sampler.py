@@ -1,9 +1,9 @@
 """Sampling with continuous batching: groups of completions of the same prompt, turn by turn.
 
-A prompt is computed once for its whole group. Rows that finish are replaced by those of the next prompts;
-when none wait, the batch shrinks. Each row draws from its own line of uniform numbers, so its sample
-depends neither on its neighbours nor on how the work is split over ranks. Token in, token out: what was
-sampled is never decoded and encoded again.
+A prompt is computed once for its whole group, and what all prompts begin with (rubrics, mostly) once for
+all. Rows that finish are replaced by those of the next prompts; when none wait, the batch shrinks. Each row
+draws from its own line of uniform numbers, so its sample depends neither on its neighbours nor on how the
+work is split over ranks. Token in, token out: what was sampled is never decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nanov2.model.cache import Cache
 from nanov2.model.decoder import Model
+from nanov2.model.packing import WORTH_SHARING, common_prefix
 from nanov2.model.rollout import NextTurn, Rollout, Sampling, Served, Turns
 
 
@@ -107,6 +108,10 @@ class _Batch:
         # A group holds its prompt until its last row ends, so some room for more groups than fit whole.
         slots = min(len(groups), at_once if self.n == 1 else at_once + (at_once + 1) // 2)
         self.cache = Cache(model.config, R, slots, len(self.waiting[0][0][0].prompt), weight)
+        prompts = [group[0].prompt for group, _ in groups]
+        prefix = common_prefix(prompts)[: min(map(len, prompts)) - 1]
+        if len(prompts) > 1 and len(prefix) >= WORTH_SHARING:
+            model.prefill_common(prefix, self.cache)
         self.hidden = weight.new_zeros(R, weight.shape[1])
         self.uniforms = torch.zeros(R, self.limit, dtype=torch.float64, device=weight.device)
         self.rows: list[Row | None] = [None] * R  # by the cache's row

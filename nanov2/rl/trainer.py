@@ -19,7 +19,7 @@ from nanov2.distributed.ranks import Ranks, derive_rng, derive_seed
 from nanov2.distributed.sharding import in_step
 from nanov2.kernels.logprob import linear_logprob
 from nanov2.model.decoder import Model
-from nanov2.model.packing import Pack, collate, micro_batches
+from nanov2.model.packing import Pack, collate, micro_batches, share_prefix
 from nanov2.model.sampler import Tokenizer
 from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.rl.grpo import Clock, rollout_groups, train_on_groups
@@ -41,7 +41,7 @@ def supervised_loss(
     model: Model, packs: list[Pack], tokenizer: Tokenizer, denominator: float, backward: bool
 ):
     """Sum of −log p over counted tokens / denominator, micro-batch by micro-batch; accumulates gradients."""
-    total = 0.0
+    total, packs = 0.0, share_prefix(packs, 2 * MICRO_TOKENS)
     for part in in_step(model, micro_batches(packs, MICRO_TOKENS)):
         batch = collate(part).to(model.output_weight.device)
         hidden = model(batch.layout)[batch.at[batch.counted]]

@@ -10,11 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanov2.method.tasks import SelfVerifyTask
 from nanov2.model.cache import Cache
-from nanov2.model.decoder import ModelConfig
-from nanov2.model.packing import Completion, collate, make_packs, micro_batches
+from nanov2.model.decoder import Model, ModelConfig
+from nanov2.model.deepseek import LatentConfig
+from nanov2.model.packing import Completion, Pack, collate, make_packs, micro_batches, share_prefix
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import draw, logits, sample
+from nanov2.rl import trainer
 from nanov2.rl.grpo import batch_logprobs
+from nanov2.rl.trainer import supervised_loss
+
+LATENT = LatentConfig(kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=10, q_lora_rank=12)
 
 
 def rollouts_of(model, tokenizer, prompts, n=3, temperature=1.0, turns=3, count=5, max_tokens=12):
@@ -131,6 +136,47 @@ def test_a_rows_sample_does_not_depend_on_its_neighbours(tokenizer, prompts, mod
     alone = [r for q, s in zip(questions, seeds) for r in sample(model, tokenizer, [q], 2, how, [s])]
     split = sample(model, tokenizer, questions, 2, dataclasses.replace(how, batch_rows=4), seeds)
     assert [r.ids for r in together] == [r.ids for r in alone] == [r.ids for r in split]
+
+
+@pytest.mark.parametrize("kind", [{"embed_conv": 3}, {"embed_conv": 0}, {"latent": LATENT, "n_kv_heads": 4}])
+@torch.no_grad()
+def test_C7_what_all_prompts_begin_with_is_computed_once(tokenizer, prompts, kind, monkeypatch):
+    model, rubric = small_model(tokenizer, **kind), [(7 * i) % tokenizer.vocab_size for i in range(40)]
+    questions = [rubric + prompts.ids(prompts.prove(p.text)) for p in some_problems(6)]
+    questions.append(rubric)  # which nothing follows
+    how, seeds, computed = Sampling(1.0, 40, batch_rows=4), list(range(7)), []
+    embed = Model.embed
+    monkeypatch.setattr(Model, "embed", lambda m, ids, h: computed.append(ids.shape) or embed(m, ids, h))
+    together = sample(model, tokenizer, questions, 2, how, seeds)
+    assert computed[0] == (1, 39) and max(n for _, n in computed[1:]) == max(map(len, questions)) - 39
+    alone = [r for q, s in zip(questions, seeds) for r in sample(model, tokenizer, [q], 2, how, [s])]
+    assert [r.ids for r in together] == [r.ids for r in alone]
+    for batch_packs in micro_batches(packs_of(questions, together), 400):
+        batch = collate(batch_packs)
+        sampled = torch.tensor([x for r in batch.rows.tolist() for x in together[r].logprobs])
+        assert torch.allclose(batch_logprobs(model, batch, 1.0), sampled, atol=2e-5)
+
+
+def test_C7_documents_that_begin_alike_have_the_gradients_of_separate_ones(
+    tokenizer, prompts, model, monkeypatch
+):
+    def document(rubric, i, p):
+        question = prompts.ids(prompts.prove(p.text))
+        return Pack(rubric + question, [Completion(question[: 3 + i], [True] * (2 + i) + [False])])
+
+    rubrics = [[(k * i) % tokenizer.vocab_size for i in range(40)] for k in (7, 11)]
+    packs = [document(rubrics[i % 2], i, p) for i, p in enumerate(some_problems(5))]
+    packs += [document([], 5, some_problems(6)[5]), Pack(rubrics[0], [Completion([4, 5], [True, True])])]
+    shared = share_prefix(packs, 512)
+    assert len(shared) == 3 and sum(map(len, shared)) <= sum(map(len, packs)) - 40 * 4
+    losses, gradients = [], []
+    for some in (shared, packs):
+        model.zero_grad()
+        monkeypatch.setattr(trainer, "share_prefix", lambda *_, some=some: some)
+        losses.append(supervised_loss(model, packs, tokenizer, 7.0, backward=True))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert torch.allclose(*gradients, atol=1e-5)
 
 
 def test_greedy_takes_the_likeliest_and_limits_are_counted(tokenizer, prompts, model):

@@ -1,0 +1,145 @@
+"""Who is fooled by whom, and do the looks of a judge agree where it is wrong?
+
+    python benchmarks/fooled.py runs/seed0 runs/seed3 --out=docs/fooled.json
+
+Each generator (the run's base, and those that benchmarks/question.py trained against the untrained base, v1
+and v2) writes one proof of every harder held-out problem, and each judge looks at all of them LOOKS times. A
+judge that only its own generator fools was searched for holes; one that all fool has them for everybody.
+Several looks at a proof help against errors that are drawn anew each time, and not against those that a judge
+makes of a proof whenever it looks: `agreement` is the share of the variance of a judge's scores of wrong
+proofs that lies between proofs (the intraclass correlation; 1: all looks alike, 0: looks as if drawn anew).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.question import arm_folder
+from benchmarks.runs import spread
+from nanov2.distributed.ranks import Ranks
+from nanov2.hub.chat import load_model
+from nanov2.method.figures import write_answers
+from nanov2.method.judges import verifier_judge
+from nanov2.model.rollout import Sampling
+from nanov2.records import ProofRecord, write_atomically
+from nanov2.run.cli import script
+from nanov2.run.config import load_config
+from nanov2.run.folder import Run
+
+LOOKS = 8
+GENERATORS = {"base": "base", "mean-base": "generator", "mean-v1": "generator", "mean-v2": "generator"}
+JUDGES = {"base": "base", "v1": "verifier", "v2": "verifier2", "no-gate": "verifier2"}
+
+
+def folder(run: Path, name: str, phase: str) -> Path:
+    """Where a model is: a phase of the run, or of an arm."""
+    own = name in ("base", "v1", "v2")
+    return (run if own else arm_folder(run, name)) / phase
+
+
+def agreement(scores: list[list[float]]) -> float:
+    """Share of the variance of the scores that lies between proofs; NaN where there is none.
+
+    The one-way random-effects intraclass correlation, of as many looks for every proof.
+    """
+    k = len(scores[0]) if scores else 0
+    if len(scores) < 2 or k < 2:
+        return float("nan")
+    between = k * statistics.variance(statistics.fmean(s) for s in scores)
+    within = statistics.fmean(statistics.variance(s) for s in scores)
+    spread = between + (k - 1) * within
+    return (between - within) / spread if spread else float("nan")
+
+
+def judged(truth: list[float], scores: list[list[float]]) -> dict[str, float]:
+    """Figures of one judge's looks at one generator's proofs."""
+    means = [statistics.fmean(s) for s in scores]
+    perfect = [t for t, s in zip(truth, scores, strict=True) if min(s[:4]) == 1]
+    wrong = [s for t, s in zip(truth, scores, strict=True) if t < 1]
+    right = [s for t, s in zip(truth, scores, strict=True) if t == 1]
+
+    def accepts(some: list[list[float]]) -> float:
+        return statistics.fmean(x == 1 for s in some for x in s) if some else float("nan")
+
+    return {
+        "truth": statistics.fmean(truth),
+        "reward": statistics.fmean(means),
+        "gap": statistics.fmean(means) - statistics.fmean(truth),
+        "perfect and wrong": statistics.fmean(t < 1 for t in perfect) if perfect else float("nan"),
+        "accepts wrong": accepts(wrong),
+        "accepts right": accepts(right),
+        "agreement on wrong": agreement(wrong),
+    }
+
+
+def measure(path: Path, problems: int) -> dict:
+    """{generator: {judge: figures}} of a run, with the faults of the wrong proofs that a judge passed."""
+    run = Run(path, load_config(path / "config.json"), Ranks())
+    seed, truth = run.config.seed, run.domain.truth
+    asked = [p.problem for p in run.problems["held_out_hard"][:problems]]
+    judges = {
+        n: folder(path, n, p) for n, p in JUDGES.items() if (folder(path, n, p) / "phase.json").exists()
+    }
+    found: dict = {}
+    for name, phase in GENERATORS.items():
+        if not (folder(path, name, phase) / "phase.json").exists():
+            continue
+        model, tokenizer = load_model(folder(path, name, phase))
+        language = run.domain.language(tokenizer)
+        how = Sampling(1.0, run.config.generator.max_tokens)
+        written = write_answers(
+            model, language, [*map(language.prove, asked)], how, seed, Ranks(), proofs=True
+        )
+        texts = [w.answer for w in written]
+        proofs = [(p, text) for p, text in zip(asked, texts, strict=True) if language.is_proof(text)]
+        scores = [truth.score(p, text) for p, text in proofs]
+        found[name] = {}
+        for who, where in judges.items():
+            limit = run.config.verifier.max_tokens
+            judge = verifier_judge(load_model(where)[0], language, LOOKS, max_tokens=limit, seed=seed + 1)
+            verdicts = judge.ask([language.verify(p, text) for p, text in proofs])
+            looks = [[x or 0.0 for x in v.scores] for v in verdicts]
+            passed = Counter(
+                fault
+                for (p, text), t, s in zip(proofs, scores, looks, strict=True)
+                if t < 1 and min(s[:4]) == 1
+                for fault in run.domain.view(ProofRecord(p, text, t, "")).faults
+            )
+            found[name][who] = judged(scores, looks) | {"passed faults": dict(passed)}
+    return found
+
+
+def table(runs: list[dict]) -> str:
+    names = ("truth", "gap", "perfect and wrong", "accepts wrong", "accepts right", "agreement on wrong")
+    lines = [f"| generator | judge | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+    for generator in GENERATORS:
+        for judge in JUDGES:
+            rows = [r[generator][judge] for r in runs if judge in r.get(generator, {})]
+            if rows:
+                cells = (spread([row[n] for row in rows if row[n] == row[n]]) for n in names)
+                lines.append(f"| `{generator}` | {judge} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for all figures")
+    args = parser.parse_args()
+    found = {path.name: measure(path, args.problems) for path in args.runs}
+    write_atomically(args.out, json.dumps(found, indent=1))
+    print(table(list(found.values())))
+
+
+if __name__ == "__main__":
+    script(main)
