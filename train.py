@@ -132,7 +132,7 @@ def coldstart(run: Run, lap: int) -> Result:
 
     def write(name: str, problems: list) -> list[TrajectoryRecord]:
         path, seed = folder / f"{name}_trajectories.jsonl", derive_seed(c.seed, "coldstart", name)
-        return write_trajectories(run, path, model, language, problems, turns, c.verifier.max_tokens, seed)
+        return write_trajectories(run, path, model, language, problems, turns, c.selfverify.max_tokens, seed)
 
     known = domain.graded_proofs()
     dv = [r for r in known.get("train", []) if r.score is not None]

@@ -1,6 +1,6 @@
 """Who is fooled by whom, and do the looks of a judge agree where it is wrong?
 
-    python benchmarks/fooled.py runs/seed0 runs/seed3 --out=docs/fooled.json
+    python benchmarks/fooled.py runs/seed0 runs/seed3 --out=docs
 
 Each generator (the run's base, and those that benchmarks/question.py trained against the untrained base, v1
 and v2) writes one proof of every harder held-out problem, and each judge looks at all of them LOOKS times. A
@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.question import arm_folder
-from benchmarks.runs import spread
+from benchmarks.runs import fill, spread, table
 from nanov2.distributed.ranks import Ranks
 from nanov2.hub.chat import load_model
 from nanov2.method.figures import write_answers
@@ -58,10 +58,15 @@ def agreement(scores: list[list[float]]) -> float:
     return (between - within) / spread if spread else float("nan")
 
 
+def passes(looks: list[float]) -> bool:
+    """Whether a proof gets full marks by four looks, as many as a generator's reward takes."""
+    return min(looks[:4]) == 1
+
+
 def judged(truth: list[float], scores: list[list[float]]) -> dict[str, float]:
     """Figures of one judge's looks at one generator's proofs."""
     means = [statistics.fmean(s) for s in scores]
-    perfect = [t for t, s in zip(truth, scores, strict=True) if min(s[:4]) == 1]
+    perfect = [t for t, s in zip(truth, scores, strict=True) if passes(s)]
     wrong = [s for t, s in zip(truth, scores, strict=True) if t < 1]
     right = [s for t, s in zip(truth, scores, strict=True) if t == 1]
 
@@ -80,9 +85,9 @@ def judged(truth: list[float], scores: list[list[float]]) -> dict[str, float]:
 
 
 def measure(path: Path, problems: int) -> dict:
-    """{generator: {judge: figures}} of a run, with the faults of the wrong proofs that a judge passed."""
+    """{generator: {judge: figures}} of a run; "faults": those of each wrong proof, and who passed it."""
     run = Run(path, load_config(path / "config.json"), Ranks())
-    seed, truth = run.config.seed, run.domain.truth
+    seed, truth, limit = run.config.seed, run.domain.truth, run.config.verifier.max_tokens
     asked = [p.problem for p in run.problems["held_out_hard"][:problems]]
     judges = {
         n: folder(path, n, p) for n, p in JUDGES.items() if (folder(path, n, p) / "phase.json").exists()
@@ -93,39 +98,43 @@ def measure(path: Path, problems: int) -> dict:
             continue
         model, tokenizer = load_model(folder(path, name, phase))
         language = run.domain.language(tokenizer)
-        how = Sampling(1.0, run.config.generator.max_tokens)
-        written = write_answers(
-            model, language, [*map(language.prove, asked)], how, seed, Ranks(), proofs=True
-        )
-        texts = [w.answer for w in written]
+        how, questions = Sampling(1.0, run.config.generator.max_tokens), [*map(language.prove, asked)]
+        texts = [w.answer for w in write_answers(model, language, questions, how, seed, Ranks(), proofs=True)]
         proofs = [(p, text) for p, text in zip(asked, texts, strict=True) if language.is_proof(text)]
         scores = [truth.score(p, text) for p, text in proofs]
-        found[name] = {}
+        faults = [run.domain.view(ProofRecord(p, text, None, "")).faults for p, text in proofs]
+        wrong = [i for i, t in enumerate(scores) if t < 1]
+        found[name] = {"faults": [{"faults": faults[i], "passed by": []} for i in wrong]}
         for who, where in judges.items():
-            limit = run.config.verifier.max_tokens
             judge = verifier_judge(load_model(where)[0], language, LOOKS, max_tokens=limit, seed=seed + 1)
             verdicts = judge.ask([language.verify(p, text) for p, text in proofs])
             looks = [[x or 0.0 for x in v.scores] for v in verdicts]
-            passed = Counter(
-                fault
-                for (p, text), t, s in zip(proofs, scores, looks, strict=True)
-                if t < 1 and min(s[:4]) == 1
-                for fault in run.domain.view(ProofRecord(p, text, t, "")).faults
-            )
-            found[name][who] = judged(scores, looks) | {"passed faults": dict(passed)}
+            found[name][who] = judged(scores, looks)
+            for row, i in zip(found[name]["faults"], wrong, strict=True):
+                row["passed by"] += [who] * passes(looks[i])
     return found
 
 
-def table(runs: list[dict]) -> str:
+def tables(runs: list[dict]) -> str:
+    """Who is fooled by whom, and by which faults, over all runs."""
     names = ("truth", "gap", "perfect and wrong", "accepts wrong", "accepts right", "agreement on wrong")
-    lines = [f"| generator | judge | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+    judges = [j for j in JUDGES if any(j in g for r in runs for g in r.values())]
+    rows = []
     for generator in GENERATORS:
-        for judge in JUDGES:
-            rows = [r[generator][judge] for r in runs if judge in r.get(generator, {})]
-            if rows:
-                cells = (spread([row[n] for row in rows if row[n] == row[n]]) for n in names)
-                lines.append(f"| `{generator}` | {judge} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for judge in judges:
+            known = [r[generator][judge] for r in runs if judge in r.get(generator, {})]
+            if known:
+                cells = [spread([row[n] for row in known if row[n] == row[n]]) for n in names]
+                rows.append([f"`{generator}`", judge, *cells])
+    proofs = [row for r in runs for name, g in r.items() if name != "base" for row in g["faults"]]
+    passed = []
+    for fault, n in Counter(f for row in proofs for f in row["faults"]).most_common():
+        having = [row["passed by"] for row in proofs if fault in row["faults"]]
+        passed.append([fault, str(n), *(f"{sum(j in p for p in having) / n:.0%}" for j in judges)])
+    by_fault = table(
+        ["fault of a trained generator's proof", "proofs", *(f"{j} passes" for j in judges)], passed
+    )
+    return f"{table(['generator', 'judge', *names], rows)}\n{by_fault}"
 
 
 def main() -> None:
@@ -134,11 +143,14 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--problems", type=int, default=200)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for all figures")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder for fooled.json, and question.md")
     args = parser.parse_args()
     found = {path.name: measure(path, args.problems) for path in args.runs}
-    write_atomically(args.out, json.dumps(found, indent=1))
-    print(table(list(found.values())))
+    write_atomically(args.out / "fooled.json", json.dumps(found, indent=1))
+    shown = tables(list(found.values()))
+    print(shown)
+    if (args.out / "question.md").is_file():
+        fill(args.out / "question.md", {"fooled": shown})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Benchmarks that go on from finished runs, on a run as small as it can be: all of each works, no more."""
 
 import json
+import math
+import random
 import shutil
 import sys
 
 import pytest
 from scripts import ROOT, ends
 
-from benchmarks import laps
+from benchmarks import fooled, laps
 from nanov2.errors import InputError
 from nanov2.records import read_json
 
@@ -33,6 +35,31 @@ def test_question_measures_arms_critics_and_labels_and_goes_on(run, tmp_path, mo
     assert benchmark(monkeypatch, "question.py", *args, "gate-v2") == 0
     told = capsys.readouterr()
     assert "jobs left" not in told.err and "`gate-v2`: gate of 4 looks" in told.out
+
+
+def test_every_generator_is_put_before_every_judge(finished, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    run.symlink_to(finished)
+    arm = tmp_path / "run-question" / "mean-v2"
+    arm.mkdir(parents=True)
+    (arm / "generator").symlink_to(finished / "generator")
+    (tmp_path / "question.md").write_text("<!-- fooled -->\n<!-- end fooled -->\n")
+    assert benchmark(monkeypatch, "fooled.py", run, "--problems=10", f"--out={tmp_path}") == 0
+    found = read_json(tmp_path / "fooled.json")["run"]
+    assert found.keys() == {"base", "mean-v2"} and found["base"].keys() == {"faults", "base", "v1", "v2"}
+    row = found["mean-v2"]["v1"]
+    assert row["gap"] == pytest.approx(row["reward"] - row["truth"])
+    page = (tmp_path / "question.md").read_text()
+    assert "| `mean-v2` | v2 |" in page and "| proofs | base passes | v1 passes | v2 passes |" in page
+
+
+def test_looks_agree_as_far_as_their_differences_lie_between_proofs():
+    assert fooled.agreement([[1.0, 1.0], [0.0, 0.0]]) == 1.0
+    assert fooled.agreement([[1.0, 0.0], [0.0, 1.0]]) == -1.0  # less alike than looks at different proofs
+    rng = random.Random(0)
+    drawn_anew = [[float(rng.random() < 0.3) for _ in range(8)] for _ in range(2000)]
+    assert fooled.agreement(drawn_anew) == pytest.approx(0.0, abs=0.02)
+    assert math.isnan(fooled.agreement([[0.0, 0.0], [0.0, 0.0]]))
 
 
 def test_laps_go_on_with_labels_and_without_from_the_same_first_lap(run, tmp_path, monkeypatch, capsys):
