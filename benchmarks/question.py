@@ -86,6 +86,9 @@ WEAK = tuple(  # the undertrained base of configs/hacking.toml, and its world
         "eval.pass_at": [0, 0, 0, 0],
     }.items()
 )
+# The tokens of `mean-weak` spent otherwise: half of them train the verifier first (1A and 1B).
+FIRST = ("--coldstart.problems=300", "--coldstart.subset=400", "--coldstart.hard=0.3")
+FIRST += ("--verifier.steps=28", "--verifier.lr=5e-4")
 ARMS = {  # those that are worth most come first
     "mean-v2": judged("mean", "verifier2", "v2"),
     "min-v2": judged("min", "verifier2", "v2"),
@@ -96,6 +99,11 @@ ARMS = {  # those that are worth most come first
     "weak": Arm("an undertrained base", "base", WEAK),
     "mean-weak": judged("mean", "base", "an undertrained base", *WEAK, takes="weak"),
     "min-weak": judged("min", "base", "an undertrained base", *WEAK, takes="weak"),
+    "weak-1A": Arm("1A by the undertrained base", "coldstart", WEAK + FIRST, takes="weak"),
+    "weak-v1": Arm("1B from the undertrained base", "verifier", WEAK + FIRST, takes="weak-1A"),
+    "trained-weak": judged(
+        "mean", "verifier", "its v1, at equal tokens", *WEAK, *FIRST, "--generator.steps=30", takes="weak-v1"
+    ),
     "finding": Arm("1B with credit per finding", "verifier", ("--verifier.credit=finding",)),
     "curriculum": judged("mean", "verifier2", "v2, drawn by variance", VARIANCE),
     "no-gate": Arm("1D without R_meta", "verifier2", (NO_GATE,)),

@@ -39,6 +39,7 @@ class Claim:
 FALSE, TRUE, REWARD = "labelled/false_accept_rate", "labelled/true_score", "labelled/verifier_reward"
 GAP, QUALITY, PASS, FINAL = "labelled/hacking_gap", "labelled/critique_quality", "hard/pass_at_64", "final"
 COLD = f"{TRUE}@T0"
+HARD_GAP, HARD_TRUE = GAP.replace("labelled/", "hard/"), TRUE.replace("labelled/", "hard/")
 TITLES = {
     FALSE: "perfect rewards that are wrong",
     TRUE: "true score",
@@ -47,13 +48,15 @@ TITLES = {
     GAP: "reward − truth",
     QUALITY: "critique quality",
     PASS: "pass@64, harder problems",
+    HARD_GAP: "reward − truth, harder problems",
+    HARD_TRUE: "true score, harder problems",
     FINAL: "final true score",
     "judge_share": "judge's tokens for each of the generator's",
     "kept_share": "share of groups with variance",
     "right": "proofs labelled rightly",
 }
 MAXPROOF, PESSIMISTIC, STV, SEVA = "2606.13473", "2511.21522", "2605.30290", "2606.29713"
-V2, DEBATE, USERS, RUBRICS = "2511.22570", "a debate", "users", "2605.12474"
+V2, DEBATE, USERS, RUBRICS, OURS = "2511.22570", "a debate", "users", "2605.12474", "nanov2"
 CLAIMS = (
     *(
         claim
@@ -75,6 +78,10 @@ CLAIMS = (
             Claim("and raises the true score", MAXPROOF, TRUE, f"min-{judge}", f"mean-{judge}"),
         )
     ),
+    Claim(
+        "Half the tokens on the verifier narrow the gap", OURS, HARD_GAP, "trained-weak", "mean-weak", sign=-1
+    ),
+    Claim("and raise the true score", OURS, HARD_TRUE, "trained-weak", "mean-weak"),
     Claim("A verifier with fewer false accepts mends it", MAXPROOF, TRUE, "mean-v2", "mean-base"),
     Claim("Rejecting if any look does is better, in training", PESSIMISTIC, TRUE, "min-v2", "mean-v2"),
     Claim("at fewer tokens", PESSIMISTIC, "judge_share", "min-v2-stop", "mean-v2", sign=-1),
@@ -93,6 +100,7 @@ CLAIMS = (
         "mean-no-gate",
         sign=-1,
     ),
+    Claim("and on harder problems", V2, HARD_GAP, "mean-v2", "mean-no-gate", sign=-1),
     Claim("v2 as judge makes better generators than v1", V2, TRUE, "mean-v2", "mean-v1"),
     Claim("The gate as judge rule narrows reward − truth", V2, GAP, "gate-v2", "mean-v2", sign=-1),
     Claim("RL teaches nothing new: pass@64", DEBATE, PASS, "run", "base", none=True),

@@ -82,11 +82,17 @@ def other_settings(folder: Path, phase: str, lap: int, config: Config, old: Conf
     """The settings in which a phase differs from `config`, each with both values; `old`: those of its run."""
     new, path = settings_of(phase, lap, config), folder / "settings.json"
     known = read_json(path) if path.is_file() else settings_of(phase, lap, old)
-    return sorted(_differences(new, known))
+    return sorted(_differences(new, _filled(known, settings_of(phase, lap, Config()))))
+
+
+def _filled(known: dict, defaults: dict) -> dict:
+    """What an older version wrote: a setting that it did not have yet was what is now the default."""
+    both = {n for n, d in defaults.items() if isinstance(d, dict) and isinstance(known.get(n), dict)}
+    return defaults | known | {n: _filled(known[n], defaults[n]) for n in both}
 
 
 def _differences(new: dict, old: dict, prefix: str = "") -> Iterator[str]:
-    """What differs, as "base.lr (0.003, now 0.02)". A field that only one side has does not count."""
+    """What differs, as "base.lr (0.003, now 0.02)". A setting that there is no more does not count."""
     for name in (new.keys() & old.keys()) - FREE:
         a, b = old[name], new[name]
         if isinstance(a, dict) and isinstance(b, dict):

@@ -71,6 +71,18 @@ def test_other_settings_under_a_begun_or_finished_phase_are_refused_by_name(begu
     assert state(begun) == before  # not even the owner's file, or a time stamp
 
 
+def test_a_setting_that_an_older_version_did_not_have_was_its_default(begun):
+    path = begun / "base" / "settings.json"
+    known = json.loads(path.read_text())
+    assert known["noise"].pop("lookup") and known["base"].pop("lr")  # as if they had come later
+    path.write_text(json.dumps(known))
+    sums = json.loads((begun / "base" / "phase.json").read_text())
+    sums["files"]["settings.json"] = seal.digest(path)
+    (begun / "base" / "phase.json").write_text(json.dumps(sums))
+    with pytest.raises(InputError, match=r"base.lr \(0.002, now 0.003\)$|base.lr \(0.002, now 0.003\):"):
+        open_run(begun).claim()  # smoke.toml's rate is not the default
+
+
 def test_settings_of_phases_to_come_may_change(begun):
     for override in ("--verifier.lr=0.1", "--generator.steps=9 --lap_generator.steps=3", "--laps=3"):
         a = open_run(begun, *override.split())
