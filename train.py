@@ -288,8 +288,9 @@ def train_meta(
     everything = [r for records in critiques.values() for r in records]
     expert = make_expert(c.expert, folder, truth)
     if truth:  # what figures are made of is graded by the truth, whoever the expert is
-        scored = expert.score_critiques(critiques["train"])
-        held = ExactExpert(truth).score_critiques(everything[len(scored) :])
+        exact = ExactExpert(truth, c.meta.misses)
+        scored = (exact if c.expert == "exact" else expert).score_critiques(critiques["train"])
+        held = exact.score_critiques(everything[len(scored) :])
         grades = iter(scored + held)
     else:
         grades = iter(expert.score_critiques(everything))

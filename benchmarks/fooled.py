@@ -35,7 +35,8 @@ from nanov2.run.folder import Run
 
 LOOKS = 8
 GENERATORS = {"base": "base", "mean-base": "generator", "mean-v1": "generator", "mean-v2": "generator"}
-JUDGES = {"base": "base", "v1": "verifier", "v2": "verifier2", "no-gate": "verifier2"}
+GENERATORS |= {"mean-no-gate": "generator", "mean-misses": "generator"}
+JUDGES = {"base": "base", "v1": "verifier", "v2": "verifier2", "no-gate": "verifier2", "misses": "verifier2"}
 
 
 def folder(run: Path, name: str, phase: str) -> Path:

@@ -47,6 +47,7 @@ from nanov2.run.cli import script
 LOOKS = 4  # of a judge at one proof, in every arm
 BEFORE = {
     "base": "base",
+    "meta": "verifier",
     "verifier": "coldstart",
     "aware": "verifier",
     "verifier2": "meta",
@@ -71,6 +72,7 @@ def judged(rule: str, phase: str, who: str, *more: str, takes: str = "") -> Arm:
 
 
 STOPS, VARIANCE = "--generator.judge_error=0.05", "--generator.draw=variance"
+MISSES = "--meta.misses=true"
 AWARE, NO_GATE = "--aware.on=true", "--verifier2.meta_gate=false"
 WEAK = tuple(  # the undertrained base of configs/hacking.toml, and its world
     f"--{name}={value}"
@@ -110,6 +112,9 @@ ARMS = {  # those that are worth most come first
     "aware": Arm("v1 distilled with the solution in view", "aware", (AWARE,)),
     "unaware": Arm("the same without the solution", "aware", (AWARE, "--aware.solution=false")),
     "mean-no-gate": judged("mean", "verifier2", "1D without R_meta", NO_GATE, takes="no-gate"),
+    "meta-misses": Arm("1C, where a missed issue counts too", "meta", (MISSES,)),
+    "misses": Arm("1D gated by it", "verifier2", (MISSES,), takes="meta-misses"),
+    "mean-misses": judged("mean", "verifier2", "v2 gated for misses", MISSES, takes="misses"),
     "min-v2-stop": judged("min", "verifier2", "v2, early stop", STOPS),
     "min-v1": judged("min", "verifier", "v1"),
     "mean-aware": judged("mean", "aware", "the aware critic", AWARE, takes="aware"),

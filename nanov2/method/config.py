@@ -80,6 +80,10 @@ class MetaConfig(GRPOConfig):
     """1C: the meta-verifier, from the base."""
 
     critiques: Few = setting(1, "critiques of each proof of 𝒟v that v1 writes and the expert grades")
+    misses: bool = setting(
+        False,
+        "whether the exact expert gives 0.5 at most to a critique that misses an issue (paper: claims alone)",
+    )
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,11 @@ class Expert(Protocol):
 
 
 class ExactExpert:
-    """Knows the truth of the domain."""
+    """Knows the truth of the domain. With `misses`, a critique that passes over an issue is worth 0.5 at
+    most; the paper's ms judges what is claimed alone."""
 
-    def __init__(self, truth: Truth):
-        self.truth = truth
+    def __init__(self, truth: Truth, misses: bool = False):
+        self.truth, self.misses = truth, misses
 
     def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
         return [
@@ -51,7 +52,9 @@ class ExactExpert:
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
         grades = [self.truth.examine(r.problem, r.proof, r.critique) for r in records]
         return [
-            dataclasses.replace(r, quality=g.quality, label="expert")
+            dataclasses.replace(
+                r, quality=min(g.quality, 0.5 if self.misses and g.missed else 1.0), label="expert"
+            )
             for r, g in zip(records, grades, strict=True)
         ]
 

@@ -137,6 +137,10 @@ class Config:
         path = Path(self.expert)
         if self.expert not in EXPERTS and not path.suffix and len(path.parts) < 2:
             settings.choose(self.expert, EXPERTS, "expert", "or the path of a labelled JSONL file")
+        if self.meta.misses and self.expert != "exact":
+            raise ValueError(
+                f'meta.misses tells the expert "exact" how to grade, and the expert is {self.expert!r}'
+            )
 
     @overload
     def phase(self, name: Literal["verifier2"], lap: int = 1) -> LapVerifier2Config: ...

@@ -174,6 +174,25 @@ def test_experts_exact_file_and_person(tmp_path):
         FileExpert(tmp_path / "graded.jsonl").score_proofs([ProofRecord(PROBLEM, "Indeed, $b < c$.")])
 
 
+def test_the_exact_expert_counts_missed_issues_where_it_is_told_to(tmp_path):
+    critic = "Here is my evaluation of the solution:\n"
+    critic += "- $a \\subset c$: not given, so this step is not justified.\n"
+    whole = "The chain has the ends of the goal.\nIt is strong enough for the goal.\n"
+    verdict = "Based on my evaluation, the final overall score should be: \\boxed{%d}"
+    sound = critic.replace(
+        "not given, so this step is not justified", "given as $\\subset$, so this step is justified"
+    )
+    records = [
+        CritiqueRecord(PROBLEM, WRONG, text, None, 0.0)
+        for text in (critic + whole + verdict % 0, sound + whole + verdict % 1)
+    ]
+    for misses, qualities in ((False, [1.0, 1.0]), (True, [1.0, 0.5])):
+        graded = ExactExpert(OrderDomain.truth, misses).score_critiques(records)
+        assert [r.quality for r in graded] == qualities
+    with pytest.raises(InputError, match="meta.misses tells the expert"):
+        load_config(None, ["--meta.misses=true", "--expert=person"])
+
+
 def test_a_person_fills_in_a_file_and_nothing_written_is_lost(tmp_path):
     proofs = [ProofRecord(PROBLEM, RIGHT), ProofRecord(PROBLEM, WRONG)]
     person, path = PersonExpert(tmp_path), tmp_path / "proofs_to_score.jsonl"
