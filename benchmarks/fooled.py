@@ -64,23 +64,21 @@ def passes(looks: list[float]) -> bool:
     return min(looks[:4]) == 1
 
 
+def mean(values: list) -> float:
+    return statistics.fmean(values) if values else float("nan")
+
+
 def judged(truth: list[float], scores: list[list[float]]) -> dict[str, float]:
-    """Figures of one judge's looks at one generator's proofs."""
-    means = [statistics.fmean(s) for s in scores]
-    perfect = [t for t, s in zip(truth, scores, strict=True) if passes(s)]
-    wrong = [s for t, s in zip(truth, scores, strict=True) if t < 1]
-    right = [s for t, s in zip(truth, scores, strict=True) if t == 1]
-
-    def accepts(some: list[list[float]]) -> float:
-        return statistics.fmean(x == 1 for s in some for x in s) if some else float("nan")
-
+    """Figures of one judge's looks at one generator's proofs; NaN where there are none."""
+    both = list(zip(truth, scores, strict=True))
+    reward, wrong = mean([mean(s) for s in scores]), [s for t, s in both if t < 1]
     return {
-        "truth": statistics.fmean(truth),
-        "reward": statistics.fmean(means),
-        "gap": statistics.fmean(means) - statistics.fmean(truth),
-        "perfect and wrong": statistics.fmean(t < 1 for t in perfect) if perfect else float("nan"),
-        "accepts wrong": accepts(wrong),
-        "accepts right": accepts(right),
+        "truth": mean(truth),
+        "reward": reward,
+        "gap": reward - mean(truth),
+        "perfect and wrong": mean([t < 1 for t, s in both if passes(s)]),
+        "accepts wrong": mean([x == 1 for s in wrong for x in s]),
+        "accepts right": mean([x == 1 for t, s in both if t == 1 for x in s]),
         "agreement on wrong": agreement(wrong),
     }
 
@@ -116,6 +114,12 @@ def measure(path: Path, problems: int) -> dict:
     return found
 
 
+def shown(values: list[float]) -> str:
+    """Those that are known, over runs."""
+    known = [x for x in values if x == x]
+    return spread(known) if known else "–"
+
+
 def tables(runs: list[dict]) -> str:
     """Who is fooled by whom, and by which faults, over all runs."""
     names = ("truth", "gap", "perfect and wrong", "accepts wrong", "accepts right", "agreement on wrong")
@@ -125,7 +129,7 @@ def tables(runs: list[dict]) -> str:
         for judge in judges:
             known = [r[generator][judge] for r in runs if judge in r.get(generator, {})]
             if known:
-                cells = [spread([row[n] for row in known if row[n] == row[n]]) for n in names]
+                cells = [shown([row[n] for row in known]) for n in names]
                 rows.append([f"`{generator}`", judge, *cells])
     proofs = [row for r in runs for name, g in r.items() if name != "base" for row in g["faults"]]
     passed = []
@@ -148,10 +152,10 @@ def main() -> None:
     args = parser.parse_args()
     found = {path.name: measure(path, args.problems) for path in args.runs}
     write_atomically(args.out / "fooled.json", json.dumps(found, indent=1))
-    shown = tables(list(found.values()))
-    print(shown)
+    text = tables(list(found.values()))
+    print(text)
     if (args.out / "question.md").is_file():
-        fill(args.out / "question.md", {"fooled": shown})
+        fill(args.out / "question.md", {"fooled": text})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from nanov2.domains.language import (
     AGAIN,
     ALONE,
     HEADING,
+    PROVE,
     Demonstration,
     Language,
     one_answer,
@@ -78,7 +79,7 @@ def test_the_question_says_who_asks_for_revisions(tokenizer):
     alone, asked = (SelfVerifyTask(Language(tokenizer, alone=a), None, 3) for a in (True, False))
     assert asked.prompt(item) == tokenizer.chat(prove(item.problem))
     assert alone.prompt(item) == tokenizer.chat(self_verify(item.problem))
-    assert self_verify("P")[0]["content"] == f"{prove('P')[0]['content']}\n\n{ALONE}"
+    assert self_verify("P")[0]["content"] == prove("P")[0]["content"].replace(PROVE, f"{PROVE}\n\n{ALONE}")
 
 
 def learnt_from(shown, alone):
