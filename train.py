@@ -286,11 +286,10 @@ def train_meta(
 
     critiques = {name: criticise(records, name) for name, records in proofs.items()}
     everything = [r for records in critiques.values() for r in records]
-    expert = make_expert(c.expert, folder, truth)
+    expert = make_expert(c.expert, folder, truth, c.meta.misses)
     if truth:  # what figures are made of is graded by the truth, whoever the expert is
-        exact = ExactExpert(truth, c.meta.misses)
-        scored = (exact if c.expert == "exact" else expert).score_critiques(critiques["train"])
-        held = exact.score_critiques(everything[len(scored) :])
+        scored = expert.score_critiques(critiques["train"])
+        held = ExactExpert(truth, c.meta.misses).score_critiques(everything[len(scored) :])
         grades = iter(scored + held)
     else:
         grades = iter(expert.score_critiques(everything))

@@ -2,9 +2,9 @@
 
     python benchmarks/fooled.py runs/seed0 runs/seed3 --out=docs
 
-Each generator (the run's base, and those that benchmarks/question.py trained against the untrained base, v1
-and v2) writes one proof of every harder held-out problem, and each judge looks at all of them LOOKS times. A
-judge that only its own generator fools was searched for holes; one that all fool has them for everybody.
+Each generator (the run's base, and those that benchmarks/question.py trained against one of the judges)
+writes one proof of every harder held-out problem, and each judge looks at all of them LOOKS times. A judge
+that only its own generator fools was searched for holes; one that all fool has them for everybody.
 Several looks at a proof help against errors that are drawn anew each time, and not against those that a judge
 makes of a proof whenever it looks: `agreement` is the share of the variance of a judge's scores of wrong
 proofs that lies between proofs (the intraclass correlation; 1: all looks alike, 0: looks as if drawn anew).
@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.question import arm_folder
+from benchmarks.question import arm_folder, critic_folder
 from benchmarks.runs import fill, spread, table
 from nanov2.distributed.ranks import Ranks
 from nanov2.hub.chat import load_model
@@ -34,15 +34,16 @@ from nanov2.run.config import load_config
 from nanov2.run.folder import Run
 
 LOOKS = 8
-GENERATORS = {"base": "base", "mean-base": "generator", "mean-v1": "generator", "mean-v2": "generator"}
-GENERATORS |= {"mean-no-gate": "generator", "mean-misses": "generator"}
-JUDGES = {"base": "base", "v1": "verifier", "v2": "verifier2", "no-gate": "verifier2", "misses": "verifier2"}
+JUDGES = ("base", "v1", "v2", "no-gate", "misses")
+GENERATORS = ("base", *(f"mean-{judge}" for judge in JUDGES))
 
 
-def folder(run: Path, name: str, phase: str) -> Path:
-    """Where a model is: a phase of the run, or of an arm."""
-    own = name in ("base", "v1", "v2")
-    return (run if own else arm_folder(run, name)) / phase
+def generator_folder(run: Path, name: str) -> Path:
+    return run / "base" if name == "base" else arm_folder(run, name) / "generator"
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "phase.json").is_file()
 
 
 def agreement(scores: list[list[float]]) -> float:
@@ -55,8 +56,8 @@ def agreement(scores: list[list[float]]) -> float:
         return float("nan")
     between = k * statistics.variance(statistics.fmean(s) for s in scores)
     within = statistics.fmean(statistics.variance(s) for s in scores)
-    spread = between + (k - 1) * within
-    return (between - within) / spread if spread else float("nan")
+    total = between + (k - 1) * within
+    return (between - within) / total if total else float("nan")
 
 
 def passes(looks: list[float]) -> bool:
@@ -88,14 +89,14 @@ def measure(path: Path, problems: int) -> dict:
     run = Run(path, load_config(path / "config.json"), Ranks())
     seed, truth, limit = run.config.seed, run.domain.truth, run.config.verifier.max_tokens
     asked = [p.problem for p in run.problems["held_out_hard"][:problems]]
-    judges = {
-        n: folder(path, n, p) for n, p in JUDGES.items() if (folder(path, n, p) / "phase.json").exists()
-    }
+    folders = {name: critic_folder(path, name) for name in JUDGES}
+    judges = {name: load_model(folder)[0] for name, folder in folders.items() if is_finished(folder)}
     found: dict = {}
-    for name, phase in GENERATORS.items():
-        if not (folder(path, name, phase) / "phase.json").exists():
+    for name in GENERATORS:
+        folder = generator_folder(path, name)
+        if not is_finished(folder):
             continue
-        model, tokenizer = load_model(folder(path, name, phase))
+        model, tokenizer = load_model(folder)
         language = run.domain.language(tokenizer)
         how, questions = Sampling(1.0, run.config.generator.max_tokens), [*map(language.prove, asked)]
         texts = [w.answer for w in write_answers(model, language, questions, how, seed, Ranks(), proofs=True)]
@@ -104,8 +105,8 @@ def measure(path: Path, problems: int) -> dict:
         faults = [run.domain.view(ProofRecord(p, text, None, "")).faults for p, text in proofs]
         wrong = [i for i, t in enumerate(scores) if t < 1]
         found[name] = {"faults": [{"faults": faults[i], "passed by": []} for i in wrong]}
-        for who, where in judges.items():
-            judge = verifier_judge(load_model(where)[0], language, LOOKS, max_tokens=limit, seed=seed + 1)
+        for who, verifier in judges.items():
+            judge = verifier_judge(verifier, language, LOOKS, max_tokens=limit, seed=seed + 1)
             verdicts = judge.ask([language.verify(p, text) for p, text in proofs])
             looks = [[x or 0.0 for x in v.scores] for v in verdicts]
             found[name][who] = judged(scores, looks)

@@ -39,7 +39,14 @@ class Claim:
 FALSE, TRUE, REWARD = "labelled/false_accept_rate", "labelled/true_score", "labelled/verifier_reward"
 GAP, QUALITY, PASS, FINAL = "labelled/hacking_gap", "labelled/critique_quality", "hard/pass_at_64", "final"
 COLD = f"{TRUE}@T0"
-HARD_GAP, HARD_TRUE = GAP.replace("labelled/", "hard/"), TRUE.replace("labelled/", "hard/")
+
+
+def harder(figure: str) -> str:
+    """The same figure of harder problems."""
+    return figure.replace("labelled/", "hard/")
+
+
+HARD_GAP, HARD_TRUE = harder(GAP), harder(TRUE)
 TITLES = {
     FALSE: "perfect rewards that are wrong",
     TRUE: "true score",
@@ -117,11 +124,11 @@ CLAIMS = (
 )
 ALARM = "self-internalisation gap"  # the one that is claimed to tell when a verifier stops helping
 
-HARDER = {f"{TITLES[name]}, harder": name.replace("labelled/", "hard/") for name in (TRUE, GAP, FALSE)}
+HARDER = {f"{TITLES[name]}, harder": harder(name) for name in (TRUE, GAP, FALSE)}
 COLUMNS = {TITLES[name]: name for name in (TRUE, COLD, GAP, FALSE)} | HARDER | {"tokens": "tokens"}
 DRAWN = (TITLES[TRUE], *HARDER)
 KEPT = {*TITLES, *COLUMNS.values()}  # the figures of phases that question.json holds, on harder problems too
-KEPT |= {name.replace("labelled/", "hard/") for name in KEPT}
+KEPT |= {harder(name) for name in KEPT}
 
 
 def column(seeds: Seeds, arm: str, figure: str) -> list[float]:

@@ -184,7 +184,7 @@ class PersonExpert:
             )
 
 
-def make_expert(setting: str, folder: Path, truth: Truth | None = None) -> Expert:
+def make_expert(setting: str, folder: Path, truth: Truth | None = None, misses: bool = False) -> Expert:
     """The expert that the configuration names: "exact", "grades", "marks", "person", "page" (a person, waited
     for), or the path of a labelled file."""
     if setting == "exact":
@@ -192,7 +192,7 @@ def make_expert(setting: str, folder: Path, truth: Truth | None = None) -> Exper
             raise InputError(
                 'expert "exact": nobody knows the truth here; set --expert=page, person, or a file'
             )
-        return ExactExpert(truth)
+        return ExactExpert(truth, misses)
     if setting in GRADED:
         return MarksExpert() if setting == "marks" else GradesExpert()
     if setting in ("person", "page"):

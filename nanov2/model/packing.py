@@ -58,7 +58,8 @@ def common_prefix(prompts: list[list[int]]) -> list[int]:
 def share_prefix(packs: list[Pack], max_tokens: int) -> list[Pack]:
     """Packs whose prompts begin alike as packs of that beginning, computed once; the rest of each prompt
     begins its completion, uncounted. What counts sees the same tokens as before. Packs of several
-    completions, whose rest of the prompt would be computed for each, stay as they are."""
+    completions, whose rest of the prompt would be computed for each, stay as they are, and so do packs of
+    which no two begin alike."""
     if any(len(p.completions) > 1 for p in packs):
         return packs
     alike: list[list[Pack]] = []
@@ -67,6 +68,8 @@ def share_prefix(packs: list[Pack], max_tokens: int) -> list[Pack]:
         if shared < max(WORTH_SHARING, len(pack.prompt) // 3):
             alike.append([])
         alike[-1].append(pack)
+    if len(alike) == len(packs):
+        return packs  # in their order
     return [q for like in alike for q in _as_one(like, max_tokens)]
 
 

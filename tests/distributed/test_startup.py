@@ -36,9 +36,8 @@ def test_freed_memory_stays_in_the_process_and_threads_sleep_while_they_wait():
     end = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, env=env, cwd=ROOT)
     policy, same, faults = end.stdout.split()
     assert (policy, same) == ("PASSIVE", "True"), end.stderr
-    assert (
-        int(faults) < 12_000
-    )  # 40 blocks of 12 MB would be 120,000; a kernel that reclaims idle pages, some
+    # 40 blocks of 12 MB would be 120,000; a kernel that reclaims idle pages, some
+    assert int(faults) < 12_000
 
 
 def test_cores_are_shared_among_the_ranks():

@@ -5,19 +5,17 @@ import json
 import pytest
 import torch
 from conftest import small_model, some_problems
-from test_sampler import packs_of
+from test_sampler import LATENT, packs_of
 
 from nanov2.distributed.checkpoints import fingerprint
 from nanov2.distributed.ranks import Ranks
 from nanov2.hub.chat import load_model, save_model
-from nanov2.model.deepseek import LatentConfig
 from nanov2.model.experts import Experts, ExpertsConfig, balance, grouped_product
 from nanov2.model.packing import Completion, collate, make_packs, micro_batches
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import sample
 from nanov2.rl.grpo import batch_logprobs
 
-LATENT = LatentConfig(kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=10, q_lora_rank=12)
 EXPERTS = ExpertsConfig(
     n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=16, n_group=3, topk_group=2
 )
