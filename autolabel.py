@@ -226,7 +226,8 @@ def main() -> None:
     run = open_folder(args, overrides)
     if args.calibrate:
         run.need("selfverify", args.lap)
-        run.lock()
+        if not args.proofs:  # with proofs given it only reads
+            run.lock()
         calibration(run, args.lap, args.calibrate, args.proofs)
     elif args.proofs:
         label_file(run, args.lap, Path(args.proofs), Path(args.out))

@@ -163,6 +163,9 @@ def search_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
     state = Path(f"{args.output}.state{rank}.jsonl") if args.output else None
     hunt = Search(cast.prover, cast.verifier, cast.meta, cast.language, cast.config.search, cast.covers)
     found = [pool.found(cast.config.search.n) for pool in hunt.run([i.problem for i in items], state)]
+    for row in found:
+        if not row["proof"]:
+            row["turns"] = [(f"{NO_PROOF}: {row['missing']}", row.pop("wrote"))]
     trust = {"trust": cast.trust or "not measured for these models"}
     return [
         f | (trust if f["passes"] else {}) | truth_of(cast, f["problem"], [f["proof"]] if f["proof"] else [])

@@ -361,9 +361,10 @@ def verifier2(run: Run, lap: int) -> Result:
     gate = judge(run, meta_judge, *source_mv, config) if config.meta_gate else None
     source = ("coldstart", 1) if lap == 1 else ("autolabel", lap - 1)
     dv = run.records(*source, "dv.jsonl", ProofRecord)
-    if lap > 1:  # what consensus left open, where a person has scored it since
+    if lap > 1:  # what consensus left open, where a person has scored it before this phase began
         unclear = run.records(*source, "unclear.jsonl", ProofRecord)
-        dv = dv + [r for r in unclear if r.score is not None]
+        scored = run.folder("verifier2", lap) / "scored_by_people.jsonl"
+        dv = dv + run.once(scored, ProofRecord, lambda: [r for r in unclear if r.score is not None])
     dv = balanced(dv, "score")
     dmv = balanced(run.records(*source_mv, "dmv.jsonl", CritiqueRecord), "quality", most=4)
     derive_rng(run.config.seed, "mixture", lap).shuffle(dmv)
@@ -511,6 +512,12 @@ def main() -> None:
         on_main(run.ranks, run.dir, partial(takeover.take, run, taken))
         if run.ranks.main:
             print(taken, file=sys.stderr)
+    if run.ranks.main and len(wanted) > 1:
+        print(
+            "\n".join(
+                f"  {i:2} {heading(*at)}{', done' * run.is_done(*at)}" for i, at in enumerate(wanted, 1)
+            )
+        )
     for i, (phase, lap) in enumerate(wanted, 1):
         place = f"[{i} of {len(wanted)}] " if len(wanted) > 1 else ""
         if run.ranks.main and not run.is_done(phase, lap):

@@ -13,7 +13,11 @@ Each room imports only from those below it:
     records, errors
 """
 
+import sys
 from pathlib import Path
+
+if sys.version_info < (3, 11):
+    sys.exit(f"nanov2 needs Python 3.11 or newer; this is {sys.version.split()[0]}")
 
 __version__ = "0.1.0"
 

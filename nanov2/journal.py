@@ -37,7 +37,7 @@ def read(path: str | Path, lenient: bool = False) -> list[dict]:
         if isinstance(row, dict):
             rows.append(row)
         elif not lenient:
-            raise InputError(f"{path}, line {number}: not valid JSON of a journal ({why}); delete the line")
+            raise InputError(f"{path}, line {number}: not valid JSON of a journal ({why}); mend the line")
     return rows
 
 

@@ -1,6 +1,6 @@
 """CHAMP's solutions with the first wrong step that people marked, as lines that nanov2 reads.
 
-    pip install "nanov2[champ]"
+    pip install -e ".[champ]"
     python tools/champ.py champ.jsonl [v0.json]
 
 CHAMP (Mao, Kim and Zhou, 2024; the package champ-dataset, MIT) has 270 competition problems and 540 solutions
@@ -22,7 +22,7 @@ def installed() -> Path:
     """The data of the installed package, which is not imported: the file alone is wanted."""
     found = importlib.util.find_spec("champ_dataset")
     if found is None:
-        raise InputError('CHAMP is not installed: pip install "nanov2[champ]"')
+        raise InputError('CHAMP is not installed: pip install -e ".[champ]"')
     return Path(found.origin).parent / "dataset_files" / "v0.json"
 
 

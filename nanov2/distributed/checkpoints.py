@@ -185,7 +185,7 @@ def _read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             warnings.simplefilter("ignore")
             dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=alone)
     except (dcp.CheckpointException, RuntimeError, ValueError, KeyError) as e:
-        raise InputError(f"{path} is of another model: delete it, and the phase starts again") from e
+        raise InputError(f"{path} is of another model: move it away, and the phase starts again") from e
 
 
 def _write_whole(part: Path, tensors: dict[str, Tensor]) -> None:

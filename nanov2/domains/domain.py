@@ -140,7 +140,10 @@ class View:
     """How a page shows a record: texts in Markdown with $…$, cut into their steps and findings."""
 
     statement: str = ""  # the problem
+    opening: str = ""  # the words before the facts, where the statement is an opening, facts and a goal
     facts: tuple[str, ...] = ()  # what is given, one a line
+    used: tuple[bool, ...] = ()  # of each fact: whether the proof has a step of it
+    goal: str = ""  # what is to be shown, where the statement is so divided
     steps: tuple[str, ...] = ()  # of the proof
     findings: tuple[tuple[int | None, str, bool], ...] = ()  # (step it is about, text, claims an issue)
     rubric: str = ""

@@ -43,7 +43,9 @@ class Cache:
                 if not told or not isinstance(key, str) or not isinstance(answer.missing, str):
                     raise TypeError
             except (TypeError, KeyError) as e:
-                raise InputError(f"{self.path}, line {number}: not a kept answer; delete the line") from e
+                raise InputError(
+                    f"{self.path}, line {number}: not a kept answer; mend the line, or give another endpoint.cache"
+                ) from e
             self.known[key] = answer
 
     def __contains__(self, key: str) -> bool:

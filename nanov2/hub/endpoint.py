@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from nanov2.errors import InputError
 from nanov2.hub.author import Answer, Messages
 from nanov2.hub.cache import Cache, question_keys
+from nanov2.hub.wire import key_from_environment
 from nanov2.settings import Few, TemperatureOrGreedy, Tokens, Within, setting
 
 LARGEST = 1 << 25  # bytes of a reply: 32 MiB, far beyond any answer
@@ -54,17 +54,13 @@ class Endpoint:
         try:
             import openai
         except ImportError as e:
-            raise InputError('endpoints need the openai library: pip install "nanov2[endpoint]"') from e
+            raise InputError('endpoints need the openai library: pip install -e ".[endpoint]"') from e
         if not config.url.startswith(("http://", "https://")):
             raise InputError(f"endpoint: {config.url!r} is not a URL such as http://127.0.0.1:8080/v1")
         if not config.model:
             raise InputError("endpoint: which model? Give --model=NAME, as the server calls it")
         self.openai, self.config = openai, config
-        self.key = os.environ.get("OPENAI_API_KEY") or "none"
-        if not all(33 <= ord(c) <= 126 for c in self.key):
-            raise InputError(
-                "OPENAI_API_KEY holds a character that no request can carry, such as a line break"
-            )
+        self.key = key_from_environment() or "none"
         self.identity = {"url": config.url.rstrip("/"), "model": config.model} | config.sampling
         self.cache = Cache(config.cache)
 

@@ -292,7 +292,7 @@ class Engine:
 
     def close(self) -> None:
         """End requests under way, the server that was started, and the files of the weights."""
-        self.wire.hang_up(everything=True)
+        self.wire.hang_up()
         if self.server:
             self.server.stop()
         if self.ranks.main:
@@ -351,18 +351,14 @@ class _Work:
         finally:
             self.stop.set()
             if waiting:  # an error, or nobody wants the rest
-                self.engine.wire.hang_up(everything=True)
+                self.engine.wire.hang_up()
             self.pool.shutdown(wait=True, cancel_futures=True)
 
     def _ended_by_now(self) -> list[int]:
         """The next groups that ended, at least one."""
         found = []
         while not found or not self.done.empty():
-            try:
-                one = self.done.get(timeout=1.0)
-            except queue.Empty:
-                self.engine.wire.hang_up()
-                continue
+            one = self.done.get()
             if isinstance(one, BaseException):
                 raise one
             found.append(one)

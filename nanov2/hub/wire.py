@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import threading
-import time
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,14 +25,11 @@ class Broken(Exception):
 
 
 class Wire:
-    """Requests from any number of threads; `seconds` is the deadline of each, its last byte included.
-
-    A thread that waits for bytes cannot look at the clock: whoever waits for the threads calls `hang_up`.
-    """
+    """Requests from any number of threads; `seconds` is the deadline of each, its last byte included."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self._lock, self._open = threading.Lock(), {}  # connection → when it is overdue
+        self._lock, self._open = threading.Lock(), set()
 
     def get(self, url: str, path: str) -> Any:
         return self._request("GET", url, path, None)
@@ -42,23 +38,27 @@ class Wire:
         """The reply as JSON; None where it is empty."""
         return self._request("POST", url, path, body)
 
-    def hang_up(self, everything: bool = False) -> None:
-        """End requests that are overdue, or all: what waits for their replies finds them broken."""
+    def hang_up(self) -> None:
+        """End all requests: what waits for their replies finds them broken."""
         with self._lock:
-            overdue = [c for c, end in self._open.items() if everything or end < time.monotonic()]
-        for connection in overdue:
-            with suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+            connections = list(self._open)
+        for connection in connections:
+            _cut(connection)
 
     def _request(self, method: str, url: str, path: str, body: dict | None) -> Any:
         where = urlsplit(url)
         kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
+        headers = _headers()
         connection = kind(where.hostname, where.port, timeout=self.seconds)
         with self._lock:
-            self._open[connection] = time.monotonic() + self.seconds
+            self._open.add(connection)
+        # A socket's time-out is for each piece of a reply: a reply that drips has no end of its own.
+        deadline = threading.Timer(self.seconds, _cut, [connection])
+        deadline.daemon = True
+        deadline.start()
         try:
             data = None if body is None else json.dumps(body).encode()
-            connection.request(method, where.path.rstrip("/") + path, data, _headers())
+            connection.request(method, where.path.rstrip("/") + path, data, headers)
             reply = connection.getresponse()
             raw = reply.read(LARGEST + 1)
             if reply.status == 429 or reply.status >= 500:
@@ -73,13 +73,27 @@ class Wire:
         except (ValueError, RecursionError) as e:
             raise Broken(f"a reply that is no JSON: {e}") from e
         finally:
+            deadline.cancel()
             with self._lock:
-                del self._open[connection]
+                self._open.discard(connection)
             connection.close()
 
 
+def _cut(connection: http.client.HTTPConnection) -> None:
+    with suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def key_from_environment() -> str:
+    """OPENAI_API_KEY, or ""; InputError, without the key, where no header can carry it."""
+    key = os.environ.get("OPENAI_API_KEY") or ""
+    if not all(33 <= ord(c) <= 126 for c in key):
+        raise InputError("OPENAI_API_KEY holds a character that no request can carry, such as a line break")
+    return key
+
+
 def _headers() -> dict[str, str]:
-    key = os.environ.get("OPENAI_API_KEY")
+    key = key_from_environment()
     return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
 

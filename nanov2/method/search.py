@@ -74,6 +74,9 @@ class Candidate:
         return config.test.wrong((c.score < 1, c.weight) for c in self.critiques)
 
 
+LONGEST = 4000  # characters kept of an answer without a proof
+
+
 @dataclass
 class Pool:
     """All proofs of one problem so far."""
@@ -82,6 +85,8 @@ class Pool:
     candidates: list[Candidate] = field(default_factory=list)
     round: int = 0  # rounds finished, the drafts' included
     tokens: int = 0  # sampled so far, of all models
+    wrote: str = ""  # the last answer that holds no proof
+    missing: str = ""  # and why it does not
 
     def best(self) -> Candidate | None:
         return max(self.candidates, key=lambda c: c.rank, default=None)
@@ -99,7 +104,7 @@ class Pool:
             "tokens": self.tokens,
             "critiques": [asdict(c) for c in best.critiques] if best else [],
             "unread": best.drawn - len(best.critiques) if best else 0,
-        }
+        } | ({} if best else {"missing": self.missing, "wrote": self.wrote})
 
     def passed(self, n: int) -> bool:
         return any(c.passes(n) for c in self.candidates)
@@ -148,7 +153,9 @@ class Search:
         drafts = write(self.author, self.language, [(p.problem, q) for p, _, q in flat], numbers)
         for (pool, parent, _), draft in zip(flat, drafts, strict=True):
             pool.tokens += draft.tokens
-            if draft.proof and all(c.proof != draft.proof for c in pool.candidates):
+            if not draft.proof:
+                pool.wrote, pool.missing = draft.text[:LONGEST], draft.missing
+            elif all(c.proof != draft.proof for c in pool.candidates):
                 candidate = Candidate(
                     draft.proof, draft.score or 0.0, parent, pool.round, rule=self.config.judge_rule
                 )

@@ -22,24 +22,22 @@ import socket
 import sys
 import threading
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from nanov2.domains.domain import Domain, View, open_domain
 from nanov2.domains.language import RUBRIC_MV, RUBRIC_V, V_END, V_START
-from nanov2.domains.order.world import Problem, parse_critique, parse_problem, parse_proof
 from nanov2.errors import InputError
 from nanov2.pages.judgements import LEASE, Late, Queue, clean_name, file_stamp, waiting_files
 from nanov2.records import CritiqueRecord, ProofRecord, is_text
 from nanov2.run.cli import Parser
+from nanov2.run.config import load_config
 
 PAGE = Path(__file__).parent / "judge_page"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LISTED = 300  # items of a file in the page's list
-WORLD_RUBRIC = """\
-1: every step is a given fact and the chain proves the goal.
-0.5: one slip: a pair given with another relation, or a chain too weak for the goal.
-0: a pair not given, a wrong end, two slips."""
 HEADERS = {
     # KaTeX sets a few style attributes (for \\pmb, \\fcolorbox); under this policy they can load nothing.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -54,27 +52,31 @@ HEADERS = {
 # --- an item as the page shows it -----------------------------------------------------------------
 
 
-def view(record: ProofRecord | CritiqueRecord) -> dict:
-    """The parts of an item. All of it is text; the page never treats it as HTML."""
-    problem, critique = parse_problem(record.problem), getattr(record, "critique", None)
-    rubrics = (RUBRIC_V if problem is None else WORLD_RUBRIC, RUBRIC_MV)
+def domain_of(run: Path) -> Domain | None:
+    """The domain of a run folder; None where there is none, or where it cannot be had here: items are prose."""
+    try:
+        return open_domain(load_config(run / "config.json")) if (run / "config.json").is_file() else None
+    except InputError as e:
+        print(f"items are shown as prose: {e}", file=sys.stderr)
+        return None
+
+
+def view(record: ProofRecord | CritiqueRecord, domain: Domain | None = None) -> dict:
+    """The parts of an item, as its domain cuts them, else as prose. All of it is text; the page never treats
+    it as HTML."""
+    shown, critique = domain.view(record) if domain else View(), getattr(record, "critique", None)
+    read = [text for _, text, _ in shown.findings]
     return {
         "problem": record.problem,
-        "facts": facts(problem, record.proof) if problem else [],
-        "opening": problem.family.opening if problem else None,
-        "goal": f"Show that ${' '.join(problem.goal)}$." if problem else None,
+        "opening": shown.opening or None,
+        "facts": [{"text": f, "used": u} for f, u in zip_longest(shown.facts, shown.used, fillvalue=False)],
+        "goal": shown.goal or None,
         "proof": record.proof,
-        "steps": steps(record.proof),
+        "steps": list(shown.steps) or steps(record.proof),
         "critique": critique,
-        "claims": claims(critique) if critique is not None else [],
-        "rubric": rubrics[critique is not None].replace("\n  ", " "),
+        "claims": read or (claims(critique) if critique is not None else []),
+        "rubric": (shown.rubric or (RUBRIC_V if critique is None else RUBRIC_MV)).replace("\n  ", " "),
     }
-
-
-def facts(problem: Problem, proof: str) -> list[dict]:
-    """The facts of a problem of the world, and whether the proof has a step of the same pair."""
-    pairs = {(s.left, s.right) for s in parse_proof(proof) or ()}
-    return [{"text": f"${' '.join(f)}$", "used": (f.left, f.right) in pairs} for f in problem.facts]
 
 
 BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
@@ -100,13 +102,11 @@ def displays(text: str) -> list[tuple[int, int]]:
 
 
 def steps(text: str) -> list[str]:
-    """A proof in numbered steps: the world's pairs, else paragraphs.
+    """A proof in numbered steps: its paragraphs.
 
     A paragraph ends at a blank line, or after a displayed formula where a new sentence begins. A formula is
     never cut, and goes with the words that lead to it, as a heading goes with the words that follow it.
     """
-    if chain := parse_proof(text):
-        return [f"${' '.join(step)}$" for step in chain]
     text = re.sub("[\ue000\ue001]", "\ufffd", text)
     spans, bare, at = displays(text), [], 0
     for n, (begin, end) in enumerate(spans):
@@ -136,12 +136,8 @@ def steps(text: str) -> list[str]:
 
 
 def claims(text: str) -> list[str]:
-    """What a critique claims to be wrong or right, one entry each to confirm or reject.
-
-    In prose: the items of its list, else its paragraphs, without what leads to them or gives the score.
-    """
-    if parse_critique(text):
-        return [line.removeprefix("- ") for line in text.strip().split("\n")[1:-1]]
+    """What a critique claims to be wrong or right, one entry each to confirm or reject: the items of its
+    list, else its paragraphs, without what leads to them or gives the score."""
     body = text.partition(V_START)[2] or text
     body = body.partition(V_END)[0].strip("*_# \t\n")
     entries = []  # (whether it is an item of a list, its text)
@@ -173,7 +169,7 @@ class Desk:
     def __init__(self, run: Path, double: float = 0.0, lease: float = LEASE):
         if not run.is_dir():
             raise InputError(f"{run} is no folder: give the folder of a run")
-        self.run, self.double, self.lease = run, double, lease
+        self.run, self.double, self.lease, self.domain = run, double, lease, domain_of(run)
         self.lock = threading.RLock()
         self.locks: list[FileLock] = []
         self.queues: dict[Path, Queue] = {}
@@ -284,7 +280,7 @@ class Desk:
 
     def show(self, queue: Queue, id: str) -> dict:
         item = queue.items[id]
-        return view(queue.records[id]) | {
+        return view(queue.records[id], self.domain) | {
             "id": id,
             "file": self.name(queue),
             "number": queue.ids.index(id) + 1,

@@ -59,6 +59,7 @@ class Tracker:
         self.waiting = {}
 
 
+LINES = 10  # that a phase writes where nobody sits at a terminal, into a log
 TRACKERS = ("wandb", "trackio")
 tracker: Tracker | None = None  # of this process; see `track`
 
@@ -81,7 +82,8 @@ class Log:
         threading.excepthook = _quietly
         on_main(ranks, folder, partial(self._open, start))
         hidden = not ranks.main or not sys.stderr.isatty()
-        self.bar = tqdm(total=steps, initial=start, desc=name, disable=hidden, leave=False)
+        self.bar = tqdm(total=steps, initial=start, disable=hidden, leave=False)
+        self.told = max(1, round(steps / LINES))
 
     def _open(self, start: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -103,8 +105,8 @@ class Log:
         text = " ".join(f"{k} {x}" for k, x in shown.items())
         self.bar.set_postfix_str(text)
         self.bar.update(1)
-        if self.ranks.main and self.bar.disable and (step + 1) % 20 == 0:
-            print(f"[{self.name}] step {step + 1}/{self.bar.total} {text}", file=sys.stderr, flush=True)
+        if self.ranks.main and self.bar.disable and (step + 1) % self.told == 0:
+            print(f"  step {step + 1} of {self.bar.total}: {text}", file=sys.stderr, flush=True)
 
     def _write(self, step: int, scalars: dict) -> None:
         journal.append(self.path, [{"step": step} | _rounded(scalars)])

@@ -79,8 +79,8 @@ class Phase:
         changed = [name for name, value in self.hashes.items() if extra["judges"].get(name) != value]
         if changed:
             raise InputError(
-                f"{path}: the phase was begun with another {changed[0]}: put its weights back, or delete "
-                f"{path.parent} to begin the phase again"
+                f"{path}: the phase was begun with another {changed[0]}: put its weights back, or move "
+                f"{path.parent} away to begin the phase again"
             )
         return extra["step"], extra["curve"], extra
 
@@ -101,7 +101,7 @@ class Phase:
         path = self.snapshots.newest("best")
         if path is None:
             raise InputError(
-                f"{self.snapshots.folder}: no best weights left to go back to; delete the folder"
+                f"{self.snapshots.folder}: no best weights left to go back to; move the folder away to begin again"
             )
         if self.engine is not None:
             self.engine.changed()

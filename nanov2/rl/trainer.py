@@ -114,6 +114,8 @@ def train_grpo(
     """
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
     phase = Phase(folder, model, config, ranks, task.judges, reference)
+    for judge in task.judges.values():  # its draws go on too, also where no step is left to do
+        judge.step = max(phase.start - 1, 0)
     stream = make_stream(config, items, seed, phase.saved)
     best = Best(phase, keep_best)
     log, clock = Log(folder, name, ranks, phase.start, config.steps), Clock()

@@ -33,14 +33,14 @@ CYCLE = (
         "base",
         "Base: supervised training on imperfect demonstrations",
         "first",
-        limits=("generator", "verifier"),
+        limits=("generator", "verifier", "meta", "selfverify"),
     ),
     PhaseInfo(
         "coldstart",
         "1A: weak proofs, refined, drawn and scored by the expert (𝒟v)",
         "first",
         ("base",),
-        limits=("verifier",),
+        limits=("selfverify",),
     ),
     PhaseInfo("verifier", "1B: verifier πφ v1, R_format · R_score", "first", ("coldstart",), trains="verify"),
     PhaseInfo(
@@ -93,7 +93,7 @@ CYCLE = (
         needs=("verifier2",),
         trains="prove",
         answers=("prove",),
-        limits=("generator", "verifier"),
+        limits=("generator", "verifier", "meta"),
     ),
     PhaseInfo(
         "selfverify",

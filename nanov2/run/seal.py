@@ -73,8 +73,8 @@ def phases_in(run: Path) -> Iterator[tuple[str, int, Path]]:
 def refuse_others(folder: Path, phase: str, lap: int, config: Config, old: Config) -> None:
     if changed := other_settings(folder, phase, lap, config, old):
         raise InputError(
-            f"{folder} was made with other settings of {', '.join(changed)}: go on with those, use another "
-            f"--dir, or delete {folder} and what came after it"
+            f"{folder} was made with other settings of {', '.join(changed)}: go on with those, or use another "
+            "--dir; --from takes over what the change does not touch"
         )
 
 
@@ -82,6 +82,8 @@ def other_settings(folder: Path, phase: str, lap: int, config: Config, old: Conf
     """The settings in which a phase differs from `config`, each with both values; `old`: those of its run."""
     new, path = settings_of(phase, lap, config), folder / "settings.json"
     known = read_json(path) if path.is_file() else settings_of(phase, lap, old)
+    for limit in set(PHASES[phase].limits) - known.keys():  # an older version did not write it down
+        del new[limit]
     return sorted(_differences(new, _filled(known, settings_of(phase, lap, Config()))))
 
 
@@ -116,7 +118,7 @@ def check_file(path: Path, again: str) -> None:
     """
     if what := fault(path):
         raise InputError(
-            f"{path} {what}: put it back, or delete {path.parent} and what came after it, and run `{again}`"
+            f"{path} {what}: put it back, or move {path.parent} and what came after it away, and run `{again}`"
         )
 
 

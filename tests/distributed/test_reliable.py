@@ -157,6 +157,18 @@ def test_a_phase_does_not_go_on_with_another_judge(tmp_path, monkeypatch):
         train("single", tmp_path, Ranks(), save_every=5)
 
 
+def test_a_phase_killed_after_its_last_step_is_measured_by_the_judge_of_that_step(tmp_path, monkeypatch):
+    import test_sharding
+
+    judges, make = [], test_sharding.meta_judge
+    monkeypatch.setattr(
+        test_sharding, "meta_judge", lambda *a, **k: judges.append(make(*a, **k)) or judges[-1]
+    )
+    train("single", tmp_path, Ranks())
+    train("single", tmp_path, Ranks())  # nothing is left to do but what comes after training
+    assert [judge.step for judge in judges] == [STEPS - 1, STEPS - 1]
+
+
 @pytest.mark.parametrize("kind", ["supervised", "single", "multi"])
 def test_C14_every_item_is_used_once_over_a_stop(tmp_path, kind):
     """2N steps are N, a stop and N more, bitwise, with the same figures at every step."""

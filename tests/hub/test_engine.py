@@ -127,6 +127,22 @@ def test_slow_bytes_end_at_the_deadline_and_are_asked_for_again(serve, model, to
     assert time.monotonic() - begin < 5
 
 
+def test_weights_that_are_taken_too_slowly_are_sent_again(serve, model, tokenizer, asked, monkeypatch):
+    engine, server = serve(timeout=0.5)
+    server.faults.append("drip")
+    begin = time.monotonic()
+    engine.load(model)
+    assert time.monotonic() - begin < 5 and server.version == engine.version
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk\r\nsecret"])
+def test_a_key_that_no_header_can_carry_is_refused_unprinted(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match="OPENAI_API_KEY holds a character") as e:
+        Wire(1.0).get("http://127.0.0.1:9", "/health")
+    assert "secret" not in str(e.value)
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_an_answer_of_old_weights_is_refused_and_the_server_is_given_the_new_ones(
     serve, model, tokenizer, asked, engine

@@ -133,3 +133,25 @@ def test_a_meta_verifiers_looks_cannot_be_gated():
     with pytest.raises(InputError, match="verifier2.judge_rule"):
         load_config(None, ["--verifier2.judge_rule=gate"])
     assert Verifier2Config().judge_rule == "mean"
+
+
+def test_C30_every_step_draws_anew_and_a_step_that_is_done_again_draws_the_same():
+    given = judge([1, 0, 1, 0, 1, 0])
+    given.samples = 2
+    for step in (0, 1, 2, 1):
+        given.step = step
+        given.ask([LANGUAGE.verify("X", "Y")])
+    assert [i for _, i in given.author.asked] == [0, 1, 2, 3, 4, 5, 2, 3]
+
+
+def test_a_judge_behind_an_endpoint_is_told_from_another_by_its_model_and_sampling_wherever_it_is():
+    def weights(**identity):
+        given = judge([1])
+        given.author.identity = identity
+        return given.weights
+
+    one = weights(url="http://a/v1", model="m", max_tokens=9)
+    assert one == weights(url="http://b/v1", model="m", max_tokens=9)
+    assert one and one != weights(url="http://a/v1", model="n", max_tokens=9)
+    assert one != weights(url="http://a/v1", model="m", max_tokens=8)
+    assert weights(weights="hash", max_tokens=9) == "hash" and weights(max_tokens=9) == ""

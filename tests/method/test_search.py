@@ -56,6 +56,18 @@ def test_a_stopped_search_ends_as_an_undisturbed_one(search, tmp_path):
     assert search.run(problems, tmp_path / "whole.jsonl") == whole  # nothing left to do
 
 
+def test_what_was_written_is_kept_where_no_proof_is_found(prompts):
+    class Mute:
+        identity: dict = {}
+
+        def answers(self, questions, n=1, first=0):
+            return [[Answer("I do not know.", 4)] * n for _ in questions]
+
+    (pool,) = Search(Mute(), Mute(), Mute(), prompts, CONFIG).run(["Show it."])
+    found = pool.found(CONFIG.n)
+    assert found["proof"] == "" and found["wrote"] == "I do not know." and found["missing"]
+
+
 def test_a_state_of_another_search_is_refused(search, tmp_path):
     path = tmp_path / "state.jsonl"
     search.run([], path)

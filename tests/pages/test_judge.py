@@ -37,6 +37,7 @@ from nanov2.pages import judgements
 from nanov2.pages.expert_page import claims, steps
 from nanov2.pages.judgements import Late, Queue, cohen_kappa
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
+from nanov2.run.config import Config
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = [
@@ -54,7 +55,13 @@ def waiting(folder, count=20, hostile=False):
         texts[:3] = [("Show <b>it</b>.", h) for h in HOSTILE]
     proofs = folder / "run" / "coldstart" / "proofs_to_score.jsonl"
     write_jsonl(proofs, [ProofRecord(x, y) for x, y in texts])
+    of_the_world(folder / "run")
     return folder / "run", proofs
+
+
+def of_the_world(run):
+    """The page shows items as the domain of the run's settings cuts them."""
+    (run / "config.json").write_text(json.dumps(Config().to_dict()))
 
 
 def test_every_judgement_is_on_disk_at_once_and_a_torn_line_is_dropped(tmp_path):
@@ -688,6 +695,7 @@ def test_findings_of_critiques_are_confirmed_or_rejected_by_keyboard(tmp_path, c
     write_jsonl(
         path, [CritiqueRecord(problem.text, proof, write_critique(examine(problem, parse_proof(proof))))]
     )
+    of_the_world(run)
     page = visit(chromium, serve(run))
     assert page.locator("#claims li").count() == len(parse_proof(proof)) + 2  # its end and its strength
     assert "given" in page.locator("#claims li").first.inner_text()

@@ -171,7 +171,7 @@ def test_the_headline_has_intervals_and_holds_no_exam(tmp_path):
     assert got["1D verifier v1 → v2", "critique quality (labelled difficulty)"] == "gained"
     assert got["1D verifier v1 → v2", "score accuracy (labelled difficulty)"] == "chance"
     assert got["2 generator", "true score (harder problems)"] == ""  # nothing to compare with
-    assert got["generator, lap 1 → lap 2", "true score (harder problems)"] == "gained"
+    assert got["generator of lap 1 → lap 2", "true score (harder problems)"] == "gained"
     assert [p["name"] for p in data["phases"]] == ["verifier", "verifier2", "generator", "generator"]
     text = page.read_text()
     assert "+0.250 ± 0.071" in text and "within chance" in text

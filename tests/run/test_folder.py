@@ -83,6 +83,13 @@ def test_a_setting_that_an_older_version_did_not_have_was_its_default(begun):
         open_run(begun).claim()  # smoke.toml's rate is not the default
 
 
+def test_every_limit_that_bounds_what_a_phase_writes_is_held_against_it(begun):
+    """The base's table of habits has meta-critiques and revisions too."""
+    for section in ("generator", "verifier", "meta", "selfverify"):
+        with pytest.raises(InputError, match=f"settings of {section}.max_tokens"):
+            open_run(begun, f"--{section}.max_tokens=99").claim()
+
+
 def test_settings_of_phases_to_come_may_change(begun):
     for override in ("--verifier.lr=0.1", "--generator.steps=9 --lap_generator.steps=3", "--laps=3"):
         a = open_run(begun, *override.split())
@@ -134,7 +141,9 @@ def test_a_damaged_file_of_a_finished_phase_is_named_with_what_to_do(begun, name
     path = begun / "base" / name
     data = damage(path.read_bytes())
     path.unlink() if data is None else path.write_bytes(data)
-    with pytest.raises(InputError, match=f"{name} {told}.*put it back, or delete .*train.py --phase=base"):
+    with pytest.raises(
+        InputError, match=f"{name} {told}.*put it back, or move .* away, and run .*train.py --phase=base"
+    ):
         open_run(begun).file("base", 1, name)
 
 

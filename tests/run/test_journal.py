@@ -59,14 +59,15 @@ def test_a_full_disk_leaves_the_lines_that_were_confirmed(tmp_path):
     assert numbers == list(range(len(numbers))) and numbers and path.read_bytes().endswith(b"\n")
 
 
-def test_a_failed_sync_takes_the_line_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])  # a full disk; a folder that became read-only
+def test_a_failed_sync_takes_the_line_back(tmp_path, monkeypatch, number):
     def full(fd):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     path = tmp_path / "j.jsonl"
     journal.append(path, [{"a": 1}], sync=True)
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(InputError, match=os.strerror(number)):
         journal.append(path, [{"a": 2}], sync=True)
     assert journal.read(path) == [{"a": 1}]
 

@@ -1,6 +1,6 @@
 """The order world of nanov2 as a taskset of verifiers v1: proofs, critiques, meta-critiques, graded exactly.
 
-    uv run eval nanov2-order -n 20 --env.taskset.about verify      # and any trainer that takes such tasksets
+    vf-run nanov2-order -n 20 --env.taskset.about verify      # and any trainer that takes such tasksets
 
 `prove` pays the true score of the proof, in {0, 0.5, 1}; `verify` pays R_format · R_score of a critique, and
 `meta` the same of a critique's critique. Invented issues are a metric, and cost nothing: in the paper only a

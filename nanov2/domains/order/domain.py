@@ -178,9 +178,13 @@ class OrderDomain(SeededDomain):
     def view(self, record: ProblemRecord | ProofRecord | CritiqueRecord) -> View:
         problem, critique = parse_problem(record.problem), getattr(record, "critique", None)
         steps = parse_proof(getattr(record, "proof", "")) or ()
+        pairs, given = {(s.left, s.right) for s in steps}, problem.facts if problem else ()
         return View(
             statement=record.problem,
-            facts=tuple(f"${' '.join(fact)}$" for fact in problem.facts) if problem else (),
+            opening=problem.family.opening if problem else "",
+            facts=tuple(f"${' '.join(fact)}$" for fact in given),
+            used=tuple((fact.left, fact.right) in pairs for fact in given),
+            goal=f"Show that ${' '.join(problem.goal)}$." if problem else "",
             steps=tuple(f"${' '.join(step)}$" for step in steps),
             findings=findings(critique, steps) if critique is not None else (),
             rubric=RUBRIC_V if critique is None else RUBRIC_MV,

@@ -4,6 +4,7 @@
 // KaTeX's time grows faster than a formula's length: what is longer stays as it is written. Numbers are characters.
 const LONGEST_FORMULA = 5000, LONGEST_TEXT = 200000, MOST_MATHS = 60000;
 const ENVIRONMENT = /\\begin\{((?:align|aligned|gather|equation|multline|eqnarray|alignat|cases)\*?)\}/y;
+const BOX = /\\boxed\{[^{}$\n]{0,40}\}/y;  // a verdict stands outside of formulas
 
 // Where the formula that a `$` at `at` opens ends: at the next `$` outside braces and within the paragraph.
 function closingDollar(text, at) {
@@ -60,8 +61,9 @@ function pieces(text) {
       if (end > at + 1) take(end + 1, { tex: text.slice(at + 1, end), display: false });
       else at++;
     } else {
-      ENVIRONMENT.lastIndex = at;
-      const begin = ENVIRONMENT.exec(text);
+      BOX.lastIndex = ENVIRONMENT.lastIndex = at;
+      const begin = ENVIRONMENT.exec(text), box = BOX.exec(text);
+      if (box) { take(at + box[0].length, { tex: box[0], display: false }); continue; }
       const close = begin && `\\end{${begin[1]}}`;
       end = begin ? find(close, at) : -1;
       if (end >= 0) take(end + close.length, { tex: text.slice(at, end + close.length), display: true });
