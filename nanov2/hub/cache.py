@@ -44,7 +44,7 @@ class Cache:
                     raise TypeError
             except (TypeError, KeyError) as e:
                 raise InputError(
-                    f"{self.path}, line {number}: not a kept answer; mend the line, or give another endpoint.cache"
+                    f"{self.path}, line {number}: not a kept answer; mend it, or set another endpoint.cache"
                 ) from e
             self.known[key] = answer
 

@@ -53,7 +53,7 @@ HEADERS = {
 
 
 def domain_of(run: Path) -> Domain | None:
-    """The domain of a run folder; None where there is none, or where it cannot be had here: items are prose."""
+    """The domain of a run folder; None where there is none, or it cannot be had here: items are prose."""
     try:
         return open_domain(load_config(run / "config.json")) if (run / "config.json").is_file() else None
     except InputError as e:

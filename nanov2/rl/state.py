@@ -101,7 +101,7 @@ class Phase:
         path = self.snapshots.newest("best")
         if path is None:
             raise InputError(
-                f"{self.snapshots.folder}: no best weights left to go back to; move the folder away to begin again"
+                f"{self.snapshots.folder}: no best weights left to go back to; move it away to begin again"
             )
         if self.engine is not None:
             self.engine.changed()

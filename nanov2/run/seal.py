@@ -73,8 +73,8 @@ def phases_in(run: Path) -> Iterator[tuple[str, int, Path]]:
 def refuse_others(folder: Path, phase: str, lap: int, config: Config, old: Config) -> None:
     if changed := other_settings(folder, phase, lap, config, old):
         raise InputError(
-            f"{folder} was made with other settings of {', '.join(changed)}: go on with those, or use another "
-            "--dir; --from takes over what the change does not touch"
+            f"{folder} was made with other settings of {', '.join(changed)}: go on with those, or use "
+            "another --dir; --from takes over what the change does not touch"
         )
 
 
@@ -118,7 +118,8 @@ def check_file(path: Path, again: str) -> None:
     """
     if what := fault(path):
         raise InputError(
-            f"{path} {what}: put it back, or move {path.parent} and what came after it away, and run `{again}`"
+            f"{path} {what}: put it back, or move {path.parent} and what came after it away, "
+            f"and run `{again}`"
         )
 
 
