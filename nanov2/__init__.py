@@ -16,7 +16,7 @@ Each room imports only from those below it:
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 11):  # noqa: UP036: the project may be on the path without having been installed
+if sys.version_info < (3, 11):  # noqa: UP036  (it may be on the path without having been installed)
     sys.exit(f"nanov2 needs Python 3.11 or newer; this is {sys.version.split()[0]}")
 
 __version__ = "0.1.0"
