@@ -29,7 +29,7 @@ NOT_RUN = {  # how a command begins: why it is not run
     "tensorboard": "a server that does not end",
     "python -m nanov2 judge": "a server that does not end; tests/pages/test_judge.py has it",
     "python tools/gguf_import.py": "needs a file of 90 MB; tests/hub/test_gguf.py imports one that it makes",
-    "python -m nanov2 torchrun": "torchrun, quieter; tests/distributed/test_startup.py has it",
+    "python -m nanov2 torchrun …": "torchrun, quieter; tests/distributed/test_startup.py has it",
     "python -c": "shows a text; tests/domains/test_second_domain.py runs the lines in it",
 }
 SHORTER = {  # fewer questions than the command asks
@@ -71,7 +71,7 @@ def checkout(finished, tmp_path_factory):
 
 def program(words):
     """What is started, without its launcher: "train.py", "nanov2 report", …; and its arguments."""
-    if words[0] == "torchrun":
+    if "torchrun" in (words[0], *words[3:4]):
         at = next(i for i, word in enumerate(words) if word.endswith(".py"))
         return words[at], words[at + 1 :]
     if words[0] == "nanov2" and words[1] in ("train", "sample", "autolabel"):
