@@ -1,4 +1,4 @@
-"""Figures of finished runs (seeds): docs/results.json, the tables of docs/results.md, and README's.
+"""Figures of finished runs (seeds): docs/results.json, the tables of docs/results.md, and README's beside it.
 
     for s in 0 1 2; do torchrun --nproc-per-node=2 train.py --phase=flywheel --seed=$s --dir=runs/seed$s; done
     python benchmarks/results.py runs/seed0 runs/seed1 runs/seed2 --out=docs
@@ -6,13 +6,14 @@
 Every row is the phase's own start against its end, at temperature 1 and at temperature 0, since a gain at
 temperature 1 alone may be no more than a lower temperature. v2 is compared with v1 after as many steps.
 Several runs give mean ± standard deviation over seeds. With `--keep` the seeds of results.json that are not
-given stay in it, so that seeds can be measured one after the other.
+given stay in it, so that seeds can be measured one after the other; without any run the tables are made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +80,13 @@ ROWS = (
     Row("2", "pass@16, harder problems", "generator", "hard/pass_at_16", greedy=False),
     Row("2", "pass@64, harder problems", "generator", "hard/pass_at_64", greedy=False),
     Row("3", "final true score, harder problems", "selfverify", "hard/final_true_score", readme=True),
-    Row("3", "the same, θ v1 → θ v2", "selfverify", "hard/final_true_score", THETA1, readme=True),
+    Row("3", "the same, θ v1 → θ v2", "selfverify", "hard/final_true_score", THETA1),
     Row("3", "draft to final, harder problems", "selfverify", "hard/revision_gain"),
     Row("3", "the same, from the start's best T", "selfverify", "hard/final_true_score", BEST, greedy=False),
     Row("3", "draft true score, harder problems", "selfverify", "hard/draft_true_score"),
     Row("4", "agreement of labels", "autolabel", "hard/label_agreement", greedy=False),
     Row("4", "majority, same proofs", "autolabel", "hard/majority_agreement", greedy=False),
+    Row("4", "mean, same proofs", "autolabel", "hard/mean_agreement", greedy=False),
     Row("4", "one critique, same proofs", "autolabel", "hard/single_critique_agreement", greedy=False),
     Row("4", "the paper's letter, same proofs", "autolabel", "hard/letter_agreement", greedy=False),
     Row("4", "a constant answer, same proofs", "autolabel", "hard/constant_agreement", greedy=False),
@@ -162,13 +164,26 @@ def table(rows: list[dict]) -> str:
 
 
 def each_seed(names: list[str], rows: list[dict]) -> str:
-    """README's rows, greedily, of each run."""
+    """Every row of each run, at either temperature."""
     lines = []
     for row in rows:
-        if row["readme"] and "T=0" in row:
-            pairs = zip(row["T=0"]["before"], row["T=0"]["after"], strict=True)
-            lines.append([row["step"], row["figure"], *(change([a], [b]) for a, b in pairs)])
-    return bench.table(["step", "figure, T = 0", *names], lines)
+        for name in [name for name in ("T=1", "T=0") if name in row]:
+            pairs = zip(row[name]["before"], row[name]["after"], strict=True)
+            lines.append([row["step"], row["figure"], name[2:], *(change([a], [b]) for a, b in pairs)])
+    return bench.table(["step", "figure", "T", *names], lines)
+
+
+def gains(rows: list[dict]) -> str:
+    """README's rows, means alone."""
+
+    def mean(pair: dict) -> str:
+        both = ([v for v in pair[when] if v is not None] for when in ("before", "after"))
+        return " → ".join(f"{statistics.mean(values):.3f}" for values in both)
+
+    lines = [
+        [row["step"], row["figure"], mean(row["T=1"]), mean(row["T=0"])] for row in rows if row["readme"]
+    ]
+    return bench.table(["step", "figure", "T = 1", "T = 0"], lines)
 
 
 def costs(runs: list[Path]) -> str:
@@ -186,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--out", type=Path, help="folder for results.json and results.md")
     parser.add_argument("--keep", action="store_true", help="keep the other seeds of --out's results.json")
     args = parser.parse_args()
@@ -199,7 +214,9 @@ def main() -> None:
             rows, names = joined(old, others, rows, len(names)), [*others, *names]
         path.write_text(json.dumps({"runs": names, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
         bench.fill(args.out / "results.md", {"results": table(rows), "seeds": each_seed(names, rows)})
-    print(table(rows), costs(args.runs), "README:", table([r for r in rows if r["readme"]]), sep="\n\n")
+        if (readme := args.out.parent / "README.md").is_file():
+            bench.fill(readme, {"gains": gains(rows)})
+    print(table(rows), costs(args.runs), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_results_puts_mean_and_each_seed_into_the_page(finished, tmp_path, monke
         folder.symlink_to(finished)
     assert benchmark(monkeypatch, "results.py", *runs, f"--out={tmp_path}") == 0, capsys.readouterr().err
     page = (tmp_path / "results.md").read_text()
-    assert "| 1B | score accuracy, base → v1 |" in page and "| figure, T = 0 | seed0 | seed1 |" in page
+    assert "| 1B | score accuracy, base → v1 |" in page and "| figure | T | seed0 | seed1 |" in page
     assert "± 0.000" in page and "the same, θ v1 → θ v2" in page
 
 
