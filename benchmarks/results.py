@@ -6,7 +6,8 @@
 Every row is the phase's own start against its end, at temperature 1 and at temperature 0, since a gain at
 temperature 1 alone may be no more than a lower temperature. v2 is compared with v1 after as many steps.
 Several runs give mean ± standard deviation over seeds. With `--keep` the seeds of results.json that are not
-given stay in it, so that seeds can be measured one after the other; without any run the tables are made again.
+given stay in it, so that seeds can be measured one after the other; without any run the tables are made
+again.
 """
 
 from __future__ import annotations

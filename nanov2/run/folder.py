@@ -170,19 +170,27 @@ class Run:
         return folder
 
     def load(self, phase: str, lap: int = 1, frozen: bool = False) -> tuple[Model, ChatTokenizer]:
-        """A finished phase's model. Where products are in bf16, one that is `frozen`, and began as a chat
-        model or by LoRA, has its matrices in bf16 too, and one that ranks share in shards all its weights."""
+        """A finished phase's model, its products in the precision of training. In bf16, one that is `frozen`,
+        and began as a chat model or by LoRA, has its matrices in bf16 too, and one that ranks share in shards
+        all its weights."""
         ranks, given = self.ranks, bool(self.config.pretrained.folder or self.config.lora.rank)
         folder = self.model_folder(phase, lap)
         if ranks.sharded:
             model, tokenizer = chat.lazy_model(folder)
             return fill(model, ranks), tokenizer
-        return chat.load_model(folder, ranks.device, frozen and given and ranks.precision == "bf16")
+        model, tokenizer = chat.load_model(
+            folder, ranks.device, frozen and given and ranks.precision == "bf16"
+        )
+        model.set_precision(ranks.precision)
+        return model, tokenizer
 
     def start(self) -> tuple[Model, ChatTokenizer]:
         """The model that the base is trained from."""
         model, tokenizer = self.domain.start()
-        return fill(model, self.ranks) if model.source else model.to(self.ranks.device), tokenizer
+        if model.source:
+            return fill(model, self.ranks), tokenizer
+        model.set_precision(self.ranks.precision)
+        return model.to(self.ranks.device), tokenizer
 
     def save(self, phase: str, lap: int, model: Model, tokenizer: ChatTokenizer) -> None:
         """Every rank calls it, and the main one writes."""

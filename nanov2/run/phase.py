@@ -284,9 +284,8 @@ def run_grpo(
     """What every GRPO phase does: measure, train, save, measure again. `beside`: figures to compare with."""
     config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
     folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
-    if lora := run.config.lora.rank:
+    if run.config.lora.rank:
         add_adapters(model, run.config.lora, derive_seed(seed, "lora"), run.ranks.precision == "bf16")
-    if lora or (run.ranks.device.type == "cuda" and not run.ranks.sharded):  # whose attention is for bf16
         model.set_precision(run.ranks.precision)
     model.engine = rollout_engine(run)
     if model.engine:
