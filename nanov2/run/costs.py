@@ -97,8 +97,8 @@ def _last_block(shape: ModelConfig) -> tuple[int, int]:
 
 def launches(c: ModelConfig, half: bool, lora: bool) -> int:
     """About how many operators the own sampler launches for one token of all rows, views not counted."""
-    block = 49 + 6 * c.qk_norm + half * (14 + 4 * c.qk_norm)
-    return 63 + c.n_layers * (block + lora * (28 + 14 * half))
+    block = 49 + 14 * c.qk_norm + half * (7 + 4 * c.qk_norm)
+    return 54 + c.n_layers * (block + lora * (28 + 14 * half))
 
 
 def activation_bytes(c: ModelConfig, unit: int, stream: int = 0, attention: int = 0) -> float:
