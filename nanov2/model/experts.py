@@ -6,7 +6,8 @@ that counts in the selection alone moves up for experts with little work, down f
 a softmax over all experts, no shared one, no bias.
 
 The experts of a layer are three stacked tensors. Tokens are sorted by expert and go through them in one
-grouped product each; nothing waits for the device.
+grouped product each: in bf16 by one kernel, and nothing waits for the device. In fp32, and where widths are
+no multiples of 16 bytes, it is a product for each expert, and the host waits for the counts of their tokens.
 """
 
 from __future__ import annotations

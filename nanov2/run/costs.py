@@ -20,6 +20,7 @@ from nanov2.errors import InputError
 from nanov2.hub import hf
 from nanov2.hub.dialects import DIALECTS
 from nanov2.hub.engine import RolloutConfig
+from nanov2.model.attention_flash import no_kernels
 from nanov2.model.cache import BLOCK
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.lora import adapter_size
@@ -183,11 +184,15 @@ class Costs:
         """Bytes of the weights in an engine."""
         return BYTES[self.rollout.dtype] * self.params
 
+    def masked(self, unit: int) -> str:
+        """Why attention in training goes by a mask of all pairs of tokens; "" where kernels spare it."""
+        dtype = torch.float32 if unit == 4 else torch.bfloat16
+        return no_kernels(dtype, self.c.cache_dim) if self.hardware.gpu else ""
+
     def dense(self, unit: int) -> bool:
-        """Whether attention holds all its scores. CUDA's fused kernels share key-value heads among query
-        heads in half precision and up to 256 wide only."""
-        c = self.c
-        return self.hardware.gpu and c.n_heads != c.cache_heads and (unit == 4 or c.cache_dim > 256)
+        """Whether attention holds all its scores, as CUDA's kernels do for such heads where query heads share
+        key-value heads."""
+        return bool(self.masked(unit)) and self.c.n_heads != self.c.cache_heads
 
     def sampler(self, unit: int, rows: int, prompts: int, n: int, prompt: int, own: int) -> float:
         """Bytes of sampling n completions of each prompt, at most `rows` at once. One long row gives every

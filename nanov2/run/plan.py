@@ -228,12 +228,13 @@ def training_bytes(work: Work, x: Costs) -> float:
     """On top of what is held: activations of a micro-batch and gathered blocks, or what the step takes."""
     c, unit, tokens = x.c, x.unit, work.micro
     scores = 4 * c.n_heads * tokens**2 if x.dense(unit) else 0
+    mask = (1 + unit) * tokens**2 if x.masked(unit) else 0  # of truth values, and as what is added to scores
     attention = unit if x.sharded or x.hardware.gpu else 4  # CPUs attend in fp32
     block = activation_bytes(c, unit, x.stream, attention) * tokens + scores
     # All blocks', or each block's input and one block made again; and two more sorts of scores, going back.
     again = block + x.stream * c.dim * tokens * c.n_layers
     kept = (again if work.settings.checkpointing else block * c.n_layers) + 2 * scores
-    kept += 8 * c.dim * tokens  # the last hidden states and their gradient, in fp32
+    kept += mask + 8 * c.dim * tokens  # the last hidden states and their gradient, in fp32
     if x.reduces_once and tokens < work.trained:  # whole gradients of the micro-batches before
         kept += 4 * x.trained
     message = 4 * x.trained * (x.ranks > 1 and not x.sharded)  # in which gradients are summed, afterwards
@@ -266,7 +267,7 @@ def compute_flops(work: Work, x: Costs) -> float:
     g = work.settings
     passes = g.epochs * ((4 if g.checkpointing else 3) - (x.lora > 0))  # frozen weights have no gradient
     passes += (g.epochs * g.minibatches > 1) + g.epochs * bool(g.kl_coef)  # old and reference log-probs
-    seen = work.micro if x.dense(x.unit) else work.prompt + work.own / 2  # keys of a completion's token
+    seen = work.micro if x.masked(x.unit) else work.prompt + work.own / 2  # keys of a completion's token
     forward = 2 * x.active * work.trained + x.attention_flops(work.trained, seen)
     reads = [
         (work.groups * work.prompt, work.prompt),
@@ -339,6 +340,11 @@ def describe(plan: Plan, config: Config, ranks: int, name: str, hardware: Hardwa
         lines.append('sampling, ends: lower batch_rows or max_tokens, or judge = "endpoint", take less')
     if max(p.held + p.training for p in phases) > room:
         lines.append("training: lower micro_tokens, or checkpointing = true, take less")
+    if why := x.masked(x.unit):
+        lines.append(
+            f"no variable-length kernel takes attention {why}: a mask of all pairs of a micro-batch's tokens "
+            "does it, which is counted"
+        )
     lines += _engine_lines(x, max(phases, key=lambda p: p.servers))
     peak = hardware.flops if x.unit == 2 else hardware.fp32
     launched = f", {1e6 * hardware.launch:g} µs an operator" if hardware.launch else ""

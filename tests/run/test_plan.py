@@ -268,6 +268,12 @@ def test_fp32_on_a_gpu_holds_all_scores_of_grouped_heads_and_is_slow():
     assert costs.dense(4) and not costs.dense(2)
     assert not Costs(config, 1, 1, HARDWARE["cpu-core"]).dense(4)
     assert costs.rate() == 0.35 * 67e12
+    told = "no variable-length kernel takes attention in float32"
+    assert told in dry_run(config, 1, "h100-80gb")
+    half = load_config(ROOT / "configs" / "qwen3-1.7b-1gpu.toml", ["--parallel.precision=bf16"])
+    assert told not in dry_run(half, 1, "h100-80gb") and told not in dry_run(config, 1, "cpu-core")
+    alike = Costs(load_config(None, []), 1, 1, HARDWARE["h100-80gb"])  # as many key-value heads
+    assert alike.masked(4) and not alike.dense(4)
     longer = load_config(ROOT / "configs" / "qwen3-1.7b-1gpu.toml", ["--grpo.micro_tokens=32768"])
     assert "does NOT fit" in dry_run(longer, 1, "h100-80gb")
 
