@@ -22,7 +22,7 @@ class Linear(nn.Linear):
     """
 
     in_bf16 = False
-    _copy: tuple[tuple[int, int], Tensor] | None = None  # (where the weights were and their version), copy
+    _copy: Half | None = None
 
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
@@ -44,14 +44,39 @@ class Linear(nn.Linear):
     @property
     def matrix(self) -> Tensor:
         """The weights as they are multiplied, for products by parts of them."""
-        weight = self.weight if self.adapter is None else self.weight + self.adapter.update()
-        return weight.bfloat16() if self.in_bf16 else weight
+        if self.adapter is not None:
+            weight = self.weight + self.adapter.update()
+            return weight.bfloat16() if self.in_bf16 else weight
+        return rounded(self.weight, self._in_half()) if self.in_bf16 else self.weight
 
     def _in_half(self) -> Tensor:
-        key = (self.weight.data_ptr(), self.weight._version)
-        if self._copy is None or self._copy[0] != key:
-            self._copy = key, self.weight.detach().bfloat16()
+        self._copy = in_half(self.weight, self._copy)
         return self._copy[1]
+
+
+Half = tuple[tuple[int, int], Tensor]  # (where the weights were and their version), their copy in bf16
+
+
+def in_half(weight: Tensor, before: Half | None) -> Half:
+    """The copy of the weights: the one before, where they have not changed since."""
+    key = (weight.data_ptr(), weight._version)
+    return before if before and before[0] == key else (key, weight.detach().bfloat16())
+
+
+def rounded(weight: Tensor, half: Tensor) -> Tensor:
+    """`half`, the copy of `weight` in bf16, with the gradient of a cast."""
+    return _Rounded.apply(weight, half) if torch.is_grad_enabled() else half
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight: Tensor, half: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return half.view_as(half)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad.to(ctx.dtype), None
 
 
 class _HalfProduct(torch.autograd.Function):

@@ -150,7 +150,7 @@ def plan_phase(config: Config, x: Costs, name: str, lap: int = 1) -> PhasePlan:
         ends=ends,
         servers=servers,
         peak=max(held + training, held - 4 * x.trained / x.over + sampling, ends) + servers,
-        seconds=decode_seconds(work, x) + computed / x.rate(),
+        seconds=decode_seconds(work, x) + computed / x.rate() + adapter_seconds(work, x),
         steps=g.steps,
     )
 
@@ -265,8 +265,10 @@ def end_bytes(work: Work, x: Costs) -> float:
 def compute_flops(work: Work, x: Costs) -> float:
     """Of training, and of reading prompts and questions: what a device does at its rate."""
     g = work.settings
-    passes = g.epochs * ((4 if g.checkpointing else 3) - (x.lora > 0))  # frozen weights have no gradient
+    passes = g.epochs * (4 if g.checkpointing else 3)
     passes += (g.epochs * g.minibatches > 1) + g.epochs * bool(g.kl_coef)  # old and reference log-probs
+    adapters = 2 * x.lora * work.trained * passes
+    passes -= g.epochs * (x.lora > 0)  # frozen weights have no gradient
     seen = work.micro if x.masked(x.unit) else work.prompt + work.own / 2  # keys of a completion's token
     forward = 2 * x.active * work.trained + x.attention_flops(work.trained, seen)
     reads = [
@@ -274,7 +276,15 @@ def compute_flops(work: Work, x: Costs) -> float:
         *((c.prompts * c.prompt, c.prompt) for c in work.judges),
     ]
     read = sum(2 * x.active * tokens + x.attention_flops(tokens, length / 2) for tokens, length in reads)
-    return passes * forward + read
+    return passes * forward + adapters + read
+
+
+def adapter_seconds(work: Work, x: Costs) -> float:
+    """Of what the adapters' small products in training move: on the way forward each reads what goes into a
+    layer and adds to what comes out, which is read and written; on the way back the same with gradients."""
+    g = work.settings
+    sweeps = g.epochs * (7 + 5 * (2 if g.checkpointing else 1))  # over one side of all layers, for each token
+    return sweeps * x.unit * x.sides * work.trained / (x.hardware.bandwidth * x.hardware.bandwidth_share)
 
 
 def decode_seconds(work: Work, x: Costs) -> float:

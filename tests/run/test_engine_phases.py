@@ -14,7 +14,8 @@ from nanov2.rl.state import Phase
 
 # As little as goes through every phase: a base that writes in form, two steps each, few items to measure.
 LITTLE = [
-    *("--config=configs/smoke.toml", "--laps=1", "--base.steps=160", "--base.eval_every=200"),
+    *("--config=configs/smoke.toml", "--laps=1", "--model.embed_conv=0"),  # a Llama, which engines know
+    *("--base.steps=200", "--base.eval_every=500"),
     *("--world.problems=120", "--world.hard_problems=60", "--world.held_out=3", "--world.validation=2"),
     *("--coldstart.problems=24", "--coldstart.subset=24", "--autolabel.problems=2"),
     *("--grpo.steps=2", "--grpo.prompts=2", "--grpo.refill=0", "--grpo.eval_every=9"),
