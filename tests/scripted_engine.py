@@ -34,6 +34,7 @@ class ScriptedEngine(ThreadingHTTPServer):
     """Serves whatever weights it is told to read."""
 
     daemon_threads = True
+    request_queue_size = 256  # connections that wait: as many as an engine may open at a time
 
     def __init__(self, port=0, tells=True):
         super().__init__(("127.0.0.1", port), Handler)

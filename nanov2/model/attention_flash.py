@@ -152,7 +152,7 @@ def kernels_for(q: Tensor, k: Tensor) -> Kernels | None:
 def no_kernels(dtype: torch.dtype, width: int) -> str:
     """Why no kernel takes heads of a dtype and a width; "" where one may."""
     if dtype not in (torch.float16, torch.bfloat16):
-        return f"in {str(dtype).removeprefix('torch.')} (parallel.precision = \"bf16\" has kernels)"
+        return f'in {str(dtype).removeprefix("torch.")} (parallel.precision = "bf16" has kernels)'
     return f"of heads {width} wide, more than {WIDEST}" if width > WIDEST else ""
 
 
@@ -160,8 +160,8 @@ def no_kernels(dtype: torch.dtype, width: int) -> str:
 def tell_of_mask(why: str) -> None:
     """Once a process: what such attention costs."""
     warnings.warn(
-        f"no variable-length kernel takes attention {why}: a mask of all pairs of a micro-batch's tokens does "
-        "it, in time and memory that grow with the square of micro_tokens",
+        f"no variable-length kernel takes attention {why}: a mask of all pairs of a micro-batch's tokens "
+        "does it, in time and memory that grow with the square of micro_tokens",
         stacklevel=2,
     )
 

@@ -117,6 +117,6 @@ class Phase:
 
 
 def _differs(old: str, new: str) -> bool:
-    """Whether two hashes of a judge's weights are of others; of one that an older version took in another way,
-    and length, nobody knows."""
+    """Whether two hashes of a judge's weights are of different ones. Of a hash that an older version took in
+    another way, and length, nobody knows."""
     return old != new and len(old) in (0, len(new))

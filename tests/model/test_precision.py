@@ -85,7 +85,10 @@ def test_weights_are_copied_to_bf16_when_they_have_changed_and_not_before():
 
 
 def test_what_is_multiplied_in_parts_is_copied_once_too_with_the_gradient_of_a_cast(tokenizer):
-    model, packs = small_model(tokenizer, **DEEPSEEK), make_packs([1, 2], [Completion([3] * 4, [True] * 4)], 9)
+    model, packs = (
+        small_model(tokenizer, **DEEPSEEK),
+        make_packs([1, 2], [Completion([3] * 4, [True] * 4)], 9),
+    )
     model.set_precision("bf16")
 
     def gradients():

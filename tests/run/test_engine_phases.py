@@ -15,13 +15,15 @@ from nanov2.rl.state import Phase
 # As little as goes through every phase: a base that writes in form, two steps each, few items to measure.
 LITTLE = [
     *("--config=configs/smoke.toml", "--laps=1", "--model.embed_conv=0"),  # a Llama, which engines know
-    *("--base.steps=200", "--base.eval_every=500"),
+    *("--base.steps=180", "--base.batch=10", "--base.eval_every=500", "--eval.demonstrations=4"),
     *("--world.problems=120", "--world.hard_problems=60", "--world.held_out=3", "--world.validation=2"),
     *("--coldstart.problems=24", "--coldstart.subset=24", "--autolabel.problems=2"),
     *("--grpo.steps=2", "--grpo.prompts=2", "--grpo.refill=0", "--grpo.eval_every=9"),
     *("--eval.proofs=3", "--eval.samples=1", "--eval.rounds=1", "--eval.greedy=false"),
+    "--eval.pass_at=[0, 0, 0, 0]",
     *("--selfverify.max_turns=2", "--grpo.judge=engine"),
-    *("--rollout.engine=vllm", "--rollout.dtype=fp32", "--rollout.seeded=true", "--rollout.patience=0.5"),
+    *("--rollout.engine=vllm", "--rollout.dtype=fp32", "--rollout.seeded=true", "--rollout.patience=1"),
+    "--rollout.concurrency=4",
 ]
 TRAINED = ["verifier", "meta", "verifier2", "generator", "selfverify"]
 MEASURED_BY_THE_CLOCK = {"seconds", "tokens_per_second"}
@@ -56,18 +58,22 @@ def test_a_flywheel_whose_engine_dies_in_the_middle_ends_as_one_whose_engine_doe
             patch.setattr(Phase, "save", save_and_die)
             assert train(died, "flywheel") == 1
         told = capsys.readouterr().err
-        assert policy.gone and "tried again for 0.5 s" in told and "the same command goes on" in told, told
+        assert policy.gone and "tried again for 1 s" in told and "the same command goes on" in told, told[
+            -600:
+        ]
         policy.come_back()
-        assert train(died, "flywheel") == 0, capsys.readouterr().err
+        assert train(died, "flywheel") == 0, capsys.readouterr().err[-600:]
         shutil.copytree(died, whole, ignore=shutil.ignore_patterns(*LAP1[LAP1.index("generator") :]))
-        assert train(whole, "generator") == 0, capsys.readouterr().err
+        assert train(whole, "generator") == 0, capsys.readouterr().err[-600:]
         judges = {folder.rpartition("/")[2] for folder in judge.loads}
 
     assert all((died / phase / "phase.json").is_file() for phase in LAP1)
+    weights = []
     for phase in TRAINED:
         rows = read_rows(died / phase / "metrics.jsonl")
         assert [row["step"] for row in rows] == [0, 1]
-        assert all(abs(row["importance_weight"] - 1) < 0.01 for row in rows)
+        weights += [row["importance_weight"] for row in rows if row["groups_kept"]]
+    assert len(weights) > 5 and all(abs(weight - 1) < 0.01 for weight in weights)
     assert judges == {"meta", "verifier2"} and judge.requests
     once, twice = (figures(folder / "generator" / "metrics.jsonl") for folder in (whole, died))
     assert once == twice and once[1]["grad_norm"] > 0
