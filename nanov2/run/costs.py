@@ -46,8 +46,8 @@ class Hardware:
 
 
 HARDWARE = {
-    # One core of an AMD EPYC, as measured: 40 GFLOP/s in fp32, 72 in bf16, 17 µs an operator in decoding, and 37
-    # a product in bf16.
+    # One core of an AMD EPYC, as measured: 40 GFLOP/s in fp32, 72 in bf16; 17 µs an operator in decoding, and
+    # 37 a product in bf16.
     "cpu-core": Hardware(9e10, 5e10, 1e10, 12e9, 0.8, 0.8, 1.7e-5, 2e-5, gpu=False),
     "a10-24gb": Hardware(125e12, 31.2e12, 0.6e12, 24e9),  # NVIDIA's data sheets
     "rtx4090-24gb": Hardware(165e12, 82.6e12, 1.008e12, 24e9),
