@@ -143,6 +143,7 @@ SLOW_FILES = (
     "kernels/test_linear_policy_loss.py",
     "kernels/test_vocabulary_parallel.py",  # two processes
     "run/test_benchmarks.py",
+    "run/test_engine_phases.py",
     "run/test_folder.py",
     "run/test_fuzz.py",
     "run/test_install.py",

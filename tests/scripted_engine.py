@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,13 +34,20 @@ class ScriptedEngine(ThreadingHTTPServer):
     """Serves whatever weights it is told to read."""
 
     daemon_threads = True
+    request_queue_size = 256  # connections that wait: as many as an engine may open at a time
 
     def __init__(self, port=0, tells=True):
         super().__init__(("127.0.0.1", port), Handler)
         self.model, self.version, self.tells = None, "default", tells
         self.faults, self.requests, self.loads, self.running, self.most = deque(), [], [], 0, 0
         self.lock, self.sampling = threading.Lock(), threading.Lock()
+        self.gone = False  # whoever asks finds nobody, until `come_back`
         self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def come_back(self):
+        """As a server that was started again, with the weights of its start."""
+        self.model, self.version, self.gone = None, "default", False
+        self.faults.clear()
 
     def load(self, folder):
         config = hf.to_config(Path(folder) / "config.json")
@@ -50,6 +58,15 @@ class ScriptedEngine(ThreadingHTTPServer):
         model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()})
         self.loads.append(str(folder))
         self.model = model.float()  # whose weights are those that were sent; sampled in fp32
+
+    @contextmanager
+    def in_a_thread(self):
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            self.server_close()
 
     def choices(self, ids, n, most, temperature, ends, seed):
         with self.sampling:
@@ -64,10 +81,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if self.server.gone:
+            return self.hang_up()
         self.send(200, b"")
 
     def do_POST(self):
         server = self.server
+        if server.gone:
+            return self.hang_up()
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = json.loads(raw) if raw else {}
         path = self.path.split("?")[0]
@@ -96,9 +117,10 @@ class Handler(BaseHTTPRequestHandler):
     def sampled(self, path, body, fault):
         if fault == "die":
             os._exit(3)
-        if fault == "drop":
-            self.close_connection = True
-            return self.connection.shutdown(socket.SHUT_RDWR)
+        if fault == "gone":
+            self.server.gone = True
+        if fault in ("drop", "gone"):
+            return self.hang_up()
         if fault in ("500", "503", "429", "400"):
             return self.send(int(fault), b'{"error": {"message": "out of memory"}}')
         if fault == "html":
@@ -149,6 +171,10 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "drip":
             return self.drip(data)
         self.send(200, data, cut=len(data) // 2 if fault == "half" else 0)
+
+    def hang_up(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def drip(self, data):
         """A byte each tenth of a second."""

@@ -20,6 +20,7 @@ import re
 import shutil
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -205,15 +206,25 @@ def _write_whole(part: Path, tensors: dict[str, Tensor]) -> None:
 
 def fingerprint(model: nn.Module, source: dict[str, Callable[[], Tensor]] | None = None) -> str:
     """A hash of all weights: the same weights, and no others, give the same. Of those that `source` gives,
-    where the model is a rounded copy."""
-    digest = hashlib.blake2b(digest_size=16)
+    where the model is a rounded copy. Tensors are hashed on several threads, so many are copied at a time."""
+    digest, waiting = hashlib.blake2b(digest_size=20), deque[Future[bytes]]()
     weights = source or {name: p.detach for name, p in model.state_dict().items()}
-    for name, give in sorted(weights.items()):
-        p = give()
-        data = p.to("cpu", copy=True).contiguous()  # numpy bars what it is given from FSDP's resizing
-        digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-        digest.update(data.view(-1).view(torch.uint8).numpy())
+    with ThreadPoolExecutor(HASHING) as pool:
+        for name, give in sorted(weights.items()):
+            if len(waiting) == HASHING:
+                digest.update(waiting.popleft().result())
+            p = give()
+            data = p.to("cpu", copy=True).contiguous()  # numpy bars what it is given from FSDP's resizing
+            waiting.append(pool.submit(_tensor_digest, f"{name} {tuple(p.shape)} {p.dtype}", data))
+        for part in waiting:
+            digest.update(part.result())
     return digest.hexdigest()
+
+
+def _tensor_digest(name: str, data: Tensor) -> bytes:
+    digest = hashlib.blake2b(name.encode(), digest_size=16)
+    digest.update(data.view(-1).view(torch.uint8).numpy())
+    return digest.digest()
 
 
 def _fresh(part: Path, need: int) -> None:

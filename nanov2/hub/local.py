@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from nanov2.distributed.checkpoints import HASHING
 from nanov2.distributed.ranks import derive_seed
 from nanov2.errors import InputError
 from nanov2.hub import hf
@@ -120,9 +122,15 @@ class FolderAuthor(OwnAuthor[S]):
 
 def fingerprint(folder: Path) -> str:
     """A hash of all that a folder's answers hang on: weights, shape, tokenizer and template."""
+    kinds = (".safetensors", ".json", ".jinja")
+    paths = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.suffix in kinds)
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.suffix in (".safetensors", ".json", ".jinja"):
-            with open(path, "rb") as f:
-                digest.update(path.name.encode() + hashlib.file_digest(f, "sha256").digest())
+    with ThreadPoolExecutor(HASHING) as pool:
+        for path, own in zip(paths, pool.map(_file_digest, paths), strict=True):
+            digest.update(path.name.encode() + own)
     return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").digest()

@@ -136,11 +136,34 @@ def _spans(q: Tensor, sq: Spans, sk: Spans, causal: bool) -> dict:
 Kernels = type[TorchKernels] | type[FlashAttnKernels]
 
 
+WIDEST = 256  # head that the kernels take
+
+
 def kernels_for(q: Tensor, k: Tensor) -> Kernels | None:
     """Those that work for such queries and keys [1, heads, T, d]; None: a dense mask has to do it."""
-    if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] > 256:
+    if not q.is_cuda:
+        return None
+    if why := no_kernels(q.dtype, q.shape[-1]):
+        tell_of_mask(why)
         return None
     return _trusted(q.device, q.dtype, q.shape[1], k.shape[1], q.shape[-1])
+
+
+def no_kernels(dtype: torch.dtype, width: int) -> str:
+    """Why no kernel takes heads of a dtype and a width; "" where one may."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f'in {str(dtype).removeprefix("torch.")} (parallel.precision = "bf16" has kernels)'
+    return f"of heads {width} wide, more than {WIDEST}" if width > WIDEST else ""
+
+
+@cache
+def tell_of_mask(why: str) -> None:
+    """Once a process: what such attention costs."""
+    warnings.warn(
+        f"no variable-length kernel takes attention {why}: a mask of all pairs of a micro-batch's tokens "
+        "does it, in time and memory that grow with the square of micro_tokens",
+        stacklevel=2,
+    )
 
 
 @cache
@@ -158,6 +181,7 @@ def _trusted(
         except (RuntimeError, TypeError, NotImplementedError) as e:
             why = str(e).splitlines()[0][:200]
         warnings.warn(f"{kernels.__name__} are not used: {why}", stacklevel=2)
+    tell_of_mask(f"of heads {width} wide on this device")
     return None
 
 

@@ -8,12 +8,16 @@ operators however long the completions are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanov2.model.layers import rotary
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, L, d] → [B, H, L, d]
 BLOCK = 32  # own slots are read in multiples of it
 
 
@@ -38,22 +42,30 @@ class Cache:
         self.group = torch.zeros(rows, dtype=torch.long, device=like.device)  # the prompt slot of each row
         self.recent = torch.full((rows, config.embed_conv), -1, device=like.device)  # tokens, oldest first
         self.longest = 0  # of `lengths`, known without asking the device
+        self.turns = self._turns()
         self.common = 0  # tokens that all prompts begin with: they are in every slot
 
-    def fill(self, layer: int, slots: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of new prompts [A', heads, L, d], from the token `common` on, to what they begin with and
-        among themselves; their keys and values are kept."""
+    def filling(self, slots: Tensor, L: int) -> Callable[[int], Attend]:
+        """Attention of new prompts in `slots`, of up to L tokens from the token `common` on, by layer."""
+        mask = None
+        if self.common:
+            mask = torch.ones(L, self.common + L, dtype=torch.bool, device=slots.device).tril(self.common)
+        return lambda layer: partial(self._fill, layer, slots, mask)
+
+    def _fill(
+        self, layer: int, slots: Tensor, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        """Attention of new prompts [A', heads, L, d] to what they begin with (then there is a mask) and among
+        themselves; their keys and values are kept."""
         n, L = self.common, q.shape[2]
         for i, x in enumerate((k, v)[: self.config.cache_kinds]):
             self.prompt_kv[layer, i, slots, :, n : n + L] = x
-        mask = None
         if n:
             begun = (self.prompt_kv[layer, i, :1, :, :n].to(k.dtype) for i in (0, -1))
             k, v = (
                 torch.cat([b.expand(len(x), -1, -1, -1), x], dim=2)
                 for b, x in zip(begun, (k, v), strict=True)
             )
-            mask = torch.ones(L, n + L, dtype=torch.bool, device=q.device).tril(n)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=not n, enable_gqa=q.shape[1] != k.shape[1]
         )
@@ -89,9 +101,15 @@ class Cache:
         room = self.own_kv.shape[4]
         if self.longest == room:  # doubled, so that a completion of n tokens is copied less than twice
             self.own_kv = F.pad(self.own_kv, (0, 0, 0, room))
+            self.turns = self._turns()
         self.S = BLOCK * (self.longest // BLOCK + 1)
         self.own_bias = self._bias(self.lengths + 1, self.S)
         return self.prompt_lengths[self.group] + self.lengths
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [R, 1, 1, rope_dim] for the positions [R] of a step, read from a table."""
+        cos, sin = self.turns
+        return cos[positions][:, None, None], sin[positions][:, None, None]
 
     def end(self, rows: Tensor) -> None:
         """The token begun counts in `rows`; elsewhere it is written over by the next."""
@@ -117,10 +135,6 @@ class Cache:
         out = self._to_rows(self._to_groups(weights[..., : self.P]) @ values, H // K)
         return (out + weights[..., self.P :] @ own_values).reshape(R, H, 1, d).to(q.dtype)
 
-    def attention(self, layer: int, slots: Tensor | None = None):
-        """What a block calls with its q, k, v: `fill` for new prompts in `slots`, else `attend`."""
-        return partial(self.attend, layer) if slots is None else partial(self.fill, layer, slots)
-
     def _to_groups(self, x: Tensor) -> Tensor:
         """[R, K, h, n] → [A, K, G·h, n]: the rows of a group side by side, for one matrix product."""
         return x[self.table].transpose(1, 2).flatten(2, 3)
@@ -129,6 +143,12 @@ class Cache:
         """The way back."""
         A, K, _, n = x.shape
         return x.view(A, K, -1, h, n).transpose(1, 2).flatten(0, 1)[self.place]
+
+    def _turns(self) -> tuple[Tensor, Tensor]:
+        """cos and sin [positions, rope_dim] of all that there is room for."""
+        positions = self.prompt_kv.shape[4] + self.own_kv.shape[4]
+        cos, sin = rotary(torch.arange(positions, device=self.like.device)[None], self.config)
+        return cos[0, 0], sin[0, 0]
 
     def _bias(self, lengths: Tensor, width: int) -> Tensor:
         """[len, 1, 1, width] in fp32: 0 for the first `lengths` slots, −inf after."""

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanov2.model.attention import Layout
-from nanov2.model.cache import Cache
+from nanov2.model.cache import Attend, Cache
 from nanov2.model.deepseek import LatentAttention, LatentConfig
 from nanov2.model.experts import Experts, ExpertsConfig
-from nanov2.model.layers import MLP, Linear, RMSNorm, RopeScaling, Yarn, for_attention, rotate
+from nanov2.model.layers import MLP, Linear, RMSNorm, RopeScaling, Yarn, for_attention, rotary, rotate
 from nanov2.model.rollout import Engine
 from nanov2.settings import Few, Width, Within, setting
 
@@ -107,21 +107,6 @@ class ModelConfig:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-
-def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, 1, L, rope_dim] for positions [B, L], in the half-split order of Llama checkpoints."""
-    half = torch.arange(0, config.rope_dim, 2, device=positions.device, dtype=torch.float32)
-    frequencies = config.rope_theta ** (-half / config.rope_dim)
-    magnitude = 1.0
-    if scaling := config.rope_scaling:
-        frequencies, magnitude = scaling(frequencies, config.rope_theta), scaling.magnitude
-    angles = positions[:, None, :, None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos() * magnitude, angles.sin() * magnitude
-
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, heads, L, head_dim] → [B, H, L, head_dim]
 
 
 class Attention(nn.Module):
@@ -285,8 +270,9 @@ class Model(nn.Module):
         ids = line[:, n:]
         x = self.embed(ids, [line[:, n - i : n - i + L] for i in range(1, n + 1)])
         rope = rotary(torch.arange(common, common + L, device=device).expand(len(prompts), L), self.config)
+        attend = cache.filling(slots, L)
         for i, layer in enumerate(self.layers):
-            x = layer(x, rope, cache.attention(i, slots))
+            x = layer(x, rope, attend(i))
         cache.prompt_lengths[slots] = common + lengths
         last = lengths[:, None] + torch.arange(n, device=device)  # the n tokens before the end, in `line`
         return self._output(x[torch.arange(len(prompts), device=device), lengths - 1]), line.gather(1, last)
@@ -301,9 +287,9 @@ class Model(nn.Module):
         positions, n = cache.begin(), self.config.embed_conv
         history = cache.recent.flip(1).T[:, :, None]  # [n, R, 1], latest first
         x = self.embed(ids[:, None], history)
-        rope = rotary(positions[:, None], self.config)
+        rope = cache.rotary(positions)
         for i, layer in enumerate(self.layers):
-            x = layer(x, rope, cache.attention(i))
+            x = layer(x, rope, partial(cache.attend, i))
         if n:
             cache.recent[alive] = torch.cat([cache.recent, ids[:, None]], dim=1)[alive, 1:]
         cache.end(alive)

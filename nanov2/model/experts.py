@@ -6,7 +6,8 @@ that counts in the selection alone moves up for experts with little work, down f
 a softmax over all experts, no shared one, no bias.
 
 The experts of a layer are three stacked tensors. Tokens are sorted by expert and go through them in one
-grouped product each; nothing waits for the device.
+grouped product each: in bf16 by one kernel, and nothing waits for the device. In fp32, and where widths are
+no multiples of 16 bytes, it is a product for each expert, and the host waits for the counts of their tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from nanov2.model.layers import MLP
+from nanov2.model.layers import MLP, Half, in_half, rounded
 
 _grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 
@@ -99,16 +100,22 @@ class Stacked(nn.Module):
         self.gate_proj = nn.Parameter(torch.empty(n, hidden, dim))
         self.up_proj = nn.Parameter(torch.empty(n, hidden, dim))
         self.down_proj = nn.Parameter(torch.empty(n, dim, hidden))
+        self._copies: dict[str, Half] = {}
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """x [N, D], sorted by expert, `counts` [E] of each → [N, D]."""
         if self.in_bf16:
             x = x.bfloat16()
-        gate, up = self._product(x, self.gate_proj, counts), self._product(x, self.up_proj, counts)
-        return self._product(F.silu(gate) * up, self.down_proj, counts)
+        gate, up = (grouped_product(x, self._matrix(name), counts) for name in ("gate_proj", "up_proj"))
+        return grouped_product(F.silu(gate) * up, self._matrix("down_proj"), counts)
 
-    def _product(self, x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-        return grouped_product(x, weight.bfloat16() if self.in_bf16 else weight, counts)
+    def _matrix(self, name: str) -> Tensor:
+        """The weights as they are multiplied; their copy in bf16 is made when they have changed."""
+        weight = getattr(self, name)
+        if not self.in_bf16:
+            return weight
+        self._copies[name] = in_half(weight, self._copies.get(name))
+        return rounded(weight, self._copies[name][1])
 
 
 def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from nanov2.model.decoder import ModelConfig
 
 
 class Linear(nn.Linear):
@@ -18,7 +22,7 @@ class Linear(nn.Linear):
     """
 
     in_bf16 = False
-    _copy: tuple[tuple[int, int], Tensor] | None = None  # (where the weights were and their version), copy
+    _copy: Half | None = None
 
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
@@ -28,21 +32,51 @@ class Linear(nn.Linear):
         if not self.in_bf16:
             y = super().forward(x)
             return y if self.adapter is None else y + self.adapter(x, y.dtype)
-        y = _HalfProduct.apply(x, self.weight, self._in_half())
+        half = self._in_half()
+        y = (
+            _HalfProduct.apply(x, self.weight, half)
+            if torch.is_grad_enabled()
+            else F.linear(x.to(half.dtype), half)
+        )
         y = y if self.adapter is None else y + self.adapter(x, y.dtype)
         return y if self.bias is None else y + self.bias
 
     @property
     def matrix(self) -> Tensor:
         """The weights as they are multiplied, for products by parts of them."""
-        weight = self.weight if self.adapter is None else self.weight + self.adapter.update()
-        return weight.bfloat16() if self.in_bf16 else weight
+        if self.adapter is not None:
+            weight = self.weight + self.adapter.update()
+            return weight.bfloat16() if self.in_bf16 else weight
+        return rounded(self.weight, self._in_half()) if self.in_bf16 else self.weight
 
     def _in_half(self) -> Tensor:
-        key = (self.weight.data_ptr(), self.weight._version)
-        if self._copy is None or self._copy[0] != key:
-            self._copy = key, self.weight.detach().bfloat16()
+        self._copy = in_half(self.weight, self._copy)
         return self._copy[1]
+
+
+Half = tuple[tuple[int, int], Tensor]  # (where the weights were and their version), their copy in bf16
+
+
+def in_half(weight: Tensor, before: Half | None) -> Half:
+    """The copy of the weights: the one before, where they have not changed since."""
+    key = (weight.data_ptr(), weight._version)
+    return before if before and before[0] == key else (key, weight.detach().bfloat16())
+
+
+def rounded(weight: Tensor, half: Tensor) -> Tensor:
+    """`half`, the copy of `weight` in bf16, with the gradient of a cast."""
+    return _Rounded.apply(weight, half) if torch.is_grad_enabled() else half
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight: Tensor, half: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return half.view_as(half)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad.to(ctx.dtype), None
 
 
 class _HalfProduct(torch.autograd.Function):
@@ -78,17 +112,27 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32 and not self.in_bf16:
             return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-        y = _Normed.apply(x.float(), self.weight, self.eps)
+        normed = _Normed.apply if torch.is_grad_enabled() else _normed
+        y = normed(x.float(), self.weight, self.eps)
         return y.bfloat16() if self.in_bf16 else y
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) · weight in fp32."""
+    return (x * _inverse_rms(x, eps)).mul_(weight)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 class _Normed(torch.autograd.Function):
-    """x / rms(x) · weight in fp32: the operators that torch's takes, fewer of them, and less that is kept."""
+    """`_normed`: the operators that torch's takes, fewer of them, and less that is kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight)
 
@@ -160,9 +204,22 @@ class Yarn:
         return self._magnitude(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
 
 
+def rotary(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, L, rope_dim] for positions [B, L], in the half-split order of Llama checkpoints."""
+    half = torch.arange(0, config.rope_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-half / config.rope_dim)
+    magnitude = 1.0
+    if scaling := config.rope_scaling:
+        frequencies, magnitude = scaling(frequencies, config.rope_theta), scaling.magnitude
+    angles = positions[:, None, :, None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos() * magnitude, angles.sin() * magnitude
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [B, H, L, head_dim] by its positions; cos and sin repeat themselves in their second half."""
-    return _Rotated.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return _Rotated.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin, 1)
 
 
 class _Rotated(torch.autograd.Function):

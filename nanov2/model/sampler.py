@@ -86,10 +86,13 @@ class Row:
     begun: int = 0  # its tokens before the present turn
     forced: deque[int] = field(default_factory=deque)  # the driver's tokens, to be fed next
 
-    @property
     def turn(self) -> list[int]:
-        """Ids of the present turn."""
+        """Ids of the present turn, copied."""
         return self.rollout.ids[self.begun :]
+
+    def tokens(self) -> int:
+        """How many they are, which every token asks."""
+        return len(self.rollout.ids) - self.begun
 
 
 class _Batch:
@@ -143,12 +146,12 @@ class _Batch:
             return token, True
         rollout.add(drawn, True, logprob)
         if drawn in self.ends:
-            rollout.turns.append(row.turn[:-1])
+            rollout.turns.append(row.turn()[:-1])
             row.forced = deque(self.turns.opening(rollout))
             return drawn, bool(row.forced)
-        if len(row.turn) < self.sampling.max_tokens and self.turns.room(rollout):
+        if row.tokens() < self.sampling.max_tokens and self.turns.room(rollout):
             return drawn, True
-        rollout.turns.append(row.turn)
+        rollout.turns.append(row.turn())
         rollout.truncated = True
         return drawn, False
 

@@ -116,7 +116,7 @@ def _author(run: Run, phase: str, lap: int, limit: int, args: argparse.Namespace
     searches = args.mode == "search"
     temperature = run.config.search.temperature if searches else run.config.eval.temperature
     how = Sampling(temperature, limit, run.config.verifier.batch_rows)
-    told = {"weights": fingerprint(run.folder(phase, lap))}
+    told = {"weights": run.ranks.from_main(fingerprint(run.folder(phase, lap)) if run.ranks.main else "")}
     return OwnAuthor(model, run.domain.language(tokenizer), how, derive_seed(args.draw, phase), told)
 
 

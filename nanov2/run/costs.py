@@ -21,6 +21,7 @@ from nanov2.errors import InputError
 from nanov2.hub import hf
 from nanov2.hub.dialects import DIALECTS
 from nanov2.hub.engine import RolloutConfig
+from nanov2.model.attention_flash import no_kernels
 from nanov2.model.cache import BLOCK
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.lora import adapter_size
@@ -41,12 +42,14 @@ class Hardware:
     compute_share: float = 0.35  # of the peak reached in training and in computing prompts
     bandwidth_share: float = 0.5  # of `bandwidth` reached in decoding
     launch: float = 5e-6  # seconds to launch an operator: beside the device's work, on CPUs before it
+    product: float = 0.0  # and more for a product in bf16, which oneDNN prepares each time
     gpu: bool = True
 
 
 HARDWARE = {
-    # One core of an AMD EPYC, as measured: 40 GFLOP/s in fp32, 72 in bf16, 17 µs an operator in decoding.
-    "cpu-core": Hardware(9e10, 5e10, 1e10, 12e9, 0.8, 0.8, 1.7e-5, gpu=False),
+    # One core of an AMD EPYC, as measured: 40 GFLOP/s in fp32, 72 in bf16; 17 µs an operator in decoding, and
+    # 37 a product in bf16.
+    "cpu-core": Hardware(9e10, 5e10, 1e10, 12e9, 0.8, 0.8, 1.7e-5, 2e-5, gpu=False),
     "a10-24gb": Hardware(125e12, 31.2e12, 0.6e12, 24e9),  # NVIDIA's data sheets
     "rtx4090-24gb": Hardware(165e12, 82.6e12, 1.008e12, 24e9),
     "a100-80gb": Hardware(312e12, 19.5e12, 2.0e12, 80e9),  # SXM, as those below
@@ -99,8 +102,13 @@ def _last_block(shape: ModelConfig) -> tuple[int, int]:
 
 def launches(c: ModelConfig, half: bool, lora: bool) -> int:
     """About how many operators the own sampler launches for one token of all rows, views not counted."""
-    block = 49 + 6 * c.qk_norm + half * (14 + 4 * c.qk_norm)
-    return 63 + c.n_layers * (block + lora * (28 + 14 * half))
+    block = 49 + 14 * c.qk_norm + half * (7 + 4 * c.qk_norm)
+    return 54 + c.n_layers * (block + lora * (28 + 14 * half))
+
+
+def products(c: ModelConfig, lora: bool) -> int:
+    """Of these, products with weights of the blocks; an adapter has two beside each."""
+    return c.n_layers * 7 * (3 if lora else 1)
 
 
 def activation_bytes(c: ModelConfig, unit: int, stream: int = 0, attention: int = 0) -> float:
@@ -134,6 +142,7 @@ class Costs:
         self.ranks, self.hardware, self.c, parallel = ranks, hardware, shape_of(config), config.parallel
         self.params, self.active, self.block, self.root = count(self.c)
         self.lora = adapters(self.c, config.lora.rank) if config.lora.rank else 0
+        self.sides = self.lora / max(1, config.lora.rank)  # widths in and out of all layers with adapters
         self.trained = self.lora or self.params
         self.sharded = parallel.shard != "none" and ranks > 1
         self.reduces_once = self.sharded and parallel.reduce == "step"
@@ -185,11 +194,15 @@ class Costs:
         """Bytes of the weights in an engine."""
         return BYTES[self.rollout.dtype] * self.params
 
+    def masked(self, unit: int) -> str:
+        """Why attention in training goes by a mask of all pairs of tokens; "" where kernels spare it."""
+        dtype = torch.float32 if unit == 4 else torch.bfloat16
+        return no_kernels(dtype, self.c.cache_dim) if self.hardware.gpu else ""
+
     def dense(self, unit: int) -> bool:
-        """Whether attention holds all its scores. CUDA's fused kernels share key-value heads among query
-        heads in half precision and up to 256 wide only."""
-        c = self.c
-        return self.hardware.gpu and c.n_heads != c.cache_heads and (unit == 4 or c.cache_dim > 256)
+        """Whether attention holds all its scores, as CUDA's kernels do for such heads where query heads share
+        key-value heads."""
+        return bool(self.masked(unit)) and self.c.n_heads != self.c.cache_heads
 
     def sampler(self, unit: int, rows: int, prompts: int, n: int, prompt: int, own: int) -> float:
         """Bytes of sampling n completions of each prompt, at most `rows` at once. One long row gives every
@@ -219,11 +232,14 @@ class Costs:
         touched = min(1.0, self.active / self.params * together) if c.experts else 1.0
         unit, kv = (BYTES[self.rollout.dtype],) * 2 if served else (self.unit, self.kv_unit)
         cached = cache_bytes(c, kv) * (together / n * prompt + together * own / 2)
-        read = unit * self.params * touched + cached
-        flops = 2 * self.active * together + self.attention_flops(together, prompt + own / 2)
+        adapters = 0 if served else self.lora  # those of an engine are merged
+        read = unit * self.params * touched + 4 * adapters + cached
+        flops = 2 * (self.active + adapters) * together + self.attention_flops(together, prompt + own / 2)
         step = max(read / (self.hardware.bandwidth * self.hardware.bandwidth_share), flops / self.rate())
         if not served:
-            launched = self.hardware.launch * launches(c, self.unit == 2, self.lora > 0)
+            half, lora = self.unit == 2, self.lora > 0
+            launched = self.hardware.launch * launches(c, half, lora)
+            launched += self.hardware.product * products(c, lora) * half
             step = max(step, launched) if self.hardware.gpu else step + launched
         return own * math.ceil(prompts * n / together) * step
 

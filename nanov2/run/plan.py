@@ -150,7 +150,7 @@ def plan_phase(config: Config, x: Costs, name: str, lap: int = 1) -> PhasePlan:
         ends=ends,
         servers=servers,
         peak=max(held + training, held - 4 * x.trained / x.over + sampling, ends) + servers,
-        seconds=decode_seconds(work, x) + computed / x.rate(),
+        seconds=decode_seconds(work, x) + computed / x.rate() + adapter_seconds(work, x),
         steps=g.steps,
     )
 
@@ -228,12 +228,13 @@ def training_bytes(work: Work, x: Costs) -> float:
     """On top of what is held: activations of a micro-batch and gathered blocks, or what the step takes."""
     c, unit, tokens = x.c, x.unit, work.micro
     scores = 4 * c.n_heads * tokens**2 if x.dense(unit) else 0
+    mask = (1 + unit) * tokens**2 if x.masked(unit) else 0  # of truth values, and as what is added to scores
     attention = unit if x.sharded or x.hardware.gpu else 4  # CPUs attend in fp32
     block = activation_bytes(c, unit, x.stream, attention) * tokens + scores
     # All blocks', or each block's input and one block made again; and two more sorts of scores, going back.
     again = block + x.stream * c.dim * tokens * c.n_layers
     kept = (again if work.settings.checkpointing else block * c.n_layers) + 2 * scores
-    kept += 8 * c.dim * tokens  # the last hidden states and their gradient, in fp32
+    kept += mask + 8 * c.dim * tokens  # the last hidden states and their gradient, in fp32
     if x.reduces_once and tokens < work.trained:  # whole gradients of the micro-batches before
         kept += 4 * x.trained
     message = 4 * x.trained * (x.ranks > 1 and not x.sharded)  # in which gradients are summed, afterwards
@@ -264,16 +265,26 @@ def end_bytes(work: Work, x: Costs) -> float:
 def compute_flops(work: Work, x: Costs) -> float:
     """Of training, and of reading prompts and questions: what a device does at its rate."""
     g = work.settings
-    passes = g.epochs * ((4 if g.checkpointing else 3) - (x.lora > 0))  # frozen weights have no gradient
+    passes = g.epochs * (4 if g.checkpointing else 3)
     passes += (g.epochs * g.minibatches > 1) + g.epochs * bool(g.kl_coef)  # old and reference log-probs
-    seen = work.micro if x.dense(x.unit) else work.prompt + work.own / 2  # keys of a completion's token
+    adapters = 2 * x.lora * work.trained * passes
+    passes -= g.epochs * (x.lora > 0)  # frozen weights have no gradient
+    seen = work.micro if x.masked(x.unit) else work.prompt + work.own / 2  # keys of a completion's token
     forward = 2 * x.active * work.trained + x.attention_flops(work.trained, seen)
     reads = [
         (work.groups * work.prompt, work.prompt),
         *((c.prompts * c.prompt, c.prompt) for c in work.judges),
     ]
     read = sum(2 * x.active * tokens + x.attention_flops(tokens, length / 2) for tokens, length in reads)
-    return passes * forward + read
+    return passes * forward + adapters + read
+
+
+def adapter_seconds(work: Work, x: Costs) -> float:
+    """Of what the adapters' small products in training move: on the way forward each reads what goes into a
+    layer and adds to what comes out, which is read and written; on the way back the same with gradients."""
+    g = work.settings
+    sweeps = g.epochs * (7 + 5 * (2 if g.checkpointing else 1))  # over one side of all layers, for each token
+    return sweeps * x.unit * x.sides * work.trained / (x.hardware.bandwidth * x.hardware.bandwidth_share)
 
 
 def decode_seconds(work: Work, x: Costs) -> float:
@@ -339,6 +350,11 @@ def describe(plan: Plan, config: Config, ranks: int, name: str, hardware: Hardwa
         lines.append('sampling, ends: lower batch_rows or max_tokens, or judge = "endpoint", take less')
     if max(p.held + p.training for p in phases) > room:
         lines.append("training: lower micro_tokens, or checkpointing = true, take less")
+    if why := x.masked(x.unit):
+        lines.append(
+            f"no variable-length kernel takes attention {why}: a mask of all pairs of a micro-batch's tokens "
+            "does it, which is counted"
+        )
     lines += _engine_lines(x, max(phases, key=lambda p: p.servers))
     peak = hardware.flops if x.unit == 2 else hardware.fp32
     launched = f", {1e6 * hardware.launch:g} µs an operator" if hardware.launch else ""

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,11 @@ from nanov2.distributed import checkpoints as snapshots_module
 from nanov2.distributed.checkpoints import Snapshots, fingerprint
 from nanov2.distributed.ranks import Ranks
 from nanov2.errors import InputError
+from nanov2.rl import state as state_module
+from nanov2.rl.config import GRPOConfig
 from nanov2.rl.logs import Log
 from nanov2.rl.optimizer import make_optimizer
+from nanov2.rl.state import Phase
 
 
 @pytest.fixture
@@ -143,6 +147,29 @@ def test_a_fingerprint_is_of_the_weights(tokenizer):
     with torch.no_grad():
         b.norm.weight[0] += 1e-6
     assert fingerprint(a) != fingerprint(b)
+    b = small_model(tokenizer)
+    first, last = (b.layers[i].mlp.up_proj for i in (0, 1))
+    first.weight, last.weight = last.weight, first.weight  # the same numbers under other names
+    assert fingerprint(a) != fingerprint(b)
+    assert fingerprint(a, dict(reversed([(n, p.detach) for n, p in a.named_parameters()]))) == fingerprint(a)
+
+
+def test_the_main_rank_hashes_a_judge_for_all_and_an_older_versions_hash_tells_nothing(
+    tokenizer, tmp_path, monkeypatch
+):
+    hashed = []
+    monkeypatch.setattr(state_module, "fingerprint", lambda m, source: hashed.append(m) or "main's")
+    judges = {"verifier": SimpleNamespace(model=small_model(tokenizer))}
+    second, main = Ranks(), Ranks()
+    second.rank = 1
+    monkeypatch.setattr(second, "from_main", lambda value: {"verifier": "main's"} if value == {} else value)
+    for ranks in (second, main):
+        phase = Phase(tmp_path, small_model(tokenizer), GRPOConfig(), ranks, judges)
+        assert phase.hashes == {"verifier": "main's"}
+    assert len(hashed) == 1
+    differs = state_module._differs
+    assert differs("a" * 40, "b" * 40) and differs("", "b" * 40)
+    assert not differs("a" * 40, "a" * 40) and not differs("a" * 32, "b" * 40)
 
 
 def test_a_phase_does_not_go_on_with_another_judge(tmp_path, monkeypatch):

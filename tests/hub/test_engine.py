@@ -19,10 +19,12 @@ from nanov2.hub.engine import Engine, RolloutConfig, open_engine
 from nanov2.hub.local import OwnAuthor, TokenAuthor
 from nanov2.hub.wire import Broken, Wire
 from nanov2.method.judges import Judge
+from nanov2.model.packing import Completion, collate, make_packs
 from nanov2.model.rollout import Sampling, Served
 from nanov2.model.sampler import sample
 from nanov2.records import ProblemRecord
 from nanov2.rl.config import GRPOConfig
+from nanov2.rl.grpo import batch_logprobs
 from nanov2.rl.logs import read_rows
 from nanov2.rl.task import Part, Rewards
 from nanov2.rl.trainer import train_grpo
@@ -74,15 +76,36 @@ def through(engine, model, tokenizer, asked, n=3, how=HOW, seed=7, **more):
         model.engine = None
 
 
+@pytest.fixture
+def many(prompts):
+    return [prompts.ids(prompts.prove(p.text)) for p in some_problems(64)]
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_greedy_tokens_and_log_probs_are_those_of_the_own_sampler(serve, model, tokenizer, asked, engine):
-    found = through(serve(engine)[0], model, tokenizer, asked, 1, Sampling(0.0, 12))
-    own = sample(model, tokenizer, asked, 1, Sampling(0.0, 12), 7)
+def test_greedy_tokens_and_log_probs_are_those_of_the_own_sampler(serve, model, tokenizer, many, engine):
+    found = through(serve(engine)[0], model, tokenizer, many, 1, Sampling(0.0, 12))
+    own = sample(model, tokenizer, many, 1, Sampling(0.0, 12), 7)
     assert [r.ids for r in found] == [r.ids for r in own]
     for a, b in zip(found, own):
         assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-5)
         assert (a.turns, a.truncated, a.sampled, a.group) == (b.turns, b.truncated, b.sampled, b.group)
         assert a.version and not b.version
+
+
+@pytest.mark.parametrize("precision, off", [("fp32", 1e-3), ("bf16", 5e-2)])
+def test_sampled_log_probs_are_the_trainers_and_importance_weights_have_a_mean_of_1(
+    serve, model, tokenizer, many, precision, off
+):
+    """In bf16 the weights are rounded on the way, and the trainer rounds its products."""
+    found = through(serve(dtype=precision)[0], model, tokenizer, many, 2)
+    model.set_precision(precision)
+    each = [make_packs(many[r.group], [Completion(r.ids, r.sampled, i)], 1)[0] for i, r in enumerate(found)]
+    batch = collate(each)
+    with torch.no_grad():
+        trained = batch_logprobs(model, batch, 1.0)
+    difference = trained - torch.tensor([p for r in found for p in r.logprobs])
+    assert len(found) == 128 and difference.abs().max() < off
+    assert abs(float(difference.exp().mean()) - 1) < 0.01
 
 
 def test_a_group_is_one_request_and_each_later_turn_one_of_its_own(serve, model, tokenizer, asked):

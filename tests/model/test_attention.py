@@ -1,6 +1,8 @@
 """Attention of packs and of the cache against attention under a dense mask."""
 
 import itertools
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,6 +191,20 @@ def test_kernels_are_trusted_only_where_a_trial_finds_them_right(kernels, monkey
     with pytest.warns(UserWarning):
         assert attention_flash._trusted(*shape) is None
     attention_flash._trusted.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "dtype, width, says", [(torch.float32, 64, "in float32"), (torch.bfloat16, 576, "of heads 576 wide")]
+)
+def test_a_gpu_without_kernels_for_such_heads_says_so_once(dtype, width, says):
+    on_a_gpu = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, 4, 9, width))
+    attention_flash.tell_of_mask.cache_clear()
+    with pytest.warns(UserWarning, match=f"no variable-length kernel takes attention {says}") as told:
+        assert [attention_flash.kernels_for(on_a_gpu, on_a_gpu) for _ in range(2)] == [None, None]
+    assert len(told) == 1
+    on_a_cpu = torch.zeros(1, 4, 9, width)
+    with warnings.catch_warnings(action="error"):
+        assert attention_flash.kernels_for(on_a_cpu, on_a_cpu) is None
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2)])

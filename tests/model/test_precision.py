@@ -10,7 +10,8 @@ from test_deepseek import EXPERTS, LATENT
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.sharding import place
 from nanov2.errors import InputError
-from nanov2.model.experts import ExpertsConfig
+from nanov2.model import experts, layers
+from nanov2.model.experts import ExpertsConfig, Stacked
 from nanov2.model.layers import Linear, RMSNorm, rotate
 from nanov2.model.packing import Completion, collate, make_packs
 from nanov2.model.rollout import Sampling
@@ -81,6 +82,34 @@ def test_weights_are_copied_to_bf16_when_they_have_changed_and_not_before():
         assert not torch.equal(layer(x), before) and torch.equal(layer._copy[1], layer.weight.bfloat16())
     layer.load_state_dict({"weight": torch.ones(4, 8)})
     assert torch.equal(layer(torch.ones(1, 8)).float(), torch.full((1, 4), 8.0))
+
+
+def test_what_is_multiplied_in_parts_is_copied_once_too_with_the_gradient_of_a_cast(tokenizer):
+    model, packs = (
+        small_model(tokenizer, **DEEPSEEK),
+        make_packs([1, 2], [Completion([3] * 4, [True] * 4)], 9),
+    )
+    model.set_precision("bf16")
+
+    def gradients():
+        model.zero_grad()
+        batch_logprobs(model, collate(packs), 1.0).sum().backward()
+        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    found = gradients()
+    parts = [m for m in model.modules() if isinstance(m, Stacked)]
+    copies = [half for m in parts for _, half in m._copies.values()]
+    copies += [layer.self_attn.kv_b_proj._copy[1] for layer in model.layers]
+    with torch.no_grad():
+        batch_logprobs(model, collate(packs), 1.0)
+    again = [half for m in parts for _, half in m._copies.values()]
+    again += [layer.self_attn.kv_b_proj._copy[1] for layer in model.layers]
+    assert len(copies) > 3 and all(a is b for a, b in zip(copies, again, strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (layers, experts):
+            patch.setattr(module, "rounded", lambda weight, half: weight.bfloat16())
+        for a, b in zip(found, gradients(), strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
 
 
 def test_norm_and_rotation_have_the_gradients_of_their_formulas():

@@ -9,9 +9,10 @@ from conftest import small_model, some_problems
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanov2.method.tasks import SelfVerifyTask
-from nanov2.model.cache import Cache
+from nanov2.model.cache import BLOCK, Cache
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.deepseek import LatentConfig
+from nanov2.model.layers import RopeScaling, rotary
 from nanov2.model.packing import Completion, Pack, collate, make_packs, micro_batches, share_prefix
 from nanov2.model.rollout import Sampling
 from nanov2.model.sampler import draw, logits, sample
@@ -267,7 +268,7 @@ def test_C23_attention_scores_of_a_half_precision_cache_are_summed_in_fp32():
     cache = Cache(config, 1, 1, 3, torch.zeros(1, dtype=torch.bfloat16))
     q, k, v = (torch.randn(1, h, 3, 128).bfloat16() for h in (2, 1, 1))
     slot = torch.tensor([0])
-    cache.fill(0, slot, q, k, v)
+    cache.filling(slot, 3)(0)(q, k, v)
     cache.prompt_lengths[slot] = 3
     cache.seat(slot, slot, cache.recent.clone())
     cache.arrange()
@@ -336,6 +337,41 @@ def test_a_decode_steps_operators_do_not_grow_with_the_completion(tokenizer, mod
         cache.longest = room - 2
         for step in range(room - 2, room + 2):
             decode(step)
+    with Count() as table:  # of rotary positions, as long as the buffer
+        cache._turns()
     doublings = [step for step, n in counts.items() if n != counts[16]]
     assert doublings == [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
-    assert all(counts[step] == counts[16] + 1 for step in doublings)
+    assert all(counts[step] == counts[16] + 1 + table.n for step in doublings)
+
+
+SCALED = RopeScaling(8.0, 1.0, 4.0, 64)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "kind", [{}, {"qk_norm": True, "rope_scaling": SCALED}, {"latent": LATENT, "n_kv_heads": 4}]
+)
+def test_a_step_without_gradients_has_the_bits_of_one_with_them(tokenizer, kind, precision):
+    model = small_model(tokenizer, **kind)
+    model.set_precision(precision)
+
+    def decode(mode):
+        with mode:
+            return list(hidden_states(model))
+
+    assert all(map(torch.equal, decode(torch.no_grad()), decode(torch.enable_grad())))
+
+
+def hidden_states(model):
+    """Of two prompts that begin alike and of three rows, until their buffer has doubled."""
+    cache, rows = Cache(model.config, 3, 2, 6, model.output_weight), torch.arange(3)
+    model.prefill_common([1, 2, 3], cache)
+    hidden, recent = model.prefill([[1, 2, 3, 4, 5], [1, 2, 3, 6, 7, 8]], cache, torch.arange(2))
+    yield hidden
+    slots = torch.tensor([0, 1, 1])
+    cache.seat(rows, slots, recent[slots])
+    cache.arrange()
+    for step in range(BLOCK + 2):
+        positions = cache.begin()
+        assert all(map(torch.equal, cache.rotary(positions), rotary(positions[:, None], model.config)))
+        yield model.step(torch.tensor([step, 5, 6]), cache, rows[: 3 - step % 2])
