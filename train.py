@@ -165,11 +165,16 @@ def coldstart(run: Run, lap: int) -> Result:
         run.write("coldstart", 1, f"{name}_proofs.jsonl", proofs[: c.eval.proofs])
 
     scores = {(r.problem, r.proof): r.score for r in dv}
-    score = domain.truth.score if domain.truth else lambda problem, proof: scores.get((problem, proof))
+
+    def score(problem: str, proof: str) -> float | None:
+        return domain.truth.score(problem, proof) if domain.truth else scores.get((problem, proof))
+
     tables = [scores_by_kind(dv), *refined(trajectories, score)]
     samples = [{"problem": r.problem, "kind": r.kind, "proof": r.proof, "truth": r.score} for r in dv]
-    told = f"𝒟v: {len(given)} proofs came with grades, {len(dv) - len(given)} were scored by {c.scorer!r}"
+    told = f"𝒟v: {len(given)} proofs came with grades"
+    told += f", {len(dv) - len(given)} were scored by {c.scorer!r}" if len(dv) > len(given) else ""
     told += f"; {len(waiting)} that nobody has scored are in {UNSCORED}" if waiting else ""
+    told += "; the weak prover wrote none in form" if trajectories and not found else ""
     return Result(samples=samples, tables=tables, notes=[told] if given or waiting else [])
 
 

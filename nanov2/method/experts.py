@@ -141,8 +141,8 @@ class MarksExpert(GradesExpert):
 
     def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
         graded = super().score_proofs(records)
-        faulty = [r for r in graded if r.score < 1]
-        _check_marks([r for r in graded if r.score == 1] + faulty * (not any(r.wrong for r in faulty)))
+        unmarked = not any(r.wrong for r in graded if r.score < 1)
+        _check_marks([r for r in graded if unmarked or r.score == 1])
         return graded
 
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:

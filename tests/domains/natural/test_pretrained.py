@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import runpy
 import shutil
 
 import pytest
 import torch
 from chat_model import graded_proofs, make_folder, marked_proofs, marked_texts, spreadsheet
-from scripts import do_phases, run
+from scripts import ROOT, do_phases, run
 
 from nanov2.domains import language as natural
 from nanov2.domains.language import Language
@@ -18,7 +19,15 @@ from nanov2.method.experts import GradesExpert, is_marked
 from nanov2.method.tasks import SelfVerifyTask, judged_proofs
 from nanov2.model.rollout import Rollout, Sampling
 from nanov2.model.sampler import sample
-from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_json, read_jsonl, write_jsonl
+from nanov2.records import (
+    CritiqueRecord,
+    ProblemRecord,
+    ProofRecord,
+    TrajectoryRecord,
+    read_json,
+    read_jsonl,
+    write_jsonl,
+)
 from nanov2.run.config import from_dict
 
 # What a user writes: their model, their spreadsheet with points out of seven, and how long to train.
@@ -133,6 +142,16 @@ def test_the_endpoints_consensus_can_score_what_a_weak_prover_writes(
     assert {r.score for r in new} <= {0, 1} and all(r.label.endswith(", judge") for r in new)
     kept = read_json(runs / "coldstart" / "settings.json")
     assert kept["autolabel"]["rule"] == "worst"  # the scores depend on it
+
+
+def test_refinement_is_counted_by_the_experts_scores_where_nobody_knows_the_truth():
+    refined = runpy.run_path(str(ROOT / "train.py"), run_name="script")["refined"]
+    better = TrajectoryRecord("P", (("prove", "It holds ."), ("verify", "No ."), ("prove", "By parity .")))
+    unscored = TrajectoryRecord("P", (("prove", "It holds ."), ("prove", "It may .")))
+    scores = {"It holds .": 0.0, "By parity .": 1.0}
+    (table,) = refined([better, unscored], lambda problem, proof: scores.get(proof))
+    assert table["rows"] == [["improved", 1], ["same", 0], ["worse", 0]]
+    assert refined([unscored], lambda problem, proof: scores.get(proof)) == []
 
 
 MARKS = [
