@@ -39,6 +39,7 @@ from nanov2.errors import InputError
 from nanov2.method import trust
 from nanov2.method.agreement import agreement, measure, report
 from nanov2.method.consensus import Rule, assess
+from nanov2.method.experts import is_marked
 from nanov2.method.judges import Judge
 from nanov2.method.search import Draft, Search, refine, write
 from nanov2.records import ProblemRecord, write_atomically, write_jsonl
@@ -113,6 +114,8 @@ def verify_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
         print(report(measure([r for r, _ in graded], [cs for _, cs in graded], rule)))
     rows, marked = [], cast.config.expert == "marks"
     if marked:
+        if left := sum(not is_marked(r) for r in items):
+            print(f"{left} of {len(items)} proofs have no marked wrong step: their critiques are not graded")
         judged = trust.marked_critiques(items, found)
         print(trust.by_marks(judged))
         if args.output:
@@ -123,7 +126,7 @@ def verify_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
             | true_quality(cast, item.problem, item.proof, x.critique)
             for x in critiques
         ]
-        if marked:
+        if marked and is_marked(item):
             for row, x in zip(shown, critiques, strict=True):
                 grade = grade_by_marks(item.proof, item.wrong, x.critique or "")
                 row |= {"quality": grade.quality, "invented": grade.invented, "missed": grade.missed}

@@ -20,26 +20,29 @@ from nanov2.distributed.startup import prepare
 
 prepare()
 
+import dataclasses
 import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from autolabel import autolabel
+from autolabel import assess_proofs, autolabel
 from nanov2.distributed.ranks import derive_rng, derive_seed
 from nanov2.distributed.safety import on_main
-from nanov2.domains.domain import FindingTruth, Truth
+from nanov2.domains.domain import FindingTruth
+from nanov2.domains.language import Language
 from nanov2.errors import InputError
 from nanov2.method import figures as ev
-from nanov2.method.experts import GRADED, ExactExpert, make_expert
+from nanov2.method.experts import GRADED, ExactExpert, gradable, make_expert
 from nanov2.method.habits import habit_table
 from nanov2.method.judges import OwnScores, meta_judge
-from nanov2.method.labels import as_demonstration
+from nanov2.method.labels import as_demonstration, label_all
 from nanov2.method.samples import pick
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.decoder import Model
@@ -61,6 +64,7 @@ from nanov2.run.phase import (
     balanced,
     both,
     distinct_proofs,
+    endpoint_author,
     graded,
     hardest_held_out,
     held_out_problems,
@@ -120,10 +124,13 @@ def base(run: Run, lap: int) -> Result:
     return Result(after, before, curve=curve, samples=samples, tables=tables, steps=c.base.steps)
 
 
+UNSCORED = "unscored_proofs.jsonl"  # of the weak prover; people may score them at any time
+
+
 def coldstart(run: Run, lap: int) -> Result:
     """1A: the weak prover (the base) drafts, criticises and revises; the expert scores a diverse subset.
 
-    𝒟v also holds the proofs that people graded, where the domain has some.
+    𝒟v also holds the proofs that people graded, where the domain has some. What nobody scores is kept.
     """
     c, folder, domain = run.config, run.folder("coldstart"), run.domain
     model, tokenizer = run.load("base")
@@ -135,26 +142,56 @@ def coldstart(run: Run, lap: int) -> Result:
         return write_trajectories(run, path, model, language, problems, turns, c.selfverify.max_tokens, seed)
 
     known = domain.graded_proofs()
-    dv = [r for r in known.get("train", []) if r.score is not None]
-    trajectories = []
-    if c.expert not in GRADED:  # with grades alone there is nobody to score a new proof
+    given = [r for r in known.get("train", []) if r.score is not None]
+    trajectories, found = [], []
+    if c.scorer not in GRADED:  # with grades alone there is nobody to score a new proof
         hard = round(c.coldstart.hard * c.coldstart.problems)
         problems = run.problems["train"][: c.coldstart.problems - hard]
         trajectories = write("train", problems + run.hard_problems("train_hard", 1)[:hard])
         unscored = [r for r in known.get("train", []) if r.score is None]
-        unscored += spread(distinct_proofs(trajectories, language, "coldstart"), c.coldstart.subset)
-        expert = make_expert(c.expert, folder, domain.truth)
-        dv = dv + expert.score_proofs(run.ranks.from_main(unscored[: c.coldstart.subset]))
+        copied = {(r.problem, r.proof.strip()) for r in given}
+        new = distinct_proofs(trajectories, language, "coldstart")
+        unscored += spread([r for r in new if (r.problem, r.proof) not in copied], c.coldstart.subset)
+        found = scored(run, run.ranks.from_main(unscored[: c.coldstart.subset]))
+    dv = given + [r for r in found if r.score is not None]
+    waiting = [r for r in found if r.score is None]
     run.write("coldstart", 1, "dv.jsonl", dv)
+    if waiting:
+        run.write("coldstart", 1, UNSCORED, waiting)
     for name in ("held_out", "held_out_hard", "validation"):
         proofs = [r for r in known.get(name, []) if r.score is not None]
         if domain.truth and name in run.problems:
             proofs += graded(run, distinct_proofs(write(name, run.problems[name]), language, name))
         run.write("coldstart", 1, f"{name}_proofs.jsonl", proofs[: c.eval.proofs])
 
-    tables = [scores_by_kind(dv), *refined(trajectories, domain.truth)]
+    scores = {(r.problem, r.proof): r.score for r in dv}
+
+    def score(problem: str, proof: str) -> float | None:
+        return domain.truth.score(problem, proof) if domain.truth else scores.get((problem, proof))
+
+    tables = [scores_by_kind(dv), *refined(trajectories, score)]
     samples = [{"problem": r.problem, "kind": r.kind, "proof": r.proof, "truth": r.score} for r in dv]
-    return Result(samples=samples, tables=tables)
+    told = f"𝒟v: {len(given)} proofs came with grades"
+    told += f", {len(dv) - len(given)} were scored by {c.scorer!r}" if len(dv) > len(given) else ""
+    told += f"; {len(waiting)} that nobody has scored are in {UNSCORED}" if waiting else ""
+    told += "; the weak prover wrote none in form" if trajectories and not found else ""
+    return Result(samples=samples, tables=tables, notes=[told] if given or waiting else [])
+
+
+def scored(run: Run, proofs: list[ProofRecord]) -> list[ProofRecord]:
+    """The proofs with the scores that coldstart.expert gives them; None where it gives none."""
+    c, who = run.config.autolabel, run.config.scorer
+    if who == "nobody":
+        return proofs
+    if who != "endpoint":
+        return make_expert(who, run.folder("coldstart"), run.domain.truth).score_proofs(proofs)
+    author = endpoint_author(run, c.temperature, derive_seed(run.config.seed, "coldstart", "endpoint"))
+    mine = run.ranks.mine(proofs)
+    pairs = [(r.problem, r.proof) for r in mine]
+    critiques = assess_proofs(author, author, Language(), c, pairs, bar=run.ranks.main)
+    records = [x.record(c) for x in label_all(mine, critiques, c)]
+    model = run.config.endpoint.model
+    return run.ranks.gather([dataclasses.replace(r, label=f"{r.label}, {model}") for r in records])
 
 
 def scores_by_kind(dv: list[ProofRecord]) -> dict:
@@ -163,12 +200,12 @@ def scores_by_kind(dv: list[ProofRecord]) -> dict:
     return {"title": "𝒟v: proofs per type and score", "columns": ["type", "0", "0.5", "1"], "rows": rows}
 
 
-def refined(trajectories: list[TrajectoryRecord], truth: Truth | None) -> list[dict]:
+def refined(trajectories: list[TrajectoryRecord], score: Callable[[str, str], float | None]) -> list[dict]:
     """How many trajectories improved in refinement; no table where nobody knows."""
     counts = Counter()
-    for t in trajectories if truth else []:
-        scores = [truth.score(t.problem, text) for name, text in t.turns if name == "prove"]
-        if len(scores) > 1:
+    for t in trajectories:
+        scores = [score(t.problem, text) for name, text in t.turns if name == "prove"]
+        if len(scores) > 1 and None not in (scores[0], scores[-1]):
             change = scores[-1] - scores[0]
             counts["improved" if change > 0 else "worse" if change < 0 else "same"] += 1
     if not counts:
@@ -265,6 +302,9 @@ def train_meta(
     and `earlier` ones. Where several critiques of a proof are alike, one is graded."""
     c, folder = run.config, run.folder(phase, lap)
     language, truth = run.domain.language(tokenizer), run.domain.truth
+    unmarked = {(r.problem, r.proof) for r in proofs["train"]}
+    proofs = {name: gradable(c.expert, records) for name, records in proofs.items()}
+    unmarked -= {(r.problem, r.proof) for r in proofs["train"]}
     task, bench = VerifierTask(language, truth=truth), run.bench(language)
 
     def criticise(proofs: list[ProofRecord], name: str) -> list[CritiqueRecord]:
@@ -315,6 +355,9 @@ def train_meta(
     counts = Counter(r.quality for r in dmv)
     table = {"title": "𝒟mv: critiques per quality", "columns": ["quality", "critiques"]}
     result.tables.append(table | {"rows": [[q, counts[q]] for q in LEVELS]})
+    if unmarked:
+        told = f"{len(unmarked)} faulty proofs have no marked wrong step: their critiques are not in 𝒟mv"
+        result.notes.append(told)
     return result
 
 
@@ -361,10 +404,12 @@ def verifier2(run: Run, lap: int) -> Result:
     gate = judge(run, meta_judge, *source_mv, config) if config.meta_gate else None
     source = ("coldstart", 1) if lap == 1 else ("autolabel", lap - 1)
     dv = run.records(*source, "dv.jsonl", ProofRecord)
-    if lap > 1:  # what consensus left open, where a person has scored it before this phase began
-        unclear = run.records(*source, "unclear.jsonl", ProofRecord)
-        scored = run.folder("verifier2", lap) / "scored_by_people.jsonl"
-        dv = dv + run.once(scored, ProofRecord, lambda: [r for r in unclear if r.score is not None])
+    if lap > 1:  # what was left open, where a person has scored it before this phase began
+        left = run.records(*source, "unclear.jsonl", ProofRecord)
+        if (run.folder("coldstart") / UNSCORED).is_file():
+            left += run.records("coldstart", 1, UNSCORED, ProofRecord)
+        late = run.folder("verifier2", lap) / "scored_by_people.jsonl"
+        dv = dv + run.once(late, ProofRecord, lambda: [r for r in left if r.score is not None])
     dv = balanced(dv, "score")
     dmv = balanced(run.records(*source_mv, "dmv.jsonl", CritiqueRecord), "quality", most=4)
     derive_rng(run.config.seed, "mixture", lap).shuffle(dmv)

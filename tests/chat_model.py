@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from nanov2.domains import language as natural
 from nanov2.domains.natural import domain as pretrained
+from nanov2.domains.natural.marks import ASKED
 from nanov2.hub import hf
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.records import write_jsonl
@@ -56,8 +57,21 @@ def texts() -> list[str]:
     return [*out, "user\n", "assistant\n"]
 
 
-def make_folder(folder: Path, **shape) -> Path:
-    words = sorted({piece for text in texts() for piece in re.findall(PIECES, text)} | {"\n", "\n\n", " "})
+def marked_proofs(n: int = 24) -> list[dict]:
+    """Graded proofs with the first wrong step of the faulty ones."""
+    return [row | {"wrong": "" if row["score"] else "It holds ."} for row in graded_proofs(n)]
+
+
+def marked_texts() -> list[str]:
+    """What critiques that say where an issue is have beside other critiques."""
+    quotes = ("It holds .", "It holds by parity .")
+    return [ASKED, *(pretrained.critique_in_form(s, q) for s in (0.0, 0.5) for q in quotes)]
+
+
+def make_folder(folder: Path, more: list[str] | None = None, **shape) -> Path:
+    """`more`: texts whose words the model knows too."""
+    known = texts() + (more or [])
+    words = sorted({piece for text in known for piece in re.findall(PIECES, text)} | {"\n", "\n\n", " "})
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["?", *words])}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
     backend.decoder = decoders.Fuse()

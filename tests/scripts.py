@@ -48,6 +48,22 @@ def flywheel(folder, *args, **options):
     return run("train.py", "--config=configs/smoke.toml", f"--dir={folder}", *TINY, *args, **options)
 
 
+def do_phases(folder, settings, *phases):
+    """Phases of lap 1 in this process, one after the other."""
+    from nanov2.distributed.ranks import Ranks
+    from nanov2.run.config import load_config
+    from nanov2.run.folder import Run
+
+    run = Run(Path(folder), load_config(None, settings), Ranks())
+    do_phase = runpy.run_path(str(ROOT / "train.py"), run_name="script")["do_phase"]
+    run.claim()
+    try:
+        for phase in phases:
+            do_phase(run, phase, 1)
+    finally:
+        run._held.release()
+
+
 def inside(script, *args):
     """Run a script's main in this process, which saves the import of torch; what it raises is raised here."""
     old, sys.argv = sys.argv, [script, *map(str, args)]

@@ -31,6 +31,12 @@ class ColdstartConfig:
     hard: Rate = setting(0.0, "share of them that are of the harder ones, as later phases train on")
     rounds: Few = setting(3, "proofs per trajectory: a draft and its revisions")
     subset: Count = setting(3000, "proofs drawn, spread over problem types and scores")
+    expert: str = setting(
+        "",
+        'who scores them: "" (expert; with "grades" or "marks", which cannot, none are written), "exact", '
+        '"person", "page", "endpoint" (consensus of its critiques, by [autolabel]), "nobody" (kept, for '
+        "people to score later), or the path of a labelled JSONL file",
+    )
 
 
 @dataclass(frozen=True)

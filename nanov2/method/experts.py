@@ -15,13 +15,15 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from nanov2.domains.domain import Truth
 from nanov2.domains.language import read_score
 from nanov2.domains.natural.marks import grade_by_marks
 from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
+
+Judged = TypeVar("Judged", ProofRecord, CritiqueRecord)
 
 GRADED = ("grades", "marks")  # experts that know proofs that people graded, and cannot score a new one
 
@@ -67,31 +69,44 @@ class FileExpert:
         self, proofs: Path | None = None, critiques: Path | None = None, rest: PersonExpert | None = None
     ):
         self.path, self.rest = proofs or critiques, rest
-        rows = read_jsonl(proofs, ProofRecord) if proofs else []
-        self.proofs = {(r.problem, r.proof): r.score for r in rows}
-        critiqued = read_jsonl(critiques, CritiqueRecord) if critiques else []
-        self.critiques = {(r.problem, r.proof, r.critique): r.quality for r in critiqued}
+        self.proofs = {_key(r): r for r in (read_jsonl(proofs, ProofRecord) if proofs else [])}
+        self.critiques = {_key(r): r for r in (read_jsonl(critiques, CritiqueRecord) if critiques else [])}
 
     def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
-        scores = [self.proofs.get((r.problem, r.proof)) for r in records]
-        return self._fill(records, scores, "score", self.rest.score_proofs if self.rest else None)
+        return self._fill(records, self.proofs, "score", self.rest.score_proofs if self.rest else None)
 
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
-        scores = [self.critiques.get((r.problem, r.proof, r.critique)) for r in records]
-        return self._fill(records, scores, "quality", self.rest.score_critiques if self.rest else None)
+        ask = self.rest.score_critiques if self.rest else None
+        return self._fill(records, self.critiques, "quality", ask)
 
-    def _fill(self, records: list, scores: list, name: str, ask: Callable[[list], list] | None) -> list:
-        missing = [r for r, s in zip(records, scores, strict=True) if s is None]
+    def _fill(self, records: list, known: dict, name: str, ask: Callable[[list], list] | None) -> list:
+        found = [_judged(r, known, name, "file") for r in records]
+        missing = [r for r, f in zip(records, found, strict=True) if f is None]
         if missing and not ask:
             raise InputError(
                 f"{self.path}: no {name} for {len(missing)} of {len(records)} items, "
                 f"the first of problem {missing[0].problem[:60]!r}"
             )
         asked = iter(ask(missing) if missing else [])
-        return [
-            next(asked) if s is None else dataclasses.replace(r, **{name: s}, label="file")
-            for r, s in zip(records, scores, strict=True)
-        ]
+        return [f or next(asked) for f in found]
+
+
+def _key(record: ProofRecord | CritiqueRecord) -> tuple[str, ...]:
+    return record.problem, record.proof, getattr(record, "critique", "")
+
+
+def _judged(record: Judged, known: dict, name: str, label: str) -> Judged | None:
+    """The record with the grade `name` and the first wrong step that somebody gave it; None: nobody did."""
+    by = known.get(_key(record))
+    if by is None or getattr(by, name) is None:
+        return None
+    if by.wrong not in record.proof:
+        raise InputError(
+            f"the first wrong step {by.wrong!r:.60} is no part of the proof of {record.problem[:60]!r}: give "
+            'it word for word, or leave "wrong" empty'
+        )
+    given = {name: getattr(by, name), "wrong": by.wrong or record.wrong}
+    return dataclasses.replace(record, **given, label=label)
 
 
 class GradesExpert:
@@ -118,11 +133,17 @@ class GradesExpert:
 
 
 class MarksExpert(GradesExpert):
-    """For graded proofs whose first wrong step is marked: ms from where a critique claims defects."""
+    """For graded proofs whose first wrong step is marked: ms from where a critique claims defects.
+
+    Of a faulty proof without a mark the score is known and ms is not (`gradable`). Where none has one, or a
+    right proof has, that is an InputError.
+    """
 
     def score_proofs(self, records: list[ProofRecord]) -> list[ProofRecord]:
-        _check_marks(super().score_proofs(records))
-        return records
+        graded = super().score_proofs(records)
+        unmarked = not any(r.wrong for r in graded if r.score < 1)
+        _check_marks([r for r in graded if unmarked or r.score == 1])
+        return graded
 
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
         _check_marks(records)
@@ -134,12 +155,23 @@ class MarksExpert(GradesExpert):
         ]
 
 
+def is_marked(record: ProofRecord | CritiqueRecord) -> bool:
+    """Whether marks tell a real defect from an invented one: a faulty proof has its first wrong step."""
+    return record.score is not None and (record.score < 1) == bool(record.wrong)
+
+
+def gradable(expert: str, records: list[ProofRecord]) -> list[ProofRecord]:
+    """The proofs whose critiques the expert can grade: "marks" needs to know where they are wrong."""
+    return [r for r in records if expert != "marks" or is_marked(r)]
+
+
 def _check_marks(records: list) -> None:
     """Refuse grades and marks that contradict each other."""
     for r in records:
-        if r.score is not None and (r.score < 1) != bool(r.wrong):
+        if not is_marked(r):
             raise InputError(
-                f'expert "marks": a proof of {r.problem[:60]!r} has score {r.score:g} and '
+                f'expert "marks": a proof of {r.problem[:60]!r} has '
+                f"{'no score' if r.score is None else f'score {r.score:g}'} and "
                 f"{'a' if r.wrong else 'no'} first wrong step; data.wrong names the column"
             )
 
@@ -160,18 +192,17 @@ class PersonExpert:
         return self._ask(records, self.folder / "critiques_to_score.jsonl", CritiqueRecord, "quality")
 
     def _ask(self, records: list, path: Path, kind: type, name: str) -> list:
-        def key(r):
-            return (r.problem, r.proof, getattr(r, "critique", ""))
-
         told = False
         while True:
-            known = {key(r): getattr(r, name) for r in read_jsonl(path, kind)} if path.is_file() else {}
-            filled = [dataclasses.replace(r, **{name: known.get(key(r))}, label="person") for r in records]
-            open_items = sum(getattr(r, name) is None for r in filled)
+            known = {_key(r): r for r in read_jsonl(path, kind)} if path.is_file() else {}
+            filled = [_judged(r, known, name, "person") for r in records]
+            open_items = filled.count(None)
             if not open_items:
                 return filled
-            if any(key(r) not in known for r in records):  # never overwrite what a person has written
-                write_jsonl(path, filled)
+            if any(_key(r) not in known for r in records):  # never overwrite what a person has written
+                waits = {name: None, "label": "person"}
+                rows = zip(records, filled, strict=True)
+                write_jsonl(path, [f or dataclasses.replace(r, **waits) for r, f in rows])
             if self.wait:
                 if not told:
                     print(f"{open_items} items wait in {path}: python -m nanov2 judge {self.folder.parent}")

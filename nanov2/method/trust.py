@@ -21,13 +21,13 @@ from nanov2.domains.natural.marks import grade_by_marks
 from nanov2.errors import InputError
 from nanov2.hub.author import Messages
 from nanov2.method.consensus import Assessed, majority, worst
-from nanov2.method.experts import MarksExpert
+from nanov2.method.experts import MarksExpert, is_marked
 from nanov2.method.figures import Figure, Metrics, any_of, balanced, interval
 from nanov2.method.judges import Judge
 from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, group, in_turn
 
 POOL = 16  # demonstrations drawn for each case that is kept: rare faults and qualities are among them
-FAULTLESS = "no fault"
+FAULTLESS, ERRORLESS = "no fault", "no error"
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,16 @@ def graded(domain: Domain, case: Case, view: View, text: str | None, score: floa
 
 def ask_meta(judge: Judge, language: Language, domain: Domain, cases: list[Case]) -> list[dict]:
     """A row for each meta-critique, with the true quality of the critique beside it."""
-    questions = []
-    for c in cases:
-        view = domain.view(CritiqueRecord(c.problem, c.proof, c.critique))
-        questions.append(guided(language.meta(c.problem, c.proof, c.critique), view))
+    views = [domain.view(CritiqueRecord(c.problem, c.proof, c.critique)) for c in cases]
+    questions = [
+        guided(language.meta(c.problem, c.proof, c.critique), v) for c, v in zip(cases, views, strict=True)
+    ]
     rows = []
-    for case, found in zip(cases, judge.ask(questions), strict=True):
+    for case, view, found in zip(cases, views, judge.ask(questions), strict=True):
         for text, claim in zip(found.answers, found.scores, strict=True):
             row = {"task": "meta", "problem": case.problem, "proof": case.proof, "critique": case.critique}
-            rows.append(row | {"truth": case.quality, "kind": case.kind, "meta": text, "score": claim})
+            row |= {"truth": case.quality, "kind": case.kind, "errors": view.errors}
+            rows.append(row | {"meta": text, "score": claim})
     return rows
 
 
@@ -126,21 +127,28 @@ def ask_meta(judge: Judge, language: Language, domain: Domain, cases: list[Case]
 
 
 def trust(rows: list[dict]) -> dict:
-    """All figures of a judge: each task's, and the verifier's by kind of fault and of problem."""
+    """All figures of a judge: each task's, the verifier's by kind of fault and of problem, and those of the
+    meta-verifier by kind of error and of problem."""
     verify, meta = ([r for r in rows if r["task"] == task] for task in ("verify", "meta"))
-    by_fault, by_kind = defaultdict(list), defaultdict(list)
-    for r in verify:
-        for name in r["faults"] or (FAULTLESS,):
-            by_fault[name].append(r)
-        for name in r["kind"]:
-            by_kind[name].append(r)
     return {
         "verifier": verifier_figures(verify),
         "meta": meta_figures(meta),
         "looks": looks(verify),
-        "by fault": {name: verifier_figures(at) for name, at in sorted(by_fault.items())},
-        "by kind": {name: verifier_figures(at) for name, at in sorted(by_kind.items())},
+        "by fault": {name: verifier_figures(at) for name, at in by_names(verify, "faults", FAULTLESS)},
+        "by kind": {name: verifier_figures(at) for name, at in by_names(verify, "kind")},
+        "meta by error": {name: meta_figures(at) for name, at in by_names(meta, "errors", ERRORLESS)},
+        "meta by kind": {name: meta_figures(at) for name, at in by_names(meta, "kind")},
     }
+
+
+def by_names(rows: list[dict], field: str, otherwise: str = "") -> list[tuple[str, list[dict]]]:
+    """(name, rows) for each name that the rows have in a field, in order; a row with several is with each.
+    `otherwise`: the name of those with none."""
+    found = defaultdict(list)
+    for r in rows:
+        for name in r[field] or filter(None, (otherwise,)):
+            found[name].append(r)
+    return sorted(found.items())
 
 
 def verifier_figures(rows: list[dict]) -> Metrics:
@@ -185,6 +193,7 @@ def meta_figures(rows: list[dict]) -> Metrics:
         "accuracy": interval(right, clusters),
         "balanced": balanced(right, truth, clusters),
         "constant": interval([float(t == commonest) for t in truth], clusters),
+        "confirms": interval([float(r["score"] == 1) for r in read], clusters),
         "confirms_right": agrees(True),
         "confirms_wrong": agrees(False),
     }
@@ -233,7 +242,8 @@ META_TITLES = {
     "confirms_right": "of good critiques confirmed",
     "confirms_wrong": "of critiques with a false claim or score confirmed",
 }
-COLUMNS = ("accuracy", "accepts", "invented", "missed")
+COLUMNS = {"accuracy": "score right", "accepts": "full marks", "invented": "invented", "missed": "missed"}
+META_COLUMNS = {"accuracy": "quality right", "confirms": "confirmed"}
 
 
 def table(found: dict) -> str:
@@ -243,12 +253,17 @@ def table(found: dict) -> str:
         said = f"the {name} of a proof's critiques"
         lines += _block(said, figures, {k: TITLES[k] for k in ("accuracy", "accepts_wrong", "refuses_right")})
     lines += _block("meta-verifier", found["meta"], META_TITLES)
-    for title in ("by fault", "by kind"):
+    for title, columns in (
+        ("by fault", COLUMNS),
+        ("by kind", COLUMNS),
+        ("meta by error", META_COLUMNS),
+        ("meta by kind", META_COLUMNS),
+    ):
         if found[title]:
-            heads = ("score right", "full marks", "invented", "missed")
-            lines += ["", f"{title:38} critiques " + "".join(f"{h:>13}" for h in heads)]
+            answers = "looks" if columns is META_COLUMNS else "critiques"
+            lines += ["", f"{title:38} {answers:>9} " + "".join(f"{h:>14}" for h in columns.values())]
             for name, figures in found[title].items():
-                shown = "".join(f"{_number(figures[c]):>13}" for c in COLUMNS)
+                shown = "".join(f"{_number(figures[c]):>14}" for c in columns)
                 lines.append(f"{name:38} {figures['accuracy']['n']:9} {shown}")
     return "\n".join(lines[1:])
 
@@ -270,12 +285,13 @@ def _number(figure: Figure) -> str:
 
 
 def marked_critiques(items: list[ProofRecord], found: list[list[Assessed]]) -> list[CritiqueRecord]:
-    """The critiques that have a score, with the quality that the marks of first wrong steps give them."""
+    """The critiques that have a score, with the quality that the marks of first wrong steps give them; none
+    of faulty proofs without a mark."""
     records = [
         CritiqueRecord(r.problem, r.proof, x.critique, None, r.score, r.source, wrong=r.wrong)
         for r, critiques in zip(items, found, strict=True)
         for x in critiques
-        if x.score is not None
+        if x.score is not None and is_marked(r)
     ]
     return MarksExpert().score_critiques(records)
 

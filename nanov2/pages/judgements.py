@@ -8,7 +8,8 @@ is replayed from the journal:
                                                 └─> disputed ──settled by anybody──> settled
 
 Agreed and settled items are final. `proofs_to_score.jsonl` and `critiques_to_score.jsonl` are filled in once
-every item is final, and the phase goes on; in `unclear.jsonl` each final score counts at once.
+every item is final, and the phase goes on; in `unclear.jsonl` and `unscored_proofs.jsonl` each final score
+counts at once.
 
 Leases keep experts apart: an item that is shown to one expert is not offered to another while the lease
 lasts. They live in memory alone: a score counts as long as the item is open, with or without one.
@@ -39,8 +40,9 @@ WAITING: dict[
     "proofs_to_score.jsonl": (ProofRecord, "score"),
     "critiques_to_score.jsonl": (CritiqueRecord, "quality"),
     "unclear.jsonl": (ProofRecord, "score"),
+    "unscored_proofs.jsonl": (ProofRecord, "score"),
 }
-AT_ONCE = ("unclear.jsonl",)  # each score counts by itself; nothing waits for the last
+AT_ONCE = ("unclear.jsonl", "unscored_proofs.jsonl")  # each score counts; nothing waits for the last
 ACTIONS = ("score", "skip", "undo", "settle")
 LEASE = 60.0  # seconds that a shown item is kept for one expert; the page renews it while she is at work
 MAX_NOTE = 5000  # characters

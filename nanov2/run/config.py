@@ -46,6 +46,7 @@ from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.settings import Few, Within, check_section, setting
 
 EXPERTS = ("exact", "grades", "marks", "person", "page")  # or the path of a labelled JSONL file
+SCORERS = ("", "exact", "person", "page", "endpoint", "nobody")  # of the weak prover's proofs; or a path
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,22 @@ class Config:
             raise ValueError("model.vocab_size is not a setting: it follows from the tokenizer")
         if ":" not in self.domain:
             settings.choose(self.domain, tuple(DOMAINS), "domain", "or module:Class of your own")
-        path = Path(self.expert)
-        if self.expert not in EXPERTS and not path.suffix and len(path.parts) < 2:
-            settings.choose(self.expert, EXPERTS, "expert", "or the path of a labelled JSONL file")
+        for name, given, known in (
+            ("expert", self.expert, EXPERTS),
+            ("coldstart.expert", self.coldstart.expert, SCORERS),
+        ):
+            path = Path(given)
+            if given not in known and not path.suffix and len(path.parts) < 2:
+                settings.choose(given, known, name, "or the path of a labelled JSONL file")
         if self.meta.misses and self.expert != "exact":
             raise ValueError(
                 f'meta.misses tells the expert "exact" how to grade, and the expert is {self.expert!r}'
             )
+
+    @property
+    def scorer(self) -> str:
+        """Who scores the weak prover's proofs."""
+        return self.coldstart.expert or self.expert
 
     @overload
     def phase(self, name: Literal["verifier2"], lap: int = 1) -> LapVerifier2Config: ...

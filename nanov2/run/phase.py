@@ -257,15 +257,20 @@ def proof_judge(run: Run, lap: int, config: ProverConfig) -> Judge:
 
 
 def endpoint_judge(run: Run, kind, config: JudgedConfig, seed: int) -> Judge:
-    """A verifier or meta-verifier behind the endpoint, read leniently: it was never trained on the form. Each
-    rank asks about its own rows, and keeps the answers in a file of its own in the run folder."""
-    options, rank = run.config.endpoint, f".{run.ranks.rank}" if run.ranks.size > 1 else ""
-    cache = (options.cache or str(run.dir / "answers.jsonl")) + rank
-    asked = dataclasses.replace(options, temperature=config.judge_temperature, seed=seed % 2**31, cache=cache)
-    language = Language()
+    """A verifier or meta-verifier behind the endpoint, read leniently: it was never trained on the form."""
+    language, author = Language(), endpoint_author(run, config.judge_temperature, seed)
     read = language.claimed_quality if kind is meta_judge else language.claimed_score
     how = looks(run, kind, "", 1, config)
-    return Judge(Endpoint(asked), language, read, config.judge_samples, **how)
+    return Judge(author, language, read, config.judge_samples, **how)
+
+
+def endpoint_author(run: Run, temperature: float, seed: int) -> Endpoint:
+    """The model of [endpoint]. Each rank asks about its own rows, and keeps the answers in a file of its own
+    in the run folder."""
+    options, rank = run.config.endpoint, f".{run.ranks.rank}" if run.ranks.size > 1 else ""
+    cache = (options.cache or str(run.dir / "answers.jsonl")) + rank
+    asked = dataclasses.replace(options, temperature=temperature, seed=seed % 2**31, cache=cache)
+    return Endpoint(asked)
 
 
 def run_grpo(

@@ -24,7 +24,7 @@ from nanov2.run.phases import PHASES
 FREE = {"keep", "save_every", "checkpointing"}
 NOT_OF_PHASES = {"laps", "search", "endpoint", "rollout", "parallel"}
 # What a person goes on writing after the phase's end.
-BY_HAND = ("unclear.jsonl", "proofs_to_score.jsonl", "critiques_to_score.jsonl")
+BY_HAND = ("unclear.jsonl", "unscored_proofs.jsonl", "proofs_to_score.jsonl", "critiques_to_score.jsonl")
 
 
 def settings_of(phase: str, lap: int, config: Config) -> dict:
@@ -37,6 +37,8 @@ def settings_of(phase: str, lap: int, config: Config) -> dict:
     shared["precision"] = config.parallel.precision
     if not config.lora.rank:
         del shared["lora"]
+    if phase == "coldstart" and config.scorer == "endpoint":  # whose critiques become scores by its rule
+        shared["autolabel"] = everything["autolabel"]
     own = config.section(phase, lap)
     limits = {name: {"max_tokens": everything[name]["max_tokens"]} for name in PHASES[phase].limits}
     return shared | limits | {own: everything[own]}

@@ -13,7 +13,7 @@ from nanov2.domains.domain import Domain, FindingTruth, Solved
 from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, ProverConfig
 from nanov2.method.experts import GRADED, MarksExpert
-from nanov2.run.config import EXPERTS, Config, trained_sections
+from nanov2.run.config import EXPERTS, SCORERS, Config, trained_sections
 from nanov2.run.costs import Costs, Hardware, shape_of
 
 
@@ -39,19 +39,24 @@ def check_lora(config: Config) -> None:
 
 
 def _check_expert(config: Config, domain: Domain) -> None:
-    folder = config.pretrained.folder
-    if config.expert not in EXPERTS and not Path(config.expert).is_file():
-        raise InputError(f"expert {config.expert!r}: no such file, and none of {', '.join(EXPERTS)}")
-    if config.expert == "exact" and domain.truth is None:
-        raise InputError(
-            'expert = "exact": nobody knows the truth here; set --expert=page, person, or a file'
-        )
+    folder, weak = config.pretrained.folder, config.coldstart.expert
+    for name, given, known in (("expert", config.expert, EXPERTS), ("coldstart.expert", weak, SCORERS)):
+        if given not in known and not Path(given).is_file():
+            raise InputError(f"{name} {given!r}: no such file, and none of {', '.join(filter(None, known))}")
+        if given == "exact" and domain.truth is None:
+            raise InputError(
+                f'{name} = "exact": nobody knows the truth here; set --{name}=page, person, or a file'
+            )
+    if weak == "endpoint":
+        _check_endpoint(config, "coldstart.expert")
     if config.expert in GRADED and not any(domain.graded_proofs().values()):
         raise InputError(
             f'expert = "{config.expert}" uses the grades of people, and domain {config.domain!r} has none: '
             "set --expert=exact, person, page, or a file"
         )
-    if config.expert not in GRADED and not domain.graded_proofs().get("train"):
+    if config.scorer not in GRADED and not domain.graded_proofs().get("train"):
+        if weak == "nobody":
+            raise InputError('coldstart.expert = "nobody": there would be no score to train a verifier on')
         if empty := [name for name in ("problems", "subset") if not getattr(config.coldstart, name)]:
             raise InputError(f"coldstart.{empty[0]} = 0: there would be no proof to train a verifier on")
     if config.expert == "marks":
@@ -68,10 +73,15 @@ def _check_judges(config: Config, domain: Domain) -> None:
             raise InputError(f'{name}.keep_best = "truth": nobody knows the truth here; set "none"')
         if not isinstance(section, JudgedConfig) or section.judge != "endpoint":
             continue
-        if not config.pretrained.folder:
-            raise InputError(f'{name}.judge = "endpoint" is for pretrained models: set pretrained.folder')
-        if not config.endpoint.url.startswith(("http://", "https://")) or not config.endpoint.model:
-            raise InputError(f'{name}.judge = "endpoint" needs endpoint.url (http://…/v1) and endpoint.model')
+        _check_endpoint(config, f"{name}.judge")
+
+
+def _check_endpoint(config: Config, name: str) -> None:
+    """Whether the setting `name` = "endpoint" can be meant."""
+    if not config.pretrained.folder:
+        raise InputError(f'{name} = "endpoint" is for pretrained models: set pretrained.folder')
+    if not config.endpoint.url.startswith(("http://", "https://")) or not config.endpoint.model:
+        raise InputError(f'{name} = "endpoint" needs endpoint.url (http://…/v1) and endpoint.model')
 
 
 def _check_engine(config: Config) -> None:

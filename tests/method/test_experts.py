@@ -9,6 +9,18 @@ from nanov2.method.experts import make_expert
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 
 
+def test_a_person_may_mark_the_first_wrong_step_too(tmp_path):
+    path = tmp_path / "proofs_to_score.jsonl"
+    write_jsonl(path, [ProofRecord("P", "Let x = 1. So 2 = 1.", 0.0, wrong="So 2 = 1.")])
+    for expert in (make_expert("person", tmp_path), make_expert(str(path), tmp_path)):
+        (scored,) = expert.score_proofs([ProofRecord("P", "Let x = 1. So 2 = 1.")])
+        assert (scored.score, scored.wrong) == (0.0, "So 2 = 1.")
+    write_jsonl(path, [ProofRecord("P", "Let x = 1.", 0.0, wrong="So 3 = 1.")])
+    with pytest.raises(InputError, match="'So 3 = 1.' is no part of the proof of 'P': give it word for word"):
+        expert = make_expert("person", tmp_path)
+        expert.score_proofs([ProofRecord("P", "Let x = 1.")])
+
+
 def test_a_file_grades_what_it_holds_and_a_person_is_asked_for_the_rest(tmp_path):
     write_jsonl(tmp_path / "graded.jsonl", [ProofRecord("P", "a", 1.0), ProofRecord("P", "b", 0.5)])
     expert = make_expert(str(tmp_path / "graded.jsonl"), tmp_path / "phase")

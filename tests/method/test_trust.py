@@ -16,7 +16,7 @@ from nanov2.errors import InputError
 from nanov2.hub.author import Answer
 from nanov2.method import trust
 from nanov2.method.judges import Judge
-from nanov2.records import write_jsonl
+from nanov2.records import CritiqueRecord, write_jsonl
 from nanov2.run.config import load_config
 
 
@@ -96,6 +96,30 @@ def test_a_judge_that_passes_everything_is_found_out_by_kind_of_fault(domain, ca
     assert found["verifier"]["accepted_are_wrong"]["value"] == pytest.approx(2 / 3, abs=0.01)
     assert all(f["accepts"]["value"] == 1 for f in found["by fault"].values())
     assert found["meta"]["confirms_wrong"]["value"] == 1 and found["looks"] == {}
+    assert all(f["confirms"]["value"] == 1 for f in found["meta by error"].values())
+
+
+def test_a_meta_verifier_is_found_out_by_kind_of_error_and_of_problem(domain, cases):
+    """One that confirms every critique but those that blame the ends of the chain."""
+    blames = "blames the ends of the chain"
+
+    def answer(question, number):
+        if question["task"] == "verify":
+            return None
+        record = CritiqueRecord(question["problem"], question["proof"], question["critique"])
+        return f"{world.MV_START}\n{world.MV_END} \\boxed{{{int(blames not in domain.view(record).errors)}}}"
+
+    found = measured(domain, cases, answer)
+    by_error = found["meta by error"]
+    clean = by_error[trust.ERRORLESS]
+    assert clean["confirms"]["value"] == clean["accuracy"]["value"] == 1
+    assert by_error[blames]["confirms"]["value"] == 0 < by_error[blames]["confirms"]["n"]
+    assert all(f["accuracy"]["n"] > 0 for f in by_error.values())
+    assert found["meta by kind"].keys() <= {name for c in cases[1] for name in c.kind}
+    assert found["meta by kind"]["real numbers"]["accuracy"]["n"] < found["meta"]["accuracy"]["n"]
+    lines = trust.table(found).splitlines()
+    assert {name for name in by_error if any(line.startswith(name) for line in lines)} == by_error.keys()
+    json.dumps(found)
 
 
 def test_a_critique_in_other_words_has_a_score_and_no_guess_about_its_issues(domain, cases):

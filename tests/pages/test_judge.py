@@ -368,9 +368,10 @@ def test_notes_are_cleaned_and_half_characters_stop_no_delivery(tmp_path):
     assert [r.score for r in read_jsonl(path, ProofRecord)] == [1, 0]
 
 
-def test_each_judgement_of_unclear_proofs_counts_at_once(tmp_path):
+@pytest.mark.parametrize("name", ["autolabel/unclear.jsonl", "coldstart/unscored_proofs.jsonl"])
+def test_each_judgement_of_unclear_proofs_counts_at_once(tmp_path, name):
     run, _ = waiting(tmp_path, 1)
-    path = run / "autolabel" / "unclear.jsonl"
+    path = run / name
     write_jsonl(path, [ProofRecord(f"problem {i}", "proof", label="unclear") for i in range(4)])
     web = client(run)
     ids = Queue(path).ids

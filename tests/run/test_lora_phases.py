@@ -1,15 +1,13 @@
 """LoRA through whole phases of a chat model: trained, stopped and gone on with, merged, begun from again."""
 
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from chat_model import make_folder
 from conftest import varied
+from scripts import do_phases
 
-from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import Stopped
 from nanov2.hub import hf
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
@@ -17,10 +15,7 @@ from nanov2.model.lora import halved
 from nanov2.records import read_json
 from nanov2.rl.logs import read_rows
 from nanov2.rl.state import Phase
-from nanov2.run.config import load_config
-from nanov2.run.folder import Run
 
-ROOT = Path(__file__).parents[2]
 RANK = 4
 SETTINGS = [
     *("--domain=natural", "--expert=grades", "--data.held_out=0.2", f"--lora.rank={RANK}"),
@@ -35,15 +30,8 @@ SETTINGS = [
 
 def do(folder, chat, *phases):
     flags = [f"--pretrained.folder={chat}", f"--data.path={chat}/proofs.jsonl"]
-    run = Run(folder, load_config(None, [*SETTINGS, *flags]), Ranks())
-    do_phase = runpy.run_path(str(ROOT / "train.py"), run_name="script")["do_phase"]
-    run.claim()
-    try:
-        for phase in phases:
-            with varied(VerifierTask), varied(GeneratorTask), varied(SelfVerifyTask):
-                do_phase(run, phase, 1)
-    finally:
-        run._held.release()
+    with varied(VerifierTask), varied(GeneratorTask), varied(SelfVerifyTask):
+        do_phases(folder, [*SETTINGS, *flags], *phases)
 
 
 @pytest.fixture(scope="module")

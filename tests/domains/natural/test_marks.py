@@ -6,6 +6,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import inside
 
 from nanov2.domains.data import DataConfig, load
 from nanov2.domains.language import V_END, V_START
@@ -13,9 +14,9 @@ from nanov2.domains.natural.domain import critique_in_form, sentences
 from nanov2.domains.natural.marks import MarkedLanguage, claimed_places, grade_by_marks
 from nanov2.errors import InputError
 from nanov2.method.consensus import Assessed
-from nanov2.method.experts import MarksExpert, make_expert
+from nanov2.method.experts import MarksExpert, gradable, make_expert
 from nanov2.method.trust import by_marks, marked_critiques
-from nanov2.records import CritiqueRecord, ProofRecord, write_jsonl
+from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 from tools import champ
 
 PROOF = (
@@ -102,6 +103,19 @@ def test_the_expert_refuses_grades_that_contradict_the_marks():
     assert expert.score_critiques([graded])[0].quality == 0.5
 
 
+def test_a_faulty_proof_without_a_mark_has_a_score_and_its_critiques_no_quality():
+    unmarked, marked = ProofRecord("P", PROOF, 0.0), ProofRecord("Q", PROOF, 0.0, wrong=WRONG)
+    right, new = ProofRecord("R", PROOF, 1.0), ProofRecord("S", PROOF)
+    expert, known = make_expert("marks", None), [unmarked, marked, right]
+    assert expert.score_proofs(known) == known
+    assert gradable("marks", [*known, new]) == [marked, right]
+    assert gradable("grades", known) == known
+    with pytest.raises(InputError, match="score 0 and no first wrong step"):
+        expert.score_critiques([CritiqueRecord("P", PROOF, critique(AT), None, 0.0)])
+    found = [[Assessed(critique(AT), 0.0, True)]] * 4
+    assert [r.problem for r in marked_critiques([*known, new], found)] == ["Q", "R"]
+
+
 def test_a_judge_is_reported_by_marks():
     items = [ProofRecord("P", PROOF, 0.0, wrong=WRONG), ProofRecord("Q", PROOF, 1.0)]
     found = [[Assessed(critique(t), 0.0, True)] for t in (AT, BEFORE)]
@@ -110,14 +124,41 @@ def test_a_judge_is_reported_by_marks():
     assert "with an invented defect" in by_marks(records) and by_marks([])
 
 
-def champ_file(folder, **changes):
+def champ_file(folder, problems=1, **changes):
     """A file in CHAMP's form, made up."""
     note = {"text": PROOF, "start_idx": PROOF.index(WRONG), "end_idx": PROOF.index(WRONG) + len(WRONG)}
     clean = {"text": "It is 4k^2.", "start_idx": None, "end_idx": None}
-    problem = {"_raw_text": "Let @@n@@ be even.", "category": "Number Theory"}
-    problem["fws_annotations"] = {"A|x": note | changes, "B|x": clean}
-    (folder / "v0.json").write_text(json.dumps({"problems": {"P_1": problem}}))
+    notes = {"fws_annotations": {"A|x": note | changes, "B|x": clean}, "category": "Number Theory"}
+    found = {"P_1": {"_raw_text": "Let @@n@@ be even.", **notes}}
+    found |= {f"P_{i}": {"_raw_text": f"Let @@n@@ be {2 * i}.", **notes} for i in range(2, problems + 1)}
+    (folder / "v0.json").write_text(json.dumps({"problems": found}))
     return folder / "v0.json"
+
+
+def test_any_endpoint_is_measured_on_champ_and_labels_it(tmp_path, scripted_server, capsys):
+    """The commands of configs/champ.toml, one after the other."""
+    proofs, judged, labels = (tmp_path / f"{name}.jsonl" for name in ("champ", "judged", "labels"))
+    write_jsonl(proofs, champ.solutions(champ_file(tmp_path, problems=4)))
+    asked = ["--config=configs/champ.toml", f"--endpoint={scripted_server.url}", "--model=judge"]
+
+    inside("sample.py", "verify", *asked, f"--data={proofs}", "--n=4", f"--output={judged}")
+    told, rows = capsys.readouterr().out, [json.loads(line) for line in judged.read_text().splitlines()]
+    assert "mean quality by marks" in told and "of wrong proofs: missing the first wrong step" in told
+    assert "balanced" in told and len(rows) == 8 and all(len(row["critiques"]) == 4 for row in rows)
+    assert {c["quality"] for row in rows for c in row["critiques"]} <= {0, 0.5, 1}
+    critiques = read_jsonl(f"{judged}.critiques.jsonl", CritiqueRecord)
+    assert len(critiques) == 32 and {r.wrong for r in critiques} == {WRONG, ""}
+
+    inside("sample.py", "meta", *asked, f"--data={judged}.critiques.jsonl", f"--output={tmp_path}/m.jsonl")
+    assert "quality: accuracy" in capsys.readouterr().out
+    distinct = {(r.problem, r.proof, r.critique) for r in critiques}
+    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == len(distinct)
+
+    inside("autolabel.py", *asked, f"--data={proofs}", f"--out={labels}")
+    told = capsys.readouterr().out
+    assert "kept" in told and "proofs labelled" in told and "balanced" in told
+    rest = read_jsonl(labels.with_name("labels.unclear.jsonl"), ProofRecord)
+    assert len(read_jsonl(labels, ProofRecord)) + len(rest) == 8
 
 
 def test_champs_solutions_become_graded_proofs_with_their_first_wrong_step(tmp_path, monkeypatch, capsys):

@@ -2,23 +2,32 @@
 
 import dataclasses
 import json
+import runpy
 import shutil
 
 import pytest
 import torch
-from chat_model import graded_proofs, make_folder, spreadsheet
-from scripts import run
+from chat_model import graded_proofs, make_folder, marked_proofs, marked_texts, spreadsheet
+from scripts import ROOT, do_phases, run
 
 from nanov2.domains import language as natural
 from nanov2.domains.language import Language
 from nanov2.domains.natural.domain import NaturalDomain, critique_in_form, proof_in_form
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer, load_model
-from nanov2.method.experts import GradesExpert
+from nanov2.method.experts import GradesExpert, is_marked
 from nanov2.method.tasks import SelfVerifyTask, judged_proofs
 from nanov2.model.rollout import Rollout, Sampling
 from nanov2.model.sampler import sample
-from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, write_jsonl
+from nanov2.records import (
+    CritiqueRecord,
+    ProblemRecord,
+    ProofRecord,
+    TrajectoryRecord,
+    read_json,
+    read_jsonl,
+    write_jsonl,
+)
 from nanov2.run.config import from_dict
 
 # What a user writes: their model, their spreadsheet with points out of seven, and how long to train.
@@ -27,6 +36,8 @@ domain = "natural"
 expert = "grades"
 laps = 2
 data.held_out = 0.2
+coldstart.problems = 30
+coldstart.expert = "nobody"
 base.steps = 150
 base.batch = 8
 base.lr = 3e-3
@@ -100,6 +111,80 @@ def test_a_spreadsheet_with_points_out_of_seven_is_what_it_learnt_from(finished)
         for row in rows
         for p in [points[row["proof"]]]
     )
+
+
+def weak_proofs(rows):
+    return [r for r in rows if r.source.startswith("coldstart/")]
+
+
+def test_what_a_weak_prover_writes_beside_graded_proofs_is_kept_where_nobody_scores_it(finished):
+    waiting = read_jsonl(finished / "coldstart" / "unscored_proofs.jsonl", ProofRecord)
+    learnt = read_jsonl(finished / "coldstart" / "dv.jsonl", ProofRecord)
+    assert waiting and waiting == weak_proofs(waiting) and not weak_proofs(learnt)
+    assert all(r.score is None for r in waiting)
+    assert not {(r.problem, r.proof) for r in waiting} & {(r.problem, r.proof) for r in learnt}
+    (note,) = read_json(finished / "coldstart" / "phase.json")["notes"]
+    assert note.startswith(f"𝒟v: {len(learnt)} proofs came with grades")
+    assert f"{len(waiting)} that nobody has scored are in unscored_proofs.jsonl" in note
+
+
+def test_the_endpoints_consensus_can_score_what_a_weak_prover_writes(
+    finished, folder, scripted_server, tmp_path
+):
+    runs = tmp_path / "natural"
+    shutil.copytree(finished / "base", runs / "base")
+    flags = ["--coldstart.expert=endpoint", f"--endpoint.url={scripted_server.url}", "--endpoint.model=judge"]
+    code, _, err = train(folder, runs, "--phase=coldstart", *flags)
+    assert code == 0, err
+    new = weak_proofs(read_jsonl(runs / "coldstart" / "dv.jsonl", ProofRecord))
+    waiting = read_jsonl(finished / "coldstart" / "unscored_proofs.jsonl", ProofRecord)
+    assert [(r.problem, r.proof) for r in new] == [(r.problem, r.proof) for r in waiting]
+    assert {r.score for r in new} <= {0, 1} and all(r.label.endswith(", judge") for r in new)
+    kept = read_json(runs / "coldstart" / "settings.json")
+    assert kept["autolabel"]["rule"] == "worst"  # the scores depend on it
+
+
+def test_refinement_is_counted_by_the_experts_scores_where_nobody_knows_the_truth():
+    refined = runpy.run_path(str(ROOT / "train.py"), run_name="script")["refined"]
+    better = TrajectoryRecord("P", (("prove", "It holds ."), ("verify", "No ."), ("prove", "By parity .")))
+    unscored = TrajectoryRecord("P", (("prove", "It holds ."), ("prove", "It may .")))
+    scores = {"It holds .": 0.0, "By parity .": 1.0}
+    (table,) = refined([better, unscored], lambda problem, proof: scores.get(proof))
+    assert table["rows"] == [["improved", 1], ["same", 0], ["worse", 0]]
+    assert refined([unscored], lambda problem, proof: scores.get(proof)) == []
+
+
+MARKS = [
+    *("--domain=natural", "--expert=marks", "--laps=1", "--data.held_out=0.2"),
+    *("--coldstart.problems=30", "--coldstart.subset=8", "--coldstart.expert=person"),
+    *("--base.steps=100", "--base.batch=8", "--base.lr=3e-3", "--eval.demonstrations=8"),
+    *("--eval.proofs=4", "--eval.samples=1", "--eval.rounds=1", "--eval.greedy=false"),
+    *("--grpo.steps=1", "--grpo.prompts=2", "--grpo.samples=3", "--grpo.refill=0", "--grpo.max_tokens=110"),
+    *("--generator.init=verifier", "--selfverify.init=generator", "--selfverify.max_turns=2"),
+    *("--autolabel.problems=2", "--autolabel.proofs=1", "--autolabel.n=2", "--autolabel.m=1"),
+]
+
+
+def test_the_cycle_runs_by_marks_and_a_person_scores_the_weak_provers_proofs_beside(tmp_path):
+    chat, runs = make_folder(tmp_path / "chat", marked_texts()), tmp_path / "marks"
+    write_jsonl(chat / "marked.jsonl", marked_proofs())
+    settings = [*MARKS, f"--pretrained.folder={chat}", f"--data.path={chat}/marked.jsonl"]
+    with pytest.raises(InputError, match="wait for an expert"):
+        do_phases(runs, settings, "base", "coldstart")
+    path = runs / "coldstart" / "proofs_to_score.jsonl"
+    asked = [dataclasses.replace(r, score=0.0) for r in read_jsonl(path, ProofRecord)]
+    assert len(asked) > 1
+    asked[0] = dataclasses.replace(asked[0], wrong=asked[0].proof[:9])
+    write_jsonl(path, asked)
+    do_phases(runs, settings, *PHASES[1:])
+    assert all((runs / phase / "phase.json").is_file() for phase in PHASES)
+    dv = read_jsonl(runs / "coldstart" / "dv.jsonl", ProofRecord)
+    assert [r.wrong for r in weak_proofs(dv)] == [asked[0].wrong, *[""] * (len(asked) - 1)]
+    dmv = read_jsonl(runs / "meta" / "dmv.jsonl", CritiqueRecord)
+    assert dmv and all(r.label == "by marks" and is_marked(r) for r in dmv)
+    told = f"{len(asked) - 1} faulty proofs have no marked wrong step"
+    assert any(told in note for note in read_json(runs / "meta" / "phase.json")["notes"])
+    assert "NaN" not in (runs / "report.json").read_text()
 
 
 def test_no_problem_is_both_learnt_and_measured(finished):
