@@ -1,6 +1,6 @@
 """What keeps a generator from fooling its verifier? Does a meta-verifier help? Arms × seeds, exact truth.
 
-    python benchmarks/question.py runs/seed0 … runs/seed4 --steps=80 --out=docs    # as docs/question.md has it
+    python benchmarks/question.py runs/seed0 … runs/seed4 --steps=80 --out=docs     # as in docs/question.md
     python benchmarks/question.py runs/seed* --minutes=60                # what is worth most comes first
     python benchmarks/question.py runs/seed* --arms mean-v2 min-v2       # only these
     python benchmarks/question.py runs/smoke --smoke                     # a test of it: nothing is learnt

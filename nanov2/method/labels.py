@@ -23,7 +23,7 @@ from nanov2.method.consensus import (
     single,
     worst,
 )
-from nanov2.method.tasks import true_scores
+from nanov2.method.tasks import false_accepts, true_scores
 from nanov2.records import LEVELS, ProofRecord, TrajectoryRecord
 
 
@@ -134,6 +134,7 @@ def measure_labels(labelled: list[Labelled], truth: Truth | None, config: Autola
     columns |= {f"{name}_agreement": agreement(rule) for name, rule in rules.items()}
     columns |= {f"{name}_agreement_on_all": agreement(rule, everywhere=True) for name, rule in rules.items()}
     columns |= {
+        "label_false_accept_rate": false_accepts([x.label for x in labelled], known),
         "true_score": known,
         "critiques_per_proof": [float(len(x.critiques)) for x in labelled],
     }
