@@ -89,6 +89,7 @@ def provenance(config: AutolabelConfig, critiques: list[Assessed]) -> str:
     """Where a label comes from, for the record: rule, critiques drawn, issues confirmed."""
     c = config
     settings = f" n={c.n} m={c.m} k={c.k}" if c.rule == "consensus" else ""
+    settings += f" error={c.error:g}" if c.error else ""
     issues = [x for x in critiques if x.issue]
     scores = " ".join("?" if x.score is None else f"{x.score:g}" for x in critiques)
     confirmed = f"{sum(x.valid for x in issues)} of {len(issues)} issues confirmed"

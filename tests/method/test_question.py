@@ -95,7 +95,7 @@ def test_tables_and_figure_can_be_made_of_whatever_is_measured():
     figures = {name: 0.4 for name in question_tables.COLUMNS.values()}
     for known, lines in (([], 0), ([{"mean": figures}], 1), ([{"mean": figures, "min": figures}, {}], 2)):
         assert question_tables.arm_table(known, arms).count("| `m") == lines
-        ET.fromstring(drawing(known, arms))
+        assert "tokens, thousands" in "".join(ET.fromstring(drawing(known, arms)).itertext())
     assert all(MISSING in part.lower() for part in question.tables([], []).values())
 
 
