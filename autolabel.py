@@ -91,8 +91,9 @@ def assess_proofs(
         critic = Judge(verifier, language, language.claimed_score, count, first, states)
         return critic, Judge(meta, language, language.claimed_quality, config.m)
 
-    clean, k = (config.clean, config.k) if settle else (config.n, config.n)
-    return assess_adaptively(pairs, judges, config.n, config.chunk, k, clean, bar)
+    clean, k, test = (config.clean, config.k, config.test) if settle else (config.n, config.n, None)
+    rule = Rule.of(config)
+    return assess_adaptively(pairs, judges, config.n, config.chunk, k, clean, bar, rule, test)
 
 
 def autolabel(run: Run, lap: int, place: str = "") -> None:

@@ -1,6 +1,6 @@
 """What keeps a generator from fooling its verifier? Does a meta-verifier help? Arms × seeds, exact truth.
 
-    python benchmarks/question.py runs/seed0 runs/seed1 … runs/seed4 --out=docs    # two processes at once
+    python benchmarks/question.py runs/seed0 … runs/seed4 --steps=80 --out=docs     # as in docs/question.md
     python benchmarks/question.py runs/seed* --minutes=60                # what is worth most comes first
     python benchmarks/question.py runs/seed* --arms mean-v2 min-v2       # only these
     python benchmarks/question.py runs/smoke --smoke                     # a test of it: nothing is learnt
@@ -43,6 +43,7 @@ from nanov2.method.alarms import compare
 from nanov2.records import read_json, write_atomically
 from nanov2.rl.logs import read_rows
 from nanov2.run.cli import script
+from nanov2.run.config import load_config
 
 LOOKS = 4  # of a judge at one proof, in every arm
 BEFORE = {
@@ -71,23 +72,27 @@ def judged(rule: str, phase: str, who: str, *more: str, takes: str = "") -> Arm:
     return Arm(f"{rule} of {LOOKS} looks by {who}", "generator", settings, takes)
 
 
+def settings_of(
+    name: str, sections: tuple[str, ...], only: tuple[str, ...] = (), but: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """What makes these sections of the default configuration, which the runs have, those of another one."""
+    runs, wanted = (load_config(ROOT / "configs" / c).to_dict() for c in ("proofworld.toml", name))
+    return tuple(
+        f"--{section}.{field}={json.dumps(value)}"
+        for section in sections
+        for field, value in wanted[section].items()
+        if value != runs[section][field] and field not in but and (field in only or not only)
+    )
+
+
 STOPS, VARIANCE = "--generator.judge_error=0.05", "--generator.draw=variance"
 MISSES = "--meta.misses=true"
 AWARE, NO_GATE = "--aware.on=true", "--verifier2.meta_gate=false"
-WEAK = tuple(  # the undertrained base of configs/hacking.toml, and its world
-    f"--{name}={value}"
-    for name, value in {
-        "base.steps": 1000,
-        "noise.practice": 0.0,
-        "noise.practice_later": 0.0,
-        "world.labelled_chain": [2, 4],
-        "world.labelled_facts": [5, 9],
-        "world.hard_chain": [4, 5],
-        "world.hard_facts": [7, 10],
-        "generator.lr": 5e-4,
-        "eval.pass_at": [0, 0, 0, 0],
-    }.items()
-)
+# The undertrained base of configs/hacking.toml, and its world. The held-out sets stay as large as the other
+# arms' are, so that figures are as sure.
+WEAK = settings_of("hacking.toml", ("model", "world", "noise", "base"), but=("held_out", "validation"))
+WEAK += settings_of("hacking.toml", ("generator",), only=("lr",))
+WEAK += settings_of("hacking.toml", ("eval",), only=("pass_at",))
 # The tokens of `mean-weak` spent otherwise: half of them train the verifier first (1A and 1B).
 FIRST = ("--coldstart.problems=300", "--coldstart.subset=400", "--coldstart.hard=0.3")
 FIRST += ("--verifier.steps=28", "--verifier.lr=5e-4")

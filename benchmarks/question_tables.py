@@ -126,7 +126,8 @@ ALARM = "self-internalisation gap"  # the one that is claimed to tell when a ver
 
 HARDER = {f"{TITLES[name]}, harder": harder(name) for name in (TRUE, GAP, FALSE)}
 COLUMNS = {TITLES[name]: name for name in (TRUE, COLD, GAP, FALSE)} | HARDER | {"tokens": "tokens"}
-DRAWN = (TITLES[TRUE], *HARDER)
+DRAWN = {title: COLUMNS[title] for title in (TITLES[TRUE], *HARDER)} | {"tokens, thousands": "tokens"}
+THOUSANDS = ("tokens",)  # figures that are drawn in thousands
 KEPT = {*TITLES, *COLUMNS.values()}  # the figures of phases that question.json holds, on harder problems too
 KEPT |= {harder(name) for name in KEPT}
 
@@ -285,8 +286,9 @@ def drawing(seeds: Seeds, arms: dict[str, str]) -> str:
     ]
     for i, title in enumerate(arms.values()):
         out.append(f'<text x="{left - 12}" y="{54 + row * i}" text-anchor="end">{escape(title)}</text>')
-    for p, title in enumerate(DRAWN):
-        found = [column(seeds, arm, COLUMNS[title]) for arm in arms]
+    for p, (title, figure) in enumerate(DRAWN.items()):
+        unit = 1000 if figure in THOUSANDS else 1
+        found = [[x / unit for x in column(seeds, arm, figure)] for arm in arms]
         out += panel(title, found, left + width * p + 10, width - 40, height, row)
     return "\n".join([*out, "</svg>"]) + "\n"
 
@@ -306,7 +308,7 @@ def panel(
         out.append(f'<line x1="{at(x):.1f}" x2="{at(x):.1f}" y1="34" y2="{height - 22}" stroke="#ddd"/>')
         if x == 0 or abs(at(x) - at(0)) > 24:  # room for both numbers
             out.append(
-                f'<text x="{at(x):.1f}" y="{height - 8}" text-anchor="middle" fill="#666">{x:.2g}</text>'
+                f'<text x="{at(x):.1f}" y="{height - 8}" text-anchor="middle" fill="#666">{x:.3g}</text>'
             )
     for i, xs in enumerate(found):
         y = 50 + row * i

@@ -32,7 +32,9 @@ SETS = {"labelled": "held_out", "hard": "held_out_hard"}
 
 
 def revise(run: Run, reviser: str, critic: Path | None, problems: int, rounds: int) -> dict[str, float]:
-    """True score of draft and final proof, of both held-out sets and of each; proofs, tokens a problem."""
+    """True score of draft and final proof, of both held-out sets and of each; proofs, tokens a problem; and
+    "…false_accept_rate": of the final proofs in which the critic finds nothing wrong, the share that is not
+    worth 1, where there are such proofs."""
     (model, tokenizer), seed = run.load(reviser), run.config.seed
     language, how = run.domain.language(tokenizer), Sampling(1.0, run.config.verifier.max_tokens)
     author = OwnAuthor(model, language, how, seed)
@@ -47,6 +49,14 @@ def revise(run: Run, reviser: str, critic: Path | None, problems: int, rounds: i
 
     found = {"draft": mean(0), "final": mean(-1)}
     found |= {f"{name}/{when}": mean(i, name) for name in SETS for i, when in ((0, "draft"), (-1, "final"))}
+    for name in SETS:
+        passed = [
+            (x, ds[-1].proof)
+            for (n, x), ds in zip(asked, written, strict=True)
+            if n == name and ds[-1].score == 1
+        ]
+        wrong = [float(run.domain.truth.score(*proof) < 1) for proof in passed]
+        found |= {f"{name}/false_accept_rate": statistics.fmean(wrong)} if wrong else {}
     found["proofs"] = statistics.fmean(len(drafts) for drafts in written)
     return found | {"tokens": statistics.fmean(map(spent, written))}
 

@@ -5,13 +5,15 @@
 
 Best-of-n draws so many drafts that it samples as many tokens (of all models) as the search did, judges them
 in the same way, with meta-verification and the sequential test, and takes the best. Figures are true scores
-of the exact expert; no model sees them.
+of the exact expert, and of the proofs that passed all their critiques the share that is not worth 1; no model
+sees them.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -31,6 +33,12 @@ def true_scores(pools: list[Pool]) -> list[float]:
     return [OrderDomain.truth.score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
 
 
+def false_accepts(pools: list[Pool], n: int) -> float:
+    """Of the best proofs that pass their n critiques, the share that is not worth 1; NaN where none does."""
+    passed = [t for t, p in zip(true_scores(pools), pools, strict=True) if p.best() and p.best().passes(n)]
+    return statistics.mean(t < 1 for t in passed) if passed else math.nan
+
+
 def equal_tokens(hunt, tokens: float, pool: int) -> list[Pool]:
     """Pools of so many drafts that the mean of their tokens is nearest to `tokens`: drawn, counted, and drawn
     again, since a further draft does not cost what the first ones did."""
@@ -42,8 +50,8 @@ def equal_tokens(hunt, tokens: float, pool: int) -> list[Pool]:
     return min(tried.values(), key=lambda ps: abs(statistics.mean(p.tokens for p in ps) - tokens))
 
 
-def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float]]:
-    """Mean true score and tokens a problem, by name."""
+def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float, float]]:
+    """Mean true score, tokens a problem, and wrong proofs among those that passed, by name."""
     model, tokenizer = run.load("selfverify", lap)
     verifier, _ = run.load("verifier2", lap)
     problems = [p.problem for p in run.problems["held_out_hard"][:count]]
@@ -56,11 +64,13 @@ def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float]]:
         config = dataclasses.replace(run.config.search, **changes)
         return Search(writer, judge, judge, language, config).run(problems)
 
-    def figures(pools: list[Pool]) -> tuple[float, float]:
-        return statistics.mean(true_scores(pools)), statistics.mean(p.tokens for p in pools)
-
     c = run.config.search
-    found = {"one draft": figures(hunt(pool=1, rounds=0, n=0))}
+
+    def figures(pools: list[Pool], n: int = c.n) -> tuple[float, float, float]:
+        tokens = statistics.mean(p.tokens for p in pools)
+        return statistics.mean(true_scores(pools)), tokens, false_accepts(pools, n)
+
+    found = {"one draft": figures(hunt(pool=1, rounds=0, n=0), 0)}
     for rounds in sorted({0, 1, 2, c.rounds}):
         found[f"search, {rounds} rounds"] = figures(hunt(rounds=rounds))
     found["best of n, equal tokens"] = figures(
@@ -82,11 +92,15 @@ def main() -> None:
     for folder in args.runs:
         run = Run(folder, load_config(folder / "config.json", overrides), Ranks())
         results.append(arms(run, args.lap, args.problems))
-    print("| | true score, mean ± sd over runs | tokens a problem |\n|---|---|---|")
+    print("| | true score, mean ± sd over runs | tokens a problem | wrong among those that passed |")
+    print("|---|---|---|---|")
     for name in results[0]:
-        scores, tokens = zip(*(r[name] for r in results), strict=True)
+        scores, tokens, wrong = zip(*(r[name] for r in results), strict=True)
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        print(f"| {name} | {statistics.mean(scores):.3f} ± {spread:.3f} | {statistics.mean(tokens):,.0f} |")
+        known = [x for x in wrong if x == x]
+        passed = f"{statistics.mean(known):.3f}" if known else "–"
+        row = f"{statistics.mean(scores):.3f} ± {spread:.3f} | {statistics.mean(tokens):,.0f} | {passed}"
+        print(f"| {name} | {row} |")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@
 # %% [markdown]
 # # Provoke reward hacking, see it, close it
 #
-# Read docs/hacking.md first; it has the two commands that make the runs. This is a notebook in jupytext's
-# percent format: open it in Jupyter with jupytext, or run it as a script, `python docs/hacking.py`.
+# Read docs/hacking.md first; it has the commands that make the runs. This is a percent script: Python whose
+# cells begin with `# %%`. Run it from the checkout with `python docs/hacking.py`, or open it as a notebook
+# (docs/hacking.md says how). A run that is not made yet is left out.
 
 # %%
 import math
@@ -28,10 +29,14 @@ from nanov2.method.sequential import SequentialTest
 from nanov2.records import parse_json, read_json, read_lines
 from nanov2.rl.logs import read_rows
 
-RUNS = {
-    "open": Path(os.environ.get("HACKING_OPEN", "runs/hacking")),
-    "closed": Path(os.environ.get("HACKING_CLOSED", "runs/hacking-closed")),
+ROOT = Path() if Path("configs").is_dir() else Path("..")  # a notebook works in its own folder, docs
+MADE = {
+    "open": Path(os.environ.get("HACKING_OPEN", ROOT / "runs/hacking")),
+    "closed": Path(os.environ.get("HACKING_CLOSED", ROOT / "runs/hacking-closed")),
 }
+RUNS = {name: run for name, run in MADE.items() if (run / "generator" / "eval.json").is_file()}
+for name in MADE.keys() - RUNS.keys():
+    print(f"{name}: {MADE[name]} has no finished generator yet, so it is left out (docs/hacking.md makes it)")
 
 # %% [markdown]
 # ## 1. Reward rises, and what of the truth?
@@ -40,8 +45,10 @@ RUNS = {
 
 # %%
 def curve(run, window=10):
-    """(step, reward, truth, share of perfect rewards that are wrong), each a mean over `window` steps."""
+    """(step, reward, truth, share of perfect rewards that are wrong), each a mean over `window` steps; of a
+    short run over half of its steps."""
     rows = read_rows(run / "generator" / "metrics.jsonl")
+    window = max(min(window, len(rows) // 2), 1)
     found = {name: dict(alarms.smooth(alarms.values(rows, name), window)) for name in ("reward", "truth")}
     wrong = dict(alarms.values(rows, "false_accept"))
     out = []
@@ -76,7 +83,8 @@ for name, run in RUNS.items():
 
 # %% [markdown]
 # ## 3. Read what was rewarded
-# Proofs with a high reward that are worth less, and what the exact expert says of them.
+# Proofs with a high reward that are worth less, the lowest of the critiques that passed them, and what the
+# exact expert says of them.
 
 
 # %%
@@ -92,11 +100,15 @@ def exact_critique(problem, proof):
     return write_critique(examine(parse_problem(problem), steps)) if steps else "(not of the form of a proof)"
 
 
-for sample in fooled(RUNS["open"]):
+FOOLED = fooled(RUNS["open"], 1000) if "open" in RUNS else []
+for sample in FOOLED[:3]:
     print(
         f"\nreward {sample['reward']:.2f}, truth {sample['truth']:g}\n{sample['problem']}\n{sample['proof']}"
     )
-    print(exact_critique(sample["problem"], sample["proof"]))
+    print(f"the verifier:\n{sample.get('judge_critique', '(no critique that can be read)')}")
+    print(f"the exact expert:\n{exact_critique(sample['problem'], sample['proof'])}")
+if not FOOLED:
+    print("\nno sample has more reward than it is worth")
 
 # %% [markdown]
 # ## 4. Before and after, held out
@@ -186,4 +198,4 @@ def refused_by_minimum(looks):
 few = looks_needed(0.6)
 print(f"\nexercise 1: {few} looks; a right proof is refused {1 - passes_all(0.95, few):.2f} of the time")
 print("exercise 4:", {error: clean_looks(error) for error in (0.05, 0.01)})
-print("samples by truth:", dict(Counter(s["truth"] for s in fooled(RUNS["open"], 1000))))
+print("overpaid samples by truth:", dict(Counter(s["truth"] for s in FOOLED)))

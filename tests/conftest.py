@@ -161,6 +161,7 @@ SLOW_TESTS = (
     "test_a_template_that_loops_or_grows_is_one_line_within_seconds",
     "test_any_other_text_comes_back_too_and_no_text_makes_a_control_token",
     "test_every_field_refuses_what_it_cannot_be_by_name",
+    "test_the_notebook_runs_cell_by_cell_on_a_real_run",
     "test_operator_keeps_the_contract_of_custom_operators",
     "test_torch_compile_passes_through",
 )

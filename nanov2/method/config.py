@@ -204,6 +204,10 @@ class AutolabelConfig:
     )
     chunk: Few = setting(2, "critiques drawn at a time; a proof whose label is settled gets no more")
     clean: Few = setting(8, "this many first critiques without an issue settle a label of 1; n: all of them")
+    error: Annotated[float, Within(0, 0.49)] = setting(
+        0.0,
+        "accepted chance that critiques end too early, by a sequential test (right or wrong?); 0: no test",
+    )
     max_doubt: Annotated[float, Within(0, 1e9)] = setting(
         9.0, "bits of doubt (nanov2/method/consensus.py) above which a label is unclear; 9 = no limit"
     )
@@ -213,6 +217,11 @@ class AutolabelConfig:
     temperature: TemperatureOrGreedy = setting(1.0, "at which critiques are drawn")
     most: Count = setting(0, "labelled proofs that join 𝒟v: those that are hardest to verify; 0: all")
     grow: bool = setting(True, "whether the labelled proofs join 𝒟v (false: the ablation)")
+
+    @property
+    def test(self) -> SequentialTest | None:
+        """When critiques suffice for a label; None: they are drawn without a test."""
+        return SequentialTest(given_up=self.error, missed=self.error) if self.error else None
 
     def __post_init__(self):
         if self.k > self.n:

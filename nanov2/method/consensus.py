@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nanov2.method.config import AutolabelConfig
 from nanov2.method.judges import Judge
 from nanov2.method.rewards import R_looks
+from nanov2.method.sequential import SequentialTest
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,38 @@ RULES: dict[str, Callable[..., float | None]] = {
 }
 
 
-def settled(critiques: list[Assessed], k: int, clean: int) -> bool:
+def settled(
+    critiques: list[Assessed],
+    k: int,
+    clean: int,
+    rule: Rule | None = None,
+    test: SequentialTest | None = None,
+) -> bool:
     """Whether further critiques are not worth their cost: k valid ones give 0, which nothing can lower, or
-    the first `clean` have all found nothing."""
+    the first `clean` have all found nothing; with `test`, also where `surely` has the label of `rule`."""
     if sum(c.score == 0 and c.issue and c.valid for c in critiques) >= k:
         return True
-    return len(critiques) >= clean and all(c.score == 1 and not c.issue for c in critiques)
+    if len(critiques) >= clean and all(c.score == 1 and not c.issue for c in critiques):
+        return True
+    return rule is not None and test is not None and surely(critiques, rule, test)
+
+
+def surely(critiques: list[Assessed], rule: Rule, test: SequentialTest) -> bool:
+    """Whether the rule has a label by now and the sequential test says the same of the proof: right where the
+    label is 1, else wrong (the test cannot tell 0.5 from 0).
+
+    A critique that reports an issue counts by its mean meta-score under the rules that ask the meta-verifier;
+    one whose score cannot be read, or that no meta-assessment answered, is no evidence.
+    """
+    label = rule(critiques)
+    if label is None:
+        return False
+    if rule.name == "worst" and label == 0:  # which nothing can lower
+        return True
+    weighed = rule.name in ("consensus", "gate")
+    looks = [(c.issue, c.weight if weighed else 1.0) for c in critiques if c.score is not None]
+    known = [(issue, weight) for issue, weight in looks if weight == weight]
+    return test.right(known) if label == 1 else test.wrong(known)
 
 
 def assess_adaptively(
@@ -135,6 +162,8 @@ def assess_adaptively(
     k: int,
     clean: int,
     bar: bool = False,
+    rule: Rule | None = None,
+    test: SequentialTest | None = None,
 ) -> list[list[Assessed]]:
     """Like `assess`, at most n critiques each, in chunks: a proof that is `settled` gets no more.
 
@@ -143,7 +172,7 @@ def assess_adaptively(
     """
     found: list[list[Assessed]] = [[] for _ in pairs]
     for first in tqdm(range(0, n, chunk), "critiques", unit="chunk", disable=None if bar else True):
-        open_ = [i for i, critiques in enumerate(found) if not settled(critiques, k, clean)]
+        open_ = [i for i, critiques in enumerate(found) if not settled(critiques, k, clean, rule, test)]
         verifier, meta = judges(first, min(chunk, n - first))
         for i, more in zip(open_, assess([pairs[i] for i in open_], verifier, meta), strict=True):
             found[i] += more

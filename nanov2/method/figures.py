@@ -210,6 +210,7 @@ class Bench:
             columns["score_accuracy"].append(float(claim == record.score))
             columns["score_error"].append(math.nan if claim is None else abs(claim - record.score))
             columns["unparsed_rate"].append(float(claim is None))
+            columns["false_accept_rate"] += false_accepts([claim], [record.score])
             grade = self.truth.examine(record.problem, record.proof, answer or "") if self.truth else None
             for figure, value in graded_columns(grade, failed=record.score == 0).items():
                 columns[figure].append(value)
@@ -340,6 +341,7 @@ class Bench:
             columns["rounds"].append(float(len(judged)))
             columns["self_score_error"].append(math.nan if claim is None else abs(claim - truths[-1]))
             columns["self_score_mean"].append(math.nan if claim is None else claim)
+            columns["self_false_accept_rate"] += false_accepts([claim], truths[-1:])
             if j % n == 0:
                 shown.append(
                     {

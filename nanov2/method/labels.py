@@ -23,7 +23,7 @@ from nanov2.method.consensus import (
     single,
     worst,
 )
-from nanov2.method.tasks import true_scores
+from nanov2.method.tasks import false_accepts, true_scores
 from nanov2.records import LEVELS, ProofRecord, TrajectoryRecord
 
 
@@ -89,6 +89,7 @@ def provenance(config: AutolabelConfig, critiques: list[Assessed]) -> str:
     """Where a label comes from, for the record: rule, critiques drawn, issues confirmed."""
     c = config
     settings = f" n={c.n} m={c.m} k={c.k}" if c.rule == "consensus" else ""
+    settings += f" error={c.error:g}" if c.error else ""
     issues = [x for x in critiques if x.issue]
     scores = " ".join("?" if x.score is None else f"{x.score:g}" for x in critiques)
     confirmed = f"{sum(x.valid for x in issues)} of {len(issues)} issues confirmed"
@@ -134,6 +135,7 @@ def measure_labels(labelled: list[Labelled], truth: Truth | None, config: Autola
     columns |= {f"{name}_agreement": agreement(rule) for name, rule in rules.items()}
     columns |= {f"{name}_agreement_on_all": agreement(rule, everywhere=True) for name, rule in rules.items()}
     columns |= {
+        "label_false_accept_rate": false_accepts([x.label for x in labelled], known),
         "true_score": known,
         "critiques_per_proof": [float(len(x.critiques)) for x in labelled],
     }

@@ -79,7 +79,12 @@ class VerifierTask(SingleTurn):
         reward = [
             s if m is None else R_gated(f, s, m) for f, s, m in zip(r_format, r_score, r_meta, strict=True)
         ]
-        log = {"format": r_format, "score": r_score, "truth_quality": self._true_qualities(items, answers)}
+        log = {
+            "format": r_format,
+            "score": r_score,
+            "truth_quality": self._true_qualities(items, answers),
+            "false_accept": self._false_accepts(items, claims),
+        }
         if self.meta:
             log["meta"] = [math.nan if m is None else m for m in r_meta]
         if self.findings is None:
@@ -112,6 +117,15 @@ class VerifierTask(SingleTurn):
         for i, judgement in zip(ask, self.meta.ask(questions), strict=True):
             r_meta[i] = judgement.score
         return r_meta
+
+    @staticmethod
+    def _false_accepts(items: list, claims: list[float | None]) -> list[float]:
+        """For the curves: of each proof of 𝒟v that is given full marks, whether the expert gave less."""
+        of_proofs = [isinstance(item, ProofRecord) for item in items]
+        given = [claim if proof else None for claim, proof in zip(claims, of_proofs, strict=True)]
+        return false_accepts(
+            given, [i.score if p else math.nan for i, p in zip(items, of_proofs, strict=True)]
+        )
 
     def _true_qualities(self, items: list, answers: list[str | None]) -> list[float]:
         """For the curves: the quality of each critique of a proof that can be read."""
@@ -183,8 +197,9 @@ def with_gate(judges: dict[str, Judge]) -> dict[str, Judge]:
     return judges | ({"gate": gate} if gate else {})
 
 
-def false_accepts(scores: list[float], truth: list[float]) -> list[float]:
-    """Of each proof that the judge gives full marks, whether it does not deserve them; NaN for the rest."""
+def false_accepts(scores: list[float | None], truth: list[float]) -> list[float]:
+    """Of each proof that is given full marks, whether it does not deserve them; NaN for the rest, also where
+    no score can be read (None)."""
     return [
         float(t < 1) if s == 1 and not math.isnan(t) else math.nan for s, t in zip(scores, truth, strict=True)
     ]
@@ -260,6 +275,7 @@ class SelfVerifyTask:
             "proofs": [float(len(proofs)) for proofs in trajectories],
             "self_score_error": [abs(g) for g in gap],
             "self_gap": gap,
+            "self_false_accept": false_accepts(claims, truth),
             "judge_spread": [j.spread for j in judged],
             "false_accept": false_accepts(r_Y, truth),
         }

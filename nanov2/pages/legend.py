@@ -83,7 +83,8 @@ FIGURES = {
     ),
     "false_accept_rate": Entry(
         "undeserved full marks",
-        "Of the proofs to which the frozen verifier gives full marks, the share whose true score is less.",
+        "Of the proofs to which the verifier gives full marks (in a generator's figures the frozen one that "
+        "rewards it), the share whose true score is less.",
         LOWER,
     ),
     # the self-verifying generator
@@ -104,9 +105,17 @@ FIGURES = {
         "error of the self-score", "Mean distance of the author's own score from the true score.", LOWER
     ),
     "self_score_mean": Entry("self-score", "Mean score that authors give their own last proof."),
+    "self_false_accept_rate": Entry(
+        "undeserved full marks of one's own",
+        "Of the last proofs to which their author gives full marks, the share whose true score is less.",
+        LOWER,
+    ),
     # labels by consensus
     "label_agreement": Entry(
         "label agreement", "Share of labels, among the proofs that got one, that are the true score.", HIGHER
+    ),
+    "label_false_accept_rate": Entry(
+        "labels of 1 that are wrong", "Of the proofs labelled 1, the share whose true score is less.", LOWER
     ),
     "label_coverage": Entry("label coverage", "Share of proofs that got a label.", HIGHER),
     "single_critique_agreement": Entry(
@@ -189,7 +198,14 @@ FIGURES = {
     "meta": Entry("meta score", "Mean quality that the frozen meta-verifier gives to the step's critiques."),
     "false_accept": Entry(
         "undeserved full marks",
-        "Of the step's proofs with full reward, the share whose true score is less; training never sees it.",
+        "Of the step's proofs with full marks (of a generator: its reward), the share whose true score is "
+        "less; no generator's training sees it.",
+        LOWER,
+    ),
+    "self_false_accept": Entry(
+        "undeserved full marks of one's own",
+        "Of the step's last proofs to which their author gives full marks, the share whose true score is "
+        "less; training never sees it.",
         LOWER,
     ),
     "finding": Entry(

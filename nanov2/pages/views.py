@@ -271,11 +271,20 @@ def curves(phase: Phase) -> list[tuple[str, str, list[Series], bool]]:
             gap,
         )
     ]
-    for title, figures in VALIDATION:
-        lines = validation(phase, figures)
-        if title == "validation" or any(s.name == legend.entry("verifier_reward").title for s in lines):
-            drawn.append((title, "Bands are 95% intervals.", lines, False))
-    for name in ("false_accept", "entropy", "judge_spread", "self_gap", "length", "loss"):
+    reward = legend.entry("verifier_reward").title
+    rewarded = any(s.name == reward for s in validation(phase, ("verifier_reward",)))
+    for title, figures in VALIDATION if rewarded else VALIDATION[1:]:
+        more = () if rewarded else ("false_accept_rate",)  # else it is in the first of the two charts
+        drawn.append((title, "Bands are 95% intervals.", validation(phase, (*figures, *more)), False))
+    for name in (
+        "false_accept",
+        "self_false_accept",
+        "entropy",
+        "judge_spread",
+        "self_gap",
+        "length",
+        "loss",
+    ):
         said = legend.entry(name)
         drawn.append((said.title, said.sentence, [Series(said.title, line(phase.metrics, name))], False))
     return drawn

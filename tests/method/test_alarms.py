@@ -3,7 +3,7 @@
 import math
 import random
 
-from nanov2.method.alarms import ALARMS, compare, examine, onset, rings
+from nanov2.method.alarms import ALARMS, CALM, compare, examine, onset, rings
 
 
 def run(steps=120, breaks=None, ends=0.5, seed=0):
@@ -70,3 +70,12 @@ def test_alarms_are_compared_over_runs_that_were_hacked_and_runs_that_were_not()
 
 def test_too_few_steps_say_nothing():
     assert examine(run(steps=15, breaks=5)).rings == dict.fromkeys(a.title for a in ALARMS)
+
+
+def test_a_run_that_is_hacked_within_twenty_steps_does_not_make_hacking_its_baseline():
+    rows = run(breaks=8, ends=0.68)
+    assert CALM < onset(rows) < 20
+    found = compare([rows, run(breaks=8, ends=0.68, seed=1), *(run(seed=i) for i in range(2, 30))])
+    for row in found:
+        ways = 0 if row["alarm"] == "entropy" else 2  # entropy does not change in these
+        assert (row["in time"], row["hacked"]) == (ways, 2) and row["false"] <= 1

@@ -1,13 +1,18 @@
 """docs/hacking.md: the notebook runs, its exercises are right, its configurations differ in one line."""
 
 import math
+import re
 import runpy
 
 import pytest
 from scripts import ROOT
 
+from nanov2.domains.order.world import examine, parse_problem, parse_proof
+from nanov2.records import parse_json, read_lines
 from nanov2.rl.logs import read_rows
 from nanov2.run.config import load_config
+
+NOTEBOOK = ROOT / "docs" / "hacking.py"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +24,7 @@ def notebook(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HACKING_OPEN", str(folder / "open"))
         patch.setenv("HACKING_CLOSED", str(folder / "closed"))
-        return runpy.run_path(str(ROOT / "docs" / "hacking.py"))
+        return runpy.run_path(str(NOTEBOOK))
 
 
 PROBLEM = "Suppose that real numbers satisfy $a < b$ and $b \\\\le c$. Show that $a < c$."
@@ -85,3 +90,50 @@ def test_the_closing_configuration_differs_in_the_rule_alone_and_costs_the_same(
     weak = load_config(ROOT / "configs" / "hacking.toml", ["--generator.judge_rule=min"])
     assert weak == load_config(ROOT / "configs" / "hacking-closed.toml")
     assert (weak.generator.judged_by, weak.generator.judge_samples) == ("base", 4)
+
+
+def cells(path):
+    """(whether it is code, text) of each cell of a percent script."""
+    _, *marked = re.split(r"^# %%(.*)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [("[markdown]" not in kind, text) for kind, text in zip(marked[::2], marked[1::2])]
+
+
+def test_the_notebook_runs_cell_by_cell_on_a_real_run(finished, monkeypatch, capsys):
+    monkeypatch.setenv("HACKING_OPEN", str(finished))
+    monkeypatch.setenv("HACKING_CLOSED", str(finished / "lap2"))
+    names = {"__name__": "__main__"}
+    for code, text in cells(NOTEBOOK):
+        if code:
+            exec(compile(text, str(NOTEBOOK), "exec"), names)
+        else:
+            assert all(line.startswith("#") for line in text.split("\n") if line)
+    said = capsys.readouterr().out
+    assert "left out" not in said and said.count("wrong among perfect rewards") == 2  # both curves are drawn
+    steps = len(read_rows(finished / "generator" / "metrics.jsonl"))
+    assert len(re.findall(r"^ +\d+ +0\.\d\d +0\.\d\d +[+-]0\.\d\d ", said, re.MULTILINE)) >= steps
+    assert said.count("onset ") == 2 and said.count("hacking_gap") == 2
+    assert all(f"exercise {n}" in said for n in (1, 4))
+
+
+def test_the_notebook_leaves_out_what_is_not_made_yet_with_a_sentence(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "open", 0.2)
+    monkeypatch.setenv("HACKING_OPEN", str(tmp_path / "open"))
+    monkeypatch.setenv("HACKING_CLOSED", str(tmp_path / "closed"))
+    runpy.run_path(str(NOTEBOOK))
+    said = capsys.readouterr().out
+    assert f"closed: {tmp_path / 'closed'} has no finished generator yet" in said
+    assert "open      true_score 0.200" in said and "reward 1.00, truth 0" in said
+    monkeypatch.setenv("HACKING_OPEN", str(tmp_path / "none"))
+    assert runpy.run_path(str(NOTEBOOK))["RUNS"] == {}
+
+
+def test_the_proof_that_the_page_shows_is_in_the_shipped_samples_and_wrong():
+    samples = [
+        parse_json(line, "samples") for line in read_lines(ROOT / "weights" / "selfverify" / "samples.jsonl")
+    ]
+    sample = next((s for s in samples if s["turns"][0][1] == "Indeed, $a = q = g$."), None)
+    assert sample, "the shipped weights are others than those of the page: show one of their samples there"
+    problem, steps = parse_problem(sample["problem"]), parse_proof(sample["turns"][0][1])
+    assert sample["reward"] == 1 and sample["turn_truth"][0] == 0 == examine(problem, steps).score
+    assert "$q = g$: given as $=$" in sample["judge_critique"]
+    assert "Indeed, a = q = g." in (ROOT / "docs" / "hacking.md").read_text(encoding="utf-8")

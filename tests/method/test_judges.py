@@ -4,11 +4,12 @@ import math
 
 import pytest
 
+from autolabel import assess_proofs
 from nanov2.domains.language import V_END, V_START, Language
 from nanov2.errors import InputError
 from nanov2.hub.author import Answer
 from nanov2.method.config import AutolabelConfig, SearchConfig, Verifier2Config
-from nanov2.method.consensus import Assessed, Rule
+from nanov2.method.consensus import RULES, Assessed, Rule, settled
 from nanov2.method.judges import Judge
 from nanov2.method.rewards import R_looks
 from nanov2.method.search import Candidate, Weighed
@@ -155,3 +156,61 @@ def test_a_judge_behind_an_endpoint_is_told_from_another_by_its_model_and_sampli
     assert one and one != weights(url="http://a/v1", model="n", max_tokens=9)
     assert one != weights(url="http://a/v1", model="m", max_tokens=8)
     assert weights(weights="hash", max_tokens=9) == "hash" and weights(max_tokens=9) == ""
+
+
+class Opinions:
+    """A verifier with a fixed score for each proof, given in every critique; or a meta-verifier that confirms
+    all. It counts the answers."""
+
+    def __init__(self, scores):
+        self.scores, self.drawn = scores, 0
+
+    def answers(self, questions, n=1, first=0):
+        self.drawn += n * len(questions)
+        return [
+            [Answer(critique(1 if "critique" in q[0] else self.scores[q[0]["proof"]]))] * n for q in questions
+        ]
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_labels_by_a_sequential_test_are_those_of_all_critiques_on_clear_cases_at_fewer_looks(name):
+    scores = {"right": 1.0, "slip": 0.5, "fatal": 0.0}
+    pairs = [("a problem", proof) for proof in scores]
+    labels, drawn = {}, {}
+    for error in (0.0, 0.05):
+        config = AutolabelConfig(rule=name, n=8, chunk=1, error=error)
+        verifier = Opinions(scores)
+        found = assess_proofs(verifier, Opinions({}), LANGUAGE, config, pairs)
+        labels[error], drawn[error] = [Rule.of(config)(cs) for cs in found], verifier.drawn
+        assert drawn[error] == sum(map(len, found))
+    assert labels[0.05] == labels[0.0] == [1.0, 0.5, 0.0]
+    assert drawn[0.05] <= 7 < 18 <= drawn[0.0]
+    assert (
+        Rule.of(config)(found[0]) == 1 and len(found[0]) == 3
+    )  # as many as exercise 4 of docs/hacking.md says
+
+
+def test_without_an_error_critiques_of_a_label_end_as_before():
+    clean = [Assessed("", 1.0, False)] * 7
+    assert AutolabelConfig().error == 0 and AutolabelConfig().test is None
+    assert not settled(clean, 2, 8, Rule(), AutolabelConfig().test)
+    assert settled(clean, 2, 8, Rule(), SequentialTest(given_up=0.05, missed=0.05))
+
+
+def test_a_sequential_test_ends_no_critiques_that_give_no_label_or_say_otherwise():
+    test = SequentialTest(given_up=0.05, missed=0.05)
+    slips = [
+        Assessed("", 0.5, True, (1.0,)),
+        Assessed("", 0.0, True, (1.0,)),
+        Assessed("", 0.5, True, (1.0,)),
+    ]
+    assert Rule()(slips) is None and not settled(
+        slips, 2, 8, Rule(), test
+    )  # one valid 0 where two are wanted
+    invented = [Assessed("", 0.0, True, (0.0,))] * 6
+    assert not settled(invented, 7, 8, Rule("consensus", 7), test)  # by their weight no evidence at all
+    assert settled(invented, 7, 8, Rule("mean"), test)  # which asks nobody what issues are worth
+    unread = [Assessed("", None, False)] * 7
+    assert not settled(unread, 2, 8, Rule("mean"), test)
+    silent = [Assessed("", 0.0, True, (None,))] * 6
+    assert not settled(silent, 7, 8, Rule("gate"), test)

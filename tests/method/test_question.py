@@ -13,6 +13,7 @@ from benchmarks.question_tables import CLAIMS, MISSING, Claim, decide, decide_al
 from nanov2.method.alarms import ALARMS
 from nanov2.method.consensus import RULES
 from nanov2.records import read_json
+from nanov2.run.config import load_config
 
 UP = Claim("more", "", "final", "a", "b")
 DOC = Path(__file__).parents[2] / "docs" / "question.md"
@@ -94,7 +95,7 @@ def test_tables_and_figure_can_be_made_of_whatever_is_measured():
     figures = {name: 0.4 for name in question_tables.COLUMNS.values()}
     for known, lines in (([], 0), ([{"mean": figures}], 1), ([{"mean": figures, "min": figures}, {}], 2)):
         assert question_tables.arm_table(known, arms).count("| `m") == lines
-        ET.fromstring(drawing(known, arms))
+        assert "tokens, thousands" in "".join(ET.fromstring(drawing(known, arms)).itertext())
     assert all(MISSING in part.lower() for part in question.tables([], []).values())
 
 
@@ -133,3 +134,13 @@ def test_the_command_line_gives_other_settings_to_all_arms(monkeypatch):
     args, overrides = question.read_args()
     assert isinstance(args, argparse.Namespace) and args.minutes == 5
     assert args.runs == [Path("a"), Path("b")] and overrides == ["--generator.lr=1e-4"]
+
+
+def test_the_weak_arms_have_the_base_and_the_world_of_the_hacking_configuration():
+    configs = DOC.parents[1] / "configs"
+    weak = load_config(configs / "proofworld.toml", question.WEAK)
+    hacking = load_config(configs / "hacking.toml")
+    assert (weak.model, weak.noise, weak.base) == (hacking.model, hacking.noise, hacking.base)
+    assert weak.world.labelled == hacking.world.labelled and weak.world.hard == hacking.world.hard
+    assert weak.world.held_out == load_config(configs / "proofworld.toml").world.held_out
+    assert weak.generator.lr == hacking.generator.lr

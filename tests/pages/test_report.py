@@ -20,7 +20,7 @@ from nanov2.pages.charts import Series, draw, number, round_ticks
 from nanov2.pages.prose import blocks, compare, findings, numbered, revision, tokens
 from nanov2.pages.read import Figure, read_phases
 from nanov2.pages.report import build_report, build_seeds, headline_text, main
-from nanov2.pages.views import change, headline
+from nanov2.pages.views import change, curves, headline
 
 
 def metric(value):
@@ -404,6 +404,18 @@ def test_several_seeds_are_one_page_with_mean_spread_and_each(tmp_path):
     assert page.name == "report-of-2-runs.html" and not (one / "report.html").exists()
     assert "0.750" in text and "± 0.212" in text and ">0.900<" in text and ">0.600<" in text
     assert "+0.250" in text and "<svg" in text
+
+
+def test_wrong_full_marks_are_a_validation_curve_of_verifiers_and_stay_beside_a_generators_reward(tmp_path):
+    wrong = {"validation/false_accept_rate": metric(0.3)}
+    write_phase(tmp_path, "verifier", wrong | {"validation/score_accuracy": metric(0.5)})
+    write_phase(tmp_path, "generator", wrong | {"validation/verifier_reward": metric(0.5)})
+    title, found = legend.entry("false_accept_rate").title, {}
+    for phase in read_phases(tmp_path):
+        found[phase.name] = {chart: [s.name for s in lines] for chart, _, lines, _ in curves(phase)}
+    assert title in found["verifier"]["validation"] and title not in found["generator"]["validation"]
+    assert title in found["generator"]["reward and truth on validation problems"]
+    assert "reward and truth on validation problems" not in found["verifier"]
 
 
 def test_figures_can_be_downloaded(tmp_path):

@@ -6,7 +6,7 @@ import types
 import pytest
 from conftest import small_model, some_problems, some_proofs
 
-from nanov2.domains.language import Language
+from nanov2.domains.language import MV_END, MV_START, V_END, V_START, Language
 from nanov2.domains.order.domain import OrderTruth
 from nanov2.domains.order.world import examine, write_critique, write_proof
 from nanov2.errors import InputError
@@ -71,6 +71,20 @@ def test_own_scores_leave_the_model_as_it_trains(tokenizer, prompts):
     questions = [prompts.verify(p.text, proof) for p, proof in some_proofs(2)]
     assert len(OwnScores(model, prompts, 6)(questions)) == 2
     assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_verifiers_full_marks_that_are_wrong_are_counted_of_proofs_alone(prompts):
+    problem, proof = some_proofs(1)[0]
+    says = {s: f"{V_START}\n{V_END} \\boxed{{{s:g}}}" for s in (0.0, 0.5, 1.0)}
+    proofs = [ProofRecord(problem.text, proof, s) for s in (1.0, 0.5, 0.0, 0.0)]
+    of_critique = CritiqueRecord(problem.text, proof, says[0.0], quality=0.0, score=0.0)
+    answers = [says[1.0], says[1.0], says[0.5], "no score", MV_START + f"\n{MV_END} \\boxed{{1}}"]
+    rollouts = [critique_rollout(prompts, text) for text in answers[:3]]
+    rollouts += [Rollout([], 0, [], [], [], [[]], truncated=True), critique_rollout(prompts, answers[4])]
+    found = VerifierTask(prompts).rewards([*proofs, of_critique], rollouts)
+    accepts = found.log["false_accept"]
+    assert accepts[:2] == [0.0, 1.0] and all(math.isnan(x) for x in accepts[2:])
+    assert found.reward[:3] == [1.0, 0.5, 0.5]  # as before
 
 
 def critique_rollout(prompts, text):
