@@ -99,7 +99,7 @@ def jobs(runs: list[Path], laps: int, overrides: list[str]) -> list[Job]:
     found = []
     for lap in range(2, laps + 1):
         for run in runs:
-            all_laps = laps if load_config(run / "config.json").world.gets_harder else lap
+            all_laps = laps if load_config(run / "config.json").gets_harder else lap
             found += [lap_job(run, side, lap, [f"--laps={all_laps}", *overrides]) for side in SIDES]
             found.append(newest_job(run, lap))
     return found
@@ -110,7 +110,7 @@ def check(runs: list[Path], laps: int, overrides: list[str]) -> None:
     check_runs(runs)
     for run in runs:
         config = load_config(run / "config.json")
-        if config.world.gets_harder and config.laps != laps:
+        if config.gets_harder and config.laps != laps:
             raise InputError(
                 f"{run}: its problems get harder over {config.laps} laps: give --laps={config.laps}"
             )

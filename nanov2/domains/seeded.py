@@ -1,16 +1,17 @@
 """What worlds have in common whose problems are made from a seed and whose truth is exact.
 
 A world says what its problems, proofs and critiques are; from here come its sets of problems, with those that
-models are measured on kept apart, and the choice between its own small models and a pretrained one.
+models are measured on kept apart, the choice between its own small models and a pretrained one, and the words
+and rubrics that worlds share.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nanov2.domains.domain import CritiqueGrade, fresh_model, pretrained_model
 from nanov2.domains.language import V_START, Demonstration, Language, TurnLanguage, one_answer
@@ -29,6 +30,37 @@ Only the issues that the critique claims count. An issue is real where its line 
 0: all are invented."""
 KEPT = 1 << 14  # views whose faults and errors are worked out once
 DRAWS = 10_000  # problems drawn in a row without a new one, before a difficulty is called too narrow
+
+# --- words and rubrics that the worlds' texts share
+
+BLANKS = " \t\r\n"  # what may stand around a text; other characters that count as spaces somewhere are text
+BOXED = {0.0: "\\boxed{0}", 0.5: "\\boxed{0.5}", 1.0: "\\boxed{1}"}
+REAL = {True: ", so this issue is real.", False: ", so this issue is invented."}
+NO_CLAIM = "The evaluation claims no issue."
+FOLLOWS = {
+    True: "The score follows from the findings.",
+    False: "The score does not follow from the findings.",
+}
+Key = TypeVar("Key")
+
+
+def meaning(words: dict[Key, str], text: str) -> Key | None:
+    """What a phrase says; None where it is none of the words."""
+    return next((key for key, phrase in words.items() if phrase == text), None)
+
+
+def meta_rubric(real: Sequence[bool], follows: bool) -> float:
+    """ms, from whether each claimed issue is real, and whether the score follows from the findings.
+
+    1: all are real and the score follows (to claim no issue is reasonable); 0: all are invented; else 0.5.
+    What a critique misses does not count: that is what R_score pays for.
+    """
+    if real and not any(real):
+        return 0.0
+    return 1.0 if all(real) and follows else 0.5
+
+
+# --- truth and domain
 
 
 class ExactTruth:
@@ -49,6 +81,19 @@ class ExactTruth:
         return self.grade_critique(parsed, proof, critique) if parsed else None
 
 
+class Difficulties(Protocol):
+    """A section of the configuration that says how hard a world's problems are."""
+
+    @property
+    def labelled(self) -> Any: ...
+    @property
+    def hard(self) -> Any: ...
+    @property
+    def gets_harder(self) -> bool: ...
+    def hard_in(self, lap: int) -> Any:
+        """The harder problems of a lap."""
+
+
 class SeededDomain:
     """A world whose problems have a `text`, a `kind`, and a `form`: the same for problems that differ in
     nothing that matters."""
@@ -61,12 +106,9 @@ class SeededDomain:
 
     # --- what a world says
 
-    def sizes(self) -> tuple[dict, dict]:
-        """Set → (difficulty, number of problems): of those that models are measured on, and trained on."""
-        raise NotImplementedError
-
-    def hard_in(self, lap: int) -> Any:
-        """The difficulty of a lap's new problems."""
+    @property
+    def difficulties(self) -> Difficulties:
+        """The section of the configuration that says how hard problems are."""
         raise NotImplementedError
 
     def make(self, purpose: str, i: int, difficulty: Any) -> Any:
@@ -100,6 +142,23 @@ class SeededDomain:
     def problems(self) -> dict[str, list[ProblemRecord]]:
         """Held-out and validation problems differ in form from all others, and from the demonstrations'."""
         return self._sets
+
+    def sizes(self) -> tuple[dict, dict]:
+        """Set → (difficulty, number of problems): of those that models are measured on, and trained on."""
+        w, d, laps = self.config.world, self.difficulties, self.config.laps
+        measured = {
+            "held_out": (d.labelled, w.held_out),
+            "held_out_hard": (d.hard, w.held_out),
+            "validation": (d.labelled, w.validation),
+            "validation_hard": (d.hard, w.validation),
+        }
+        trained = {"train": (d.labelled, w.problems), "train_hard": (d.hard, w.hard_problems)}
+        if d.gets_harder:
+            measured["held_out_hardest"] = (d.hard_in(laps), w.held_out)
+            for lap in range(2, laps + 1):
+                measured[f"validation_hard{lap}"] = (d.hard_in(lap), w.validation)
+                trained[f"train_hard{lap}"] = (d.hard_in(lap), w.hard_problems)
+        return measured, trained
 
     @cached_property
     def _sets(self) -> dict[str, list[ProblemRecord]]:
@@ -136,7 +195,7 @@ class SeededDomain:
 
     def new_problems(self, lap: int, n: int) -> list[ProblemRecord]:
         seen = {p.problem for problems in self._sets.values() for p in problems}
-        drawn = self._draw(f"autolabel lap {lap}", self.hard_in(lap), n, self._kept_out, seen)
+        drawn = self._draw(f"autolabel lap {lap}", self.difficulties.hard_in(lap), n, self._kept_out, seen)
         return [ProblemRecord(p.text, p.kind) for p in drawn]
 
     def graded_proofs(self) -> dict[str, list[ProofRecord]]:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, overload
 from nanov2 import settings
 from nanov2.domains.data import DataConfig
 from nanov2.domains.domain import NAMES as DOMAINS
+from nanov2.domains.integers.config import Habits, IntegersConfig
 from nanov2.domains.order.config import WorldConfig
 from nanov2.domains.order.demos import Noise
 from nanov2.errors import InputError
@@ -106,6 +107,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     noise: Noise = field(default_factory=Noise)
+    integers: IntegersConfig = field(default_factory=IntegersConfig)
+    integers_habits: Habits = field(default_factory=Habits)
     base: BaseConfig = field(default_factory=BaseConfig)
     coldstart: ColdstartConfig = field(default_factory=ColdstartConfig)
     consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
@@ -130,7 +133,8 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):
-        self.world.hard_in(self.laps)  # refuses laps that outgrow the world
+        for world in (self.world, self.integers):
+            world.hard_in(self.laps)  # refuses laps that outgrow the world
         if self.model.vocab_size:
             raise ValueError("model.vocab_size is not a setting: it follows from the tokenizer")
         if ":" not in self.domain:
@@ -151,6 +155,11 @@ class Config:
     def scorer(self) -> str:
         """Who scores the weak prover's proofs."""
         return self.coldstart.expert or self.expert
+
+    @property
+    def gets_harder(self) -> bool:
+        """Whether later laps' problems are harder, so that all figures depend on how many laps there are."""
+        return self.world.gets_harder or self.integers.gets_harder
 
     @overload
     def phase(self, name: Literal["verifier2"], lap: int = 1) -> LapVerifier2Config: ...

@@ -32,7 +32,7 @@ def settings_of(phase: str, lap: int, config: Config) -> dict:
     everything = json.loads(json.dumps(config.to_dict()))
     others = {name for p in PHASES for name in (p, f"lap_{p}")} | NOT_OF_PHASES
     shared = {name: value for name, value in everything.items() if name not in others}
-    if config.world.gets_harder:  # how hard the hardest problems are depends on it
+    if config.gets_harder:  # how hard the hardest problems are depends on it
         shared["laps"] = config.laps
     shared["precision"] = config.parallel.precision
     if not config.lora.rank:

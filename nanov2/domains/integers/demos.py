@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nanov2.domains.integers import polynomials
+from nanov2.domains.integers.config import Habits
 from nanov2.domains.integers.world import (
     CONDITIONS,
     SHOWN,
@@ -43,26 +44,6 @@ from nanov2.domains.integers.world import (
 )
 from nanov2.domains.language import HEADING, Demonstration
 from nanov2.records import LEVELS
-
-
-@dataclass(frozen=True)
-class Habits:
-    """How imperfect the demonstrations are; every field is a rate."""
-
-    early: float = 0.6  # first proofs that stop one step before the last expression
-    same_letter: float = 0.6  # first proofs of two integers or more that take one letter for all
-    stray: float = 0.12  # first proofs with another fault
-    revision_same: float = 0.6  # revisions that hand the same proof in again
-    revision_right: float = 0.3  # revisions that are right
-    lenient: float = 0.62  # critiques that pass over a letter that stands for two integers
-    pile_on: float = 0.62  # critiques that find fault with every step once the proof has failed
-    agree: float = 0.62  # meta-critiques that agree with whatever they read
-    slip: float = 0.02  # findings that are worked out wrongly, habit or not
-    whole: float = 0.02  # findings about the whole that are wrong
-    score: float = 0.06  # scores that do not follow from the findings
-    others: float = 0.4  # first proofs that are somebody else's, of all kinds: read, not learnt
-    share_revision: float = 0.35  # proofs found wanting that are shown being revised
-
 
 OTHERS = {"early": 0.15, "same_letter": 0.2, "stray": 0.7}  # what somebody else's proofs are like
 

@@ -1,18 +1,19 @@
 """The integers world as a domain: problems made from a seed, exact truth, imperfect demonstrations.
 
-Sizes of the sets are those of [world]; how hard problems are is said here (a subclass says it otherwise). A
-pretrained model (`pretrained.folder`) reads and writes the same texts through its own tokenizer.
+Sizes of the sets are those of [world]; [integers] says how hard problems are, [integers_habits] how often a
+demonstration follows which habit. A pretrained model (`pretrained.folder`) reads and writes the same texts
+through its own tokenizer.
 """
 
 from __future__ import annotations
 
 import random
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import View
-from nanov2.domains.integers.demos import Habits, make_demonstration
+from nanov2.domains.integers.config import IntegersConfig
+from nanov2.domains.integers.demos import make_demonstration
 from nanov2.domains.integers.tokenizer import integers_tokenizer
 from nanov2.domains.integers.world import (
     Difficulty,
@@ -34,9 +35,6 @@ from nanov2.domains.language import Demonstration, TurnLanguage
 from nanov2.domains.seeded import DRAWS, KEPT, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
 from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
-
-if TYPE_CHECKING:
-    pass
 
 RUBRIC_V = """\
 1: every line follows.
@@ -101,25 +99,12 @@ class IntegersDomain(SeededDomain):
     truth = IntegersTruth()
     own_tokenizer = staticmethod(integers_tokenizer)
     own_language = IntegersLanguage
-    habits = Habits()
-    labelled = Difficulty()
-    hard = Difficulty(moduli=(2, 3, 4), variables=(2, 3), unused=2, coefficient=4)
-    first = Difficulty(moduli=(2,), variables=(1, 1), unused=0)  # what demonstrations begin with
 
     # --- problems
 
-    def sizes(self) -> tuple[dict, dict]:
-        w = self.config.world
-        measured = {
-            "held_out": (self.labelled, w.held_out),
-            "held_out_hard": (self.hard, w.held_out),
-            "validation": (self.labelled, w.validation),
-            "validation_hard": (self.hard, w.validation),
-        }
-        return measured, {"train": (self.labelled, w.problems), "train_hard": (self.hard, w.hard_problems)}
-
-    def hard_in(self, lap: int) -> Difficulty:
-        return self.hard
+    @property
+    def difficulties(self) -> IntegersConfig:
+        return self.config.integers
 
     def make(self, purpose: str, i: int, difficulty: Difficulty) -> Problem:
         return make_problem(derive_rng(self.config.seed, "integers", purpose, i), difficulty)
@@ -127,21 +112,23 @@ class IntegersDomain(SeededDomain):
     def too_few(self, purpose: str, difficulty: Difficulty, drawn: int, n: int) -> str:
         return (
             f"integers: {n} problems are asked for {purpose}, {drawn} differ: lower "
-            "world.held_out or world.problems, or widen the domain's Difficulty"
+            "world.held_out or world.problems, or raise integers.labelled_variables, _coefficient or _unused"
         )
 
     # --- demonstrations
 
     def demonstration(self, rng: random.Random, progress: float) -> Demonstration:
         """One variable modulo 2 first: calculating is learnt on short expressions."""
-        _ = self._sets
-        difficulty = self.first if progress < 0.1 else self.labelled
-        if progress >= 0.3:
-            difficulty = rng.choice((self.labelled, self.hard))
+        c, _ = self.config.integers, self._sets
+        begins = progress < c.first
+        difficulty = c.beginning if begins else c.labelled
+        if progress >= c.mixed:
+            difficulty = rng.choice((c.labelled, c.hard))
         for _ in range(DRAWS):
             problem = make_problem(rng, difficulty)
-            if problem.form not in self._kept_out or progress < 0.1:
-                return self.shown(make_demonstration(rng, problem, self.habits), rng)
+            if begins or problem.form not in self._kept_out:
+                made = make_demonstration(rng, problem, self.config.integers_habits)
+                return self.shown(made, rng)
         raise InputError("integers: nearly all problems are held out: lower world.held_out")
 
     # --- pages

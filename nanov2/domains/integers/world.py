@@ -39,7 +39,7 @@ from nanov2.domains.domain import CritiqueGrade
 from nanov2.domains.integers import polynomials
 from nanov2.domains.integers.polynomials import Polynomial
 from nanov2.domains.language import MV_END, MV_START, V_END, V_START, read
-from nanov2.domains.order.world import BLANKS, BOXED, FOLLOWS, NO_CLAIM, REAL, meaning, meta_rubric
+from nanov2.domains.seeded import BLANKS, BOXED, FOLLOWS, NO_CLAIM, REAL, meaning, meta_rubric
 
 VARIABLES = ("a", "b", "c", "x", "y", "z")
 WITNESSES = ("k", "m", "n", "p", "q", "r", "s", "t")
@@ -537,13 +537,25 @@ def write_meta(meta: MetaCritique) -> str:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """The knobs of a problem."""
+    """The knobs of a problem; config.py has those of a run."""
 
     moduli: tuple[int, ...] = (2, 3)
     variables: tuple[int, int] = (1, 2)  # integers in the goal, from and to
     unused: int = 1  # at most this many that are given and not needed
     degree: int = 1
     coefficient: int = 3  # the largest of the goal
+
+    def __post_init__(self):
+        (low, high), most = self.variables, len(VARIABLES)
+        if not 1 <= low <= high:
+            raise ValueError(
+                f"integers: variables must be [from, to] with 1 <= from <= to, got {[low, high]}"
+            )
+        if high + self.unused > most:
+            raise ValueError(
+                f"integers: {high} variables and {self.unused} unused ones are more than the {most} names "
+                "that there are: lower variables, unused or lap_variables"
+            )
 
 
 def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:

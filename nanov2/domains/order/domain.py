@@ -19,10 +19,10 @@ from nanov2.domains.language import (
     Finding,
     TurnLanguage,
 )
+from nanov2.domains.order.config import WorldConfig
 from nanov2.domains.order.demos import make_demonstration, make_practice
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.domains.order.world import (
-    BLANKS,
     ENDS,
     STRONG,
     Difficulty,
@@ -40,7 +40,7 @@ from nanov2.domains.order.world import (
     write_critique,
     write_proof,
 )
-from nanov2.domains.seeded import DRAWS, KEPT, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
+from nanov2.domains.seeded import BLANKS, DRAWS, KEPT, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
 from nanov2.errors import InputError
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
@@ -115,24 +115,9 @@ class OrderDomain(SeededDomain):
 
     # --- problems
 
-    def sizes(self) -> tuple[dict, dict]:
-        w, laps = self.config.world, self.config.laps
-        measured = {
-            "held_out": (w.labelled, w.held_out),
-            "held_out_hard": (w.hard, w.held_out),
-            "validation": (w.labelled, w.validation),
-            "validation_hard": (w.hard, w.validation),
-        }
-        trained = {"train": (w.labelled, w.problems), "train_hard": (w.hard, w.hard_problems)}
-        if w.gets_harder:
-            measured["held_out_hardest"] = (w.hard_in(laps), w.held_out)
-            for lap in range(2, laps + 1):
-                measured[f"validation_hard{lap}"] = (w.hard_in(lap), w.validation)
-                trained[f"train_hard{lap}"] = (w.hard_in(lap), w.hard_problems)
-        return measured, trained
-
-    def hard_in(self, lap: int) -> Difficulty:
-        return self.config.world.hard_in(lap)
+    @property
+    def difficulties(self) -> WorldConfig:
+        return self.config.world
 
     def make(self, purpose: str, i: int, difficulty: Difficulty) -> Problem:
         return make_problem(derive_rng(self.config.seed, purpose, i), difficulty)

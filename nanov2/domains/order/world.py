@@ -37,15 +37,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from nanov2.domains.domain import CritiqueGrade
 from nanov2.domains.language import MV_END, MV_START, V_END, V_START, read
+from nanov2.domains.seeded import BLANKS, BOXED, FOLLOWS, NO_CLAIM, REAL, meaning, meta_rubric
 
 TERMS = tuple(string.ascii_lowercase)
-Key = TypeVar("Key")
-BLANKS = " \t\r\n"  # what may stand around a text; other characters that count as spaces somewhere are text
-BOXED = {0.0: "\\boxed{0}", 0.5: "\\boxed{0.5}", 1.0: "\\boxed{1}"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,6 @@ VERDICTS = {
 }
 ENDS = {True: "The chain has the ends of the goal.", False: "The chain does not have the ends of the goal."}
 STRONG = {True: "It is strong enough for the goal.", False: "It is too weak for the goal."}
-REAL = {True: ", so this issue is real.", False: ", so this issue is invented."}
 ENDS_REAL = {
     True: "- The ends of the chain are wrong, as claimed.",
     False: "- The ends of the chain are right: this issue is invented.",
@@ -102,11 +99,6 @@ ENDS_REAL = {
 STRONG_REAL = {
     True: "- The chain is too weak, as claimed.",
     False: "- The chain is strong enough: this issue is invented.",
-}
-NO_CLAIM = "The evaluation claims no issue."
-FOLLOWS = {
-    True: "The score follows from the findings.",
-    False: "The score does not follow from the findings.",
 }
 
 
@@ -334,11 +326,6 @@ def parse_finding(line: str) -> Finding | None:
     return None
 
 
-def meaning(words: dict[Key, str], text: str) -> Key | None:
-    """What a phrase says; None where it is none of the words."""
-    return next((key for key, phrase in words.items() if phrase == text), None)
-
-
 def parse_whole(line: str) -> tuple[str, bool] | None:
     """What one line of a critique says of the whole chain: ("ends", True), or None."""
     for name, words in (("ends", ENDS), ("strong", STRONG)):
@@ -365,17 +352,6 @@ def parse_critique(text: str) -> Critique | None:
         return None
     critique = Critique(tuple(findings), ends, strong, score)
     return critique if write_critique(critique) == text.strip(BLANKS) else None
-
-
-def meta_rubric(real: Sequence[bool], follows: bool) -> float:
-    """ms, from whether each claimed issue is real, and whether the score follows from the findings.
-
-    1: all are real and the score follows (to claim no issue is reasonable); 0: all are invented; else 0.5.
-    What a critique misses does not count: that is what R_score pays for.
-    """
-    if real and not any(real):
-        return 0.0
-    return 1.0 if all(real) and follows else 0.5
 
 
 def grade_critique(problem: Problem, proof: str, critique: str) -> CritiqueGrade:

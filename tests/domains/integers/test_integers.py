@@ -1,5 +1,6 @@
 """The integers world: its words, its expert's judgement of critiques, its demonstrations, its domain."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -30,6 +31,7 @@ from nanov2.domains.integers.world import (
     write_proof,
 )
 from nanov2.domains.language import HEADING, Language, read_score
+from nanov2.errors import InputError
 from nanov2.hub.author import Answer
 from nanov2.method import trust
 from nanov2.method.judges import Judge
@@ -195,8 +197,41 @@ def test_a_right_proof_exists_for_every_problem():
         assert grade_proof(problem, write_proof(solve(problem))) == 1
 
 
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("--integers.hard_variable=[1,2]", "did you mean integers.hard_variables?"),
+        ("--integers_habits.lenience=0.5", "did you mean integers_habits.lenient?"),
+        ("--integers_habits.early=1.5", "integers_habits.early must be from 0 to 1"),
+        ("--integers.labelled_moduli=[3,2]", "integers: labelled_moduli must be [from, to]"),
+        ("--integers.hard_variables=[3,6]", "6 variables and 2 unused ones are more than the 6 names"),
+        ("--integers.lap_variables=2", "5 variables and 2 unused ones are more than the 6 names"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(override, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        load_config(None, [override, "--laps=2"])
+
+
+def test_settings_say_how_hard_problems_are_and_habits_how_often():
+    flags = ["--laps=3", "--integers.hard_degree=2", "--integers.lap_variables=1", "--integers.hard_unused=1"]
+    flags += ["--integers.first_moduli=[3,3]", "--integers_habits.early=1", "--integers_habits.stray=0"]
+    flags += ["--integers_habits.same_letter=0", "--integers_habits.others=0"]
+    domain = open_domain(load_config(ROOT / "configs" / "integers-smoke.toml", flags))
+    sets = {name: [parse_problem(r.problem) for r in rs] for name, rs in domain.problems().items()}
+    used = {name: {len(p.used) for p in ps} for name, ps in sets.items()}
+    assert used["train"] == {1, 2} and max(used["train_hard"]) == 3 and max(used["train_hard2"]) == 4
+    assert max(used["train_hard3"]) == max(used["held_out_hardest"]) == 5
+    assert any("(" in write_proof(solve(p)) and "^2" in write_proof(solve(p)) for p in sets["train_hard"])
+    assert max(len(parse_problem(r.problem).used) for r in domain.new_problems(2, 20)) == 4
+    shown = [domain.demonstration(derive_rng(i), 0.0) for i in range(20)]
+    assert {parse_problem(d.problem).modulus for d in shown} == {3}
+    scores = {grade_proof(parse_problem(d.problem), d.turns[0][1].removeprefix(HEADING)) for d in shown}
+    assert 0.5 in scores and 0.0 not in scores  # each stops early, which of a short one is early enough
+
+
 def test_the_domain_runs_by_its_name_alone():
-    for name in ("integers.toml", "integers-smoke.toml"):
+    for name in ("integers.toml", "integers-smoke.toml", "integers-smollm2-cpu.toml"):
         config = load_config(ROOT / "configs" / name)
         assert (
             config.domain == "integers"
