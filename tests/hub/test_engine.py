@@ -30,6 +30,7 @@ from nanov2.rl.task import Part, Rewards
 from nanov2.rl.trainer import train_grpo
 
 HOW = Sampling(1.0, 12)
+PATIENT = {"timeout": 300.0, "patience": 300.0, "concurrency": 4}  # for many requests to one busy core
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def many(prompts):
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_greedy_tokens_and_log_probs_are_those_of_the_own_sampler(serve, model, tokenizer, many, engine):
-    found = through(serve(engine)[0], model, tokenizer, many, 1, Sampling(0.0, 12))
+    found = through(serve(engine, **PATIENT)[0], model, tokenizer, many, 1, Sampling(0.0, 12))
     own = sample(model, tokenizer, many, 1, Sampling(0.0, 12), 7)
     assert [r.ids for r in found] == [r.ids for r in own]
     for a, b in zip(found, own):
@@ -97,7 +98,7 @@ def test_sampled_log_probs_are_the_trainers_and_importance_weights_have_a_mean_o
     serve, model, tokenizer, many, precision, off
 ):
     """In bf16 the weights are rounded on the way, and the trainer rounds its products."""
-    found = through(serve(dtype=precision)[0], model, tokenizer, many, 2)
+    found = through(serve(dtype=precision, **PATIENT)[0], model, tokenizer, many, 2)
     model.set_precision(precision)
     each = [make_packs(many[r.group], [Completion(r.ids, r.sampled, i)], 1)[0] for i, r in enumerate(found)]
     batch = collate(each)
