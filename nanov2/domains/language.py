@@ -407,6 +407,14 @@ class Language:
     # --- trajectories of a model with this tokenizer
 
     @cached_property
+    def score_tokens(self) -> dict[int, float]:
+        """The token of each boxed score; empty where the tokenizer takes several for one."""
+        boxes = [self.tokenizer.encode(f"\\boxed{{{score:g}}}") for score in LEVELS]
+        return (
+            dict(zip([b[0] for b in boxes], LEVELS, strict=True)) if all(len(b) == 1 for b in boxes) else {}
+        )
+
+    @cached_property
     def again(self) -> list[int]:
         """Ids of the user's message that asks for a revision."""
         return self.tokenizer.turn(AGAIN)

@@ -143,6 +143,8 @@ def surely(critiques: list[Assessed], rule: Rule, test: SequentialTest) -> bool:
     A critique that reports an issue counts by its mean meta-score under the rules that ask the meta-verifier;
     one whose score cannot be read, or that no meta-assessment answered, is no evidence.
     """
+    if not critiques or rule.name == "single":  # whose label is that of the first critique
+        return bool(critiques)
     label = rule(critiques)
     if label is None:
         return False

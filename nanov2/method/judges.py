@@ -19,8 +19,8 @@ from nanov2.hub.local import OwnAuthor
 from nanov2.method.rewards import R_looks
 from nanov2.method.sequential import SequentialTest
 from nanov2.model.decoder import Model
-from nanov2.model.rollout import Sampling
-from nanov2.model.sampler import sample
+from nanov2.model.rollout import Rollout, Sampling
+from nanov2.model.sampler import next_logprobs, sample
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,12 @@ def meta_judge(
 
 
 class OwnScores:
-    """What a model in training says of proofs, one greedy critique each: for figures, never for a reward."""
+    """What a model in training says of proofs, one greedy critique each: for figures, never for a reward.
+
+    Where each score is one token, a proof's score is the expected one: the mean by the probabilities of the
+    score tokens where its critique has the score. It moves before the likeliest score does. With other
+    tokenizers, and where an engine samples for the model, it is the critique's score.
+    """
 
     def __init__(self, model: Model, language: Language, max_tokens: int, batch_rows: int = 512):
         self.model, self.language = model, language
@@ -198,7 +203,22 @@ class OwnScores:
         prompts = [self.language.ids(q) for q in questions]
         rollouts = sample(self.model, self.language.tokenizer, prompts, 1, self.how, 0)
         scores = [self.language.claimed_score(self.language.answer(r)) for r in rollouts]
-        return [math.nan if s is None else s for s in scores]
+        found = [math.nan if s is None else s for s in scores]
+        read = [i for i, s in enumerate(scores) if s is not None]
+        if read and self.model.engine is None and self.language.score_tokens:
+            for i, score in zip(read, self._expected([rollouts[i] for i in read]), strict=True):
+                found[i] = score
+        return found
+
+    def _expected(self, rollouts: list[Rollout]) -> list[float]:
+        """The expected score of each critique that has one, at the place of its last score token."""
+        levels = self.language.score_tokens
+        begun = []
+        for r in rollouts:
+            place = max(i for i, token in enumerate(r.ids) if token in levels)
+            begun.append([*r.prompt, *r.ids[:place]])
+        chances = next_logprobs(self.model, begun)[:, list(levels)].softmax(dim=-1)
+        return (chances @ chances.new_tensor(list(levels.values()))).tolist()
 
 
 def own_author(

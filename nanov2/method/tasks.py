@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from nanov2.domains.domain import Truth
 from nanov2.domains.language import Language
@@ -197,7 +198,7 @@ def with_gate(judges: dict[str, Judge]) -> dict[str, Judge]:
     return judges | ({"gate": gate} if gate else {})
 
 
-def false_accepts(scores: list[float | None], truth: list[float]) -> list[float]:
+def false_accepts(scores: Sequence[float | None], truth: list[float]) -> list[float]:
     """Of each proof that is given full marks, whether it does not deserve them; NaN for the rest, also where
     no score can be read (None)."""
     return [

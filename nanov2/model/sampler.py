@@ -77,6 +77,18 @@ def sample(
     return rollouts
 
 
+@torch.no_grad()
+def next_logprobs(model: Model, prompts: list[list[int]]) -> Tensor:
+    """Log-probs [prompts, V] in fp32 of the token that comes after each prompt (ids), at temperature 1."""
+    was_training = model.training
+    model.eval()
+    weight = model.output_weight
+    cache = Cache(model.config, 1, len(prompts), max(map(len, prompts)), weight)
+    hidden, _ = model.prefill(prompts, cache, torch.arange(len(prompts), device=weight.device))
+    model.train(was_training)
+    return torch.log_softmax(logits(hidden, sum_in_fp32(weight)), dim=-1)
+
+
 @dataclass
 class Row:
     """A rollout that is being decoded."""

@@ -122,7 +122,7 @@ def test_the_notebook_leaves_out_what_is_not_made_yet_with_a_sentence(tmp_path, 
     runpy.run_path(str(NOTEBOOK))
     said = capsys.readouterr().out
     assert f"closed: {tmp_path / 'closed'} has no finished generator yet" in said
-    assert "open      true_score 0.200" in said and "reward 1.00, truth 0" in said
+    assert "open     true_score 0.200" in said and "reward 1.00, truth 0" in said
     monkeypatch.setenv("HACKING_OPEN", str(tmp_path / "none"))
     assert runpy.run_path(str(NOTEBOOK))["RUNS"] == {}
 

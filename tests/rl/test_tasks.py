@@ -8,13 +8,14 @@ from conftest import small_model, some_problems, some_proofs
 
 from nanov2.domains.language import MV_END, MV_START, V_END, V_START, Language
 from nanov2.domains.order.domain import OrderTruth
-from nanov2.domains.order.world import examine, write_critique, write_proof
+from nanov2.domains.order.world import examine, parse_proof, write_critique, write_proof
 from nanov2.errors import InputError
+from nanov2.method import judges
 from nanov2.method.judges import OwnScores, meta_judge, verifier_judge
 from nanov2.method.tasks import GeneratorTask, SelfVerifyTask, VerifierTask
 from nanov2.model.rollout import Rollout, Sampling
 from nanov2.model.sampler import sample
-from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
+from nanov2.records import LEVELS, CritiqueRecord, ProblemRecord, ProofRecord
 from nanov2.run.config import load_config
 from nanov2.run.start import _check_credit
 
@@ -71,6 +72,31 @@ def test_own_scores_leave_the_model_as_it_trains(tokenizer, prompts):
     questions = [prompts.verify(p.text, proof) for p, proof in some_proofs(2)]
     assert len(OwnScores(model, prompts, 6)(questions)) == 2
     assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_own_scores_are_expected_over_the_score_tokens_where_the_critique_has_its_score(
+    tokenizer, prompts, model, monkeypatch
+):
+    (problem, proof), *_ = some_proofs(1)
+    question = prompts.verify(problem.text, proof)
+    ids = tokenizer.encode(write_critique(examine(problem, parse_proof(proof))))
+    assert prompts.score_tokens[ids[-1]] in LEVELS and len(prompts.score_tokens) == 3
+    begun = [*prompts.ids(question), *ids[:-1]]
+
+    def chance_of(token):  # by the sampler's own log-probs: the drawn token's, at a temperature of 1
+        drawn = sample(model, tokenizer, [begun], 2000, Sampling(1.0, 1), 0)
+        return next((math.exp(r.logprobs[0]) for r in drawn if r.ids[0] == token), None)
+
+    chances = {score: chance_of(token) for token, score in prompts.score_tokens.items()}
+    assert None not in chances.values()
+    expected = sum(s * p for s, p in chances.items()) / sum(chances.values())
+    answer = Rollout(prompts.ids(question), 0, [*ids, tokenizer.end], turns=[ids])
+    cut = Rollout(prompts.ids(question), 0, ids[:2], turns=[ids[:2]], truncated=True)
+    monkeypatch.setattr(judges, "sample", lambda *args: [answer, cut])
+    found = OwnScores(model, prompts, 60)([question, question])
+    assert found[0] == pytest.approx(expected, abs=1e-5) and math.isnan(found[1])
+    monkeypatch.setitem(vars(prompts), "score_tokens", {})  # as of a tokenizer that takes several for one
+    assert OwnScores(model, prompts, 60)([question])[0] == examine(problem, parse_proof(proof)).score
 
 
 def test_a_verifiers_full_marks_that_are_wrong_are_counted_of_proofs_alone(prompts):
