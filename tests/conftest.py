@@ -134,6 +134,7 @@ def finished(tmp_path_factory):
 # (`pytest --durations=50`). Whole files are not even imported.
 SLOW_FILES = (
     "distributed",  # several processes
+    "domains/integers/test_cycle.py",  # a whole cycle
     "pages",  # a browser
     "domains/natural/test_pretrained.py",  # a whole cycle
     "hub/test_endpoint.py",  # a server that lets one wait

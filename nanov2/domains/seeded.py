@@ -98,7 +98,6 @@ class SeededDomain:
     """A world whose problems have a `text`, a `kind`, and a `form`: the same for problems that differ in
     nothing that matters."""
 
-    own_tokenizer: Callable[[], ChatTokenizer]
     own_language: type[TurnLanguage]
 
     def __init__(self, config: Config):
@@ -117,6 +116,10 @@ class SeededDomain:
 
     def too_few(self, purpose: str, difficulty: Any, drawn: int, n: int) -> str:
         """What to say where only `drawn` of n problems for a purpose differ."""
+        raise NotImplementedError
+
+    def own_tokenizer(self) -> ChatTokenizer:
+        """That of the world's own small models."""
         raise NotImplementedError
 
     # --- models

@@ -29,11 +29,13 @@ class IntegersConfig:
     labelled_unused: Unused = setting(1, "at most this many more are given and not needed")
     labelled_degree: Degree = setting(1, "2: most goals have a product of two integers or a square")
     labelled_coefficient: Coefficient = setting(3, "the largest number in what is to be shown")
+    labelled_lemma: Rate = setting(0.0, "share of the goals with a part u, of which a lemma is shown first")
     hard_moduli: tuple[Modulus, Modulus] = setting((2, 4), "the harder problems: more remainders")
     hard_variables: tuple[Variables, Variables] = setting((2, 3), "more integers")
     hard_unused: Unused = setting(2, "more that are not needed")
     hard_degree: Degree = setting(1, "and products with 2")
     hard_coefficient: Coefficient = setting(4, "the largest number")
+    hard_lemma: Rate = setting(0.0, "share with a lemma")
     lap_variables: MoreVariables = setting(0, "more integers in the harder problems in each later lap")
     lap_coefficient: MoreCoefficient = setting(0, "and so much larger numbers")
     first_moduli: tuple[Modulus, Modulus] = setting((2, 2), "what the base's training begins with: parity")
@@ -52,6 +54,7 @@ class IntegersConfig:
             self.labelled_unused,
             self.labelled_degree,
             self.labelled_coefficient,
+            self.labelled_lemma,
         )
 
     @property
@@ -67,11 +70,16 @@ class IntegersConfig:
             self.hard_unused,
             self.hard_degree,
             self.hard_coefficient + (lap - 1) * self.lap_coefficient,
+            self.hard_lemma,
         )
 
     @property
     def gets_harder(self) -> bool:
         return bool(self.lap_variables or self.lap_coefficient)
+
+    @property
+    def has_lemmas(self) -> bool:
+        return bool(self.labelled_lemma or self.hard_lemma)
 
     @property
     def beginning(self) -> Difficulty:

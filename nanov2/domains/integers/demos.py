@@ -3,7 +3,7 @@
 What the habits are for is said in order/demos.py; docs/domains.md says why a base must have some. Here:
 
 - a prover stops one step early, before the last expression shows the claim, and takes the same letter for two
-  integers, which proves a special case alone;
+  integers, which proves a special case alone (what else goes wrong, lemmas included, is drawn from STRAYS);
 - a critic passes over a letter that stands for two integers and, once the proof has failed, finds fault with
   every step of the calculation (the score does not show it: what R_meta is there to close);
 - a meta-critic agrees with whatever it reads;
@@ -20,6 +20,8 @@ from nanov2.domains.integers import polynomials
 from nanov2.domains.integers.config import Habits
 from nanov2.domains.integers.world import (
     CONDITIONS,
+    FATAL,
+    LEMMA,
     SHOWN,
     WITNESSES,
     Condition,
@@ -34,10 +36,11 @@ from nanov2.domains.integers.world import (
     examine,
     examine_critique,
     quotient_form,
+    recalculated,
+    repeats,
     rubric,
     shortest,
     solve,
-    worked,
     write_critique,
     write_meta,
     write_proof,
@@ -50,23 +53,17 @@ OTHERS = {"early": 0.15, "same_letter": 0.2, "stray": 0.7}  # what somebody else
 
 def weak_proof(rng: random.Random, problem: Problem, habits: Habits) -> Proof:
     """A proof with the faults of its author's habits."""
-    n = len(problem.used)
+    n = len(problem.used) + bool(problem.lemma)
     shared = n > 1 and rng.random() < habits.same_letter
     letter = rng.choice(WITNESSES)
     proof = solve(problem, [letter] * n if shared else sorted(rng.sample(WITNESSES, n)))
-    if shared:
-        proof = recalculated(problem, proof)
     if rng.random() < habits.stray:
-        proof = rng.choice(STRAYS)(rng, problem, proof)
+        proof = rng.choice(OF_LEMMAS if problem.lemma else STRAYS)(rng, problem, proof)
     if rng.random() < habits.early and len(proof.chain) > 2:
         proof = proof._replace(chain=proof.chain[:-1])
+    if problem.lemma and repeats(proof.steps):  # a text that comes back cannot be read
+        return solve(problem)
     return proof
-
-
-def recalculated(problem: Problem, proof: Proof) -> Proof:
-    """The same definitions with the calculation that follows from them."""
-    written = dict(d.split(" = ") for d in proof.definitions)
-    return proof._replace(chain=shortest([proof.chain[0], *worked(problem, written)]))
 
 
 def _slip(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
@@ -89,7 +86,7 @@ def _wrong_definition(rng: random.Random, problem: Problem, proof: Proof) -> Pro
     i = rng.randrange(len(proof.definitions))
     name, side = proof.definitions[i].split(" = ")
     (letter,) = polynomials.letters(dict(polynomials.parse(side)))
-    remainder = dict(problem.given)[name].remainder
+    remainder = (proof.lemma.claim if name == LEMMA else dict(problem.given)[name]).remainder
     other = rng.choice([r for r in range(problem.modulus) if r != remainder])
     wrong = polynomials.write({(letter,): problem.modulus, (): other})
     return recalculated(problem, _with_definition(proof, i, f"{name} = {wrong}"))
@@ -127,6 +124,24 @@ def _unreduced(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
     return proof._replace(chain=shortest([*proof.chain[:-1], quotient_form(last, problem.modulus, 1)]))
 
 
+def _wrong_lemma(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
+    """A lemma that is not true, or whose calculation stops before it shows it; it is used as it is stated."""
+    if rng.random() < 0.4 and len(proof.lemma.chain) > 3:
+        return proof._replace(lemma=proof.lemma._replace(chain=proof.lemma.chain[:-1]))
+    name, side = proof.definitions[0].split(" = ")
+    (letter,) = polynomials.letters(dict(polynomials.parse(side)))
+    modulus, right = proof.lemma.claim
+    claim = Condition(modulus, rng.choice([r for r in range(modulus) if r != right]))
+    definition = f"{name} = {polynomials.write({(letter,): modulus, (): claim.remainder})}"
+    stated = proof._replace(definitions=(definition,), lemma=proof.lemma._replace(claim=claim))
+    return recalculated(problem, stated)
+
+
+def _unshown(rng: random.Random, problem: Problem, proof: Proof) -> Proof:
+    """The lemma is used and not shown."""
+    return proof._replace(definitions=(*proof.lemma.definitions, *proof.definitions), lemma=None)
+
+
 STRAYS: tuple[Callable, ...] = (
     _slip,
     _slip,
@@ -138,6 +153,16 @@ STRAYS: tuple[Callable, ...] = (
     _other_claim,
     _unreduced,
 )
+OF_LEMMAS: tuple[Callable, ...] = (  # the same of proofs that show a lemma first
+    _slip,
+    _slip,
+    _wrong_lemma,
+    _wrong_lemma,
+    _unshown,
+    _unshown,
+    _other_claim,
+    _unreduced,
+)
 
 
 def weak_revision(rng: random.Random, problem: Problem, proof: Proof, habits: Habits) -> Proof:
@@ -146,7 +171,7 @@ def weak_revision(rng: random.Random, problem: Problem, proof: Proof, habits: Ha
     if mood < habits.revision_same:
         return proof
     if mood - habits.revision_same < habits.revision_right:
-        return solve(problem, sorted(rng.sample(WITNESSES, len(problem.used))))
+        return solve(problem, sorted(rng.sample(WITNESSES, len(problem.used) + bool(problem.lemma))))
     return weak_proof(rng, problem, habits)
 
 
@@ -166,7 +191,7 @@ def weak_critique(rng: random.Random, problem: Problem, proof: Proof, habits: Ha
         if lost and piles_on and finding.verdict == "ok" and " = " not in finding.subject:
             finding = finding._replace(verdict="slip")
         findings.append(finding)
-        lost = lost or finding.verdict in ("other", "shared", "example")
+        lost = lost or finding.verdict in FATAL
     whole = wrong(rng, truth.whole, habits.whole)
     score = rubric([f.verdict for f in findings], whole)
     if rng.random() < habits.score:
@@ -190,7 +215,7 @@ def wrong(rng: random.Random, whole: Whole, rate: float) -> Whole:
     """Findings about the whole, each at this rate another."""
     complete = whole.complete != (rng.random() < rate)
     shown = rng.choice([v for v in SHOWN if v != whole.shown]) if rng.random() < rate else whole.shown
-    return Whole(complete, shown, whole.asked != (rng.random() < rate))
+    return whole._replace(complete=complete, shown=shown, asked=whole.asked != (rng.random() < rate))
 
 
 def weak_meta(

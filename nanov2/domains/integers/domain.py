@@ -16,6 +16,7 @@ from nanov2.domains.integers.config import IntegersConfig
 from nanov2.domains.integers.demos import make_demonstration
 from nanov2.domains.integers.tokenizer import integers_tokenizer
 from nanov2.domains.integers.world import (
+    LEMMA,
     Difficulty,
     Problem,
     Proof,
@@ -34,6 +35,7 @@ from nanov2.domains.integers.world import (
 from nanov2.domains.language import Demonstration, TurnLanguage
 from nanov2.domains.seeded import DRAWS, KEPT, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
 from nanov2.errors import InputError
+from nanov2.hub.chat import ChatTokenizer
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
 RUBRIC_V = """\
@@ -56,6 +58,16 @@ Every number is written out. | A number is not written out.
 The last expression shows the claim. | The last expression does not show the claim yet. | The claim does not \
 follow from the last expression.
 This is what was asked. | This is not what was asked."""
+RUBRIC_LEMMA = """
+0, too: a lemma that is wrong, or used and not shown.
+0.5, too: a lemma whose calculation does not show it yet."""
+FORM_LEMMA = """
+Where the proof shows what $u$ leaves first, a line about that stands before these three:
+The lemma is shown. | The calculation of the lemma does not show it yet. | The lemma is wrong or does not \
+follow.
+The definition of $u$ is looked up among what the proof has shown:
+- $u = 2n + 1$: shown to be odd, so this is right.
+- $u = 2n + 1$: not shown, so this may not be used."""
 FAULTS = {
     "other": "a wrong definition",
     "shared": "one letter for two integers",
@@ -65,6 +77,9 @@ FAULTS = {
     "false": "a conclusion that does not follow",
     "complete": "an integer not written out",
     "asked": "another claim",
+    "unshown": "a lemma that is used and not shown",
+    "lemma hidden": "a lemma whose calculation does not show it yet",
+    "lemma false": "a lemma that is wrong",
 }
 
 
@@ -97,8 +112,10 @@ class IntegersDomain(SeededDomain):
     """Remainders of expressions in integers whose remainders are given."""
 
     truth = IntegersTruth()
-    own_tokenizer = staticmethod(integers_tokenizer)
     own_language = IntegersLanguage
+
+    def own_tokenizer(self) -> ChatTokenizer:
+        return integers_tokenizer(self.config.integers.has_lemmas)
 
     # --- problems
 
@@ -136,18 +153,25 @@ class IntegersDomain(SeededDomain):
     def view(self, record: ProblemRecord | ProofRecord | CritiqueRecord) -> View:
         problem, critique = parse_problem(record.problem), getattr(record, "critique", None)
         proof = parse_proof(getattr(record, "proof", ""))
-        steps = (*proof.definitions, *proof.chain) if proof else ()
+        steps = proof.steps if proof else ()
+        lemma = bool(problem and problem.lemma)
         return View(
             statement=record.problem,
-            facts=tuple(f"${x}$ is {condition.words}" for x, condition in problem.given) if problem else (),
+            facts=facts(problem) if problem else (),
             steps=tuple(f"${step}$" for step in steps),
             findings=findings(critique, steps) if critique is not None else (),
-            rubric=RUBRIC_V if critique is None else RUBRIC_MV,
-            form=FORM_V if critique is None else "",
+            rubric=(RUBRIC_V + RUBRIC_LEMMA * lemma) if critique is None else RUBRIC_MV,
+            form=(FORM_V + FORM_LEMMA * lemma) if critique is None else "",
             kind=tuple(problem.kind.split(", ")) if problem else (),
             faults=faults(problem, proof) if problem and proof else (),
             errors=errors(problem, proof, critique) if problem and proof and critique else (),
         )
+
+
+def facts(problem: Problem) -> tuple[str, ...]:
+    """What is given, one a line."""
+    given = tuple(f"${x}$ is {condition.words}" for x, condition in problem.given)
+    return (*given, f"${LEMMA} = {problem.lemma}$") if problem.lemma else given
 
 
 @lru_cache(maxsize=KEPT)
@@ -155,7 +179,8 @@ def faults(problem: Problem, proof: Proof) -> tuple[str, ...]:
     """The kinds of fault that a proof has."""
     truth = examine(problem, proof)
     names = {f.verdict for f in truth.claims}
-    names |= {truth.whole.shown if name == "shown" else name for name, _ in truth.whole.claims}
+    told = {"shown": "{1}", "lemma": "lemma {1}"}
+    names |= {told.get(name, "{0}").format(name, value) for name, value in truth.whole.claims}
     return tuple(sorted(FAULTS[name] for name in names))
 
 

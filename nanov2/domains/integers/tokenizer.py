@@ -47,8 +47,19 @@ PHRASES = (
     f"{MV_END} ",
 )
 
+# And those of problems with a lemma of these beside.
+OF_LEMMAS = (
+    world.LEMMA,
+    " Write $",
+    *(f"${words}" for words in world.PROVED.values()),
+    f"{world.DEFINED['unshown']}\n",
+    *(f"{words}\n" for words in world.LEMMAS.values()),
+    *(words for (name, _), words in world.CLAIMED.items() if name == "lemma"),
+)
 
-def integers_tokenizer() -> ChatTokenizer:
-    """The tokenizer of a fresh model."""
+
+def integers_tokenizer(lemmas: bool = False) -> ChatTokenizer:
+    """The tokenizer of a fresh model. Words that no problem of a run needs are no tokens of its models."""
     letters = (*world.VARIABLES, *world.WITNESSES)
-    return phrase_tokenizer([*PHRASES, *letters, *map(str, range(NUMBERS))])
+    phrases = [*PHRASES, *letters, *map(str, range(NUMBERS))]
+    return phrase_tokenizer([*phrases, *OF_LEMMAS] if lemmas else [p for p in phrases if p not in OF_LEMMAS])

@@ -9,6 +9,14 @@ A *proof* writes the integers out, calculates, and concludes:
     Write $a = 2k + 1$ and $b = 2m$. Then $3a + b = 3(2k + 1) + 2m = 6k + 2m + 3 = 2(3k + m + 1) + 1$. So
     $3a + b$ is odd.
 
+Some problems name a part of the goal. A proof may show what it leaves first, and then use that, a lemma:
+
+    Let $a$ be odd, let $b$ be even and let $u = 3a + b$. Show that $2u + b$ is even.
+
+    Write $a = 2k + 1$ and $b = 2m$. Then $u = 3a + b = 3(2k + 1) + 2m = 6k + 2m + 3 = 2(3k + m + 1) + 1$. So
+    $u$ is odd. Write $u = 2n + 1$. Then $2u + b = 2(2n + 1) + 2m = 4n + 2m + 2 = 2(2n + m + 1)$. So
+    $2u + b$ is even.
+
 A *critique* looks every definition up, expands every expression, judges the whole, and ends with the score:
 
     Here is my evaluation of the solution:
@@ -23,6 +31,7 @@ A *critique* looks every definition up, expands every expression, judges the who
 
 A *meta-critique* looks every claimed issue up again. Everything here is exact: expressions are compared as
 polynomials, and what an expression leaves on division is decided by trying all residues. Nothing is learnt.
+A lemma's letter stands for the integer that the lemma yields: above, $n$ for $3k + m + 1$.
 """
 
 from __future__ import annotations
@@ -31,7 +40,7 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -43,6 +52,7 @@ from nanov2.domains.seeded import BLANKS, BOXED, FOLLOWS, NO_CLAIM, REAL, meanin
 
 VARIABLES = ("a", "b", "c", "x", "y", "z")
 WITNESSES = ("k", "m", "n", "p", "q", "r", "s", "t")
+LEMMA = "u"  # the name of a part of the goal
 MODULI = (2, 3, 4, 5)
 
 
@@ -66,11 +76,14 @@ CONDITIONS = {c.words: c for d in MODULI for r in range(d) for c in (Condition(d
 # --- the words. Each phrase, with the dollar signs and line ends around it, is one token of tokenizer.py.
 
 GIVEN = {words: f": given to be {words}" for words in CONDITIONS} | {None: ": not given"}
+# Of a part of the goal: what the proof has shown of it.
+PROVED = {words: f": shown to be {words}" for words in CONDITIONS} | {None: ": not shown"}
 DEFINED = {
     "ok": ", so this is right.",
     "other": ", but this says otherwise.",
     "shared": ", but this letter stands for another number already.",
     "example": ", but this is only an example.",
+    "unshown": ", so this may not be used.",
 }
 EXPANDED = {
     "start": "$ by the definitions.",
@@ -84,13 +97,20 @@ SHOWN = {
     "hidden": "The last expression does not show the claim yet.",
     "false": "The claim does not follow from the last expression.",
 }
+LEMMAS = {
+    "shown": "The lemma is shown.",
+    "hidden": "The calculation of the lemma does not show it yet.",
+    "false": "The lemma is wrong or does not follow.",
+}
 ASKED = {True: "This is what was asked.", False: "This is not what was asked."}
-WHOLE: dict[str, dict[Any, str]] = {"complete": COMPLETE, "shown": SHOWN, "asked": ASKED}
+WHOLE: dict[str, dict[Any, str]] = {"lemma": LEMMAS, "complete": COMPLETE, "shown": SHOWN, "asked": ASKED}
 CLAIMED = {  # how a meta-critique names a claim about the whole
     ("complete", False): "- A number is not written out, as claimed",
     ("shown", "hidden"): "- The last expression hides the claim, as claimed",
     ("shown", "false"): "- The claim does not follow, as claimed",
     ("asked", False): "- Another thing was asked, as claimed",
+    ("lemma", "hidden"): "- The lemma is not shown yet, as claimed",
+    ("lemma", "false"): "- The lemma is wrong or does not follow, as claimed",
 }
 
 
@@ -101,6 +121,7 @@ class Problem:
     given: tuple[tuple[str, Condition], ...]
     goal: str  # an expression in the given integers
     claim: Condition
+    lemma: str = ""  # an expression in them that the goal calls LEMMA; "": it has no such part
 
     @property
     def modulus(self) -> int:
@@ -109,6 +130,7 @@ class Problem:
     @cached_property
     def text(self) -> str:
         each = [f"let ${x}$ be {condition.words}" for x, condition in self.given]
+        each += [f"let ${LEMMA} = {self.lemma}$"] if self.lemma else []
         listed = ", ".join(each[:-1]) + " and " + each[-1] if len(each) > 1 else each[0]
         return f"L{listed[1:]}. Show that ${self.goal}$ is {self.claim.words}."
 
@@ -116,34 +138,46 @@ class Problem:
     def used(self) -> list[str]:
         """The given integers that the goal speaks of."""
         known = polynomials.letters(dict(polynomials.parse(self.goal)))
+        if self.lemma:
+            known |= polynomials.letters(dict(polynomials.parse(self.lemma)))
         return [x for x, _ in self.given if x in known]
+
+    @cached_property
+    def part(self) -> dict[str, Polynomial]:
+        """LEMMA in the given integers; empty where the goal has no such part."""
+        return {LEMMA: dict(polynomials.parse(self.lemma))} if self.lemma else {}
 
     @property
     def kind(self) -> str:
         """The type of a problem, for drawing diverse subsets."""
         n = len(self.used)
-        return f"modulo {self.modulus}, {n} variable{'s' * (n > 1)}"
+        return f"modulo {self.modulus}, {n} variable{'s' * (n > 1)}{', a lemma' if self.lemma else ''}"
 
     @cached_property
     def form(self) -> str:
         """The same for two problems just if they differ by the names of their integers and the order of what
         is given (of goals with products some such pairs are told apart)."""
-        goal = dict(polynomials.parse(self.goal))
+        goals = [dict(polynomials.parse(self.goal)), *self.part.values()]
 
         def part(x: str) -> list:
-            return sorted((m.count(x), len(m), c) for m, c in goal.items() if x in m)
+            return [sorted((m.count(x), len(m), c) for m, c in goal.items() if x in m) for goal in goals]
 
         order = sorted(self.given, key=lambda g: (part(g[0]), g[1]))
         names: dict[str, Polynomial] = {x: {(f"v{i}",): 1} for i, (x, _) in enumerate(order)}
         told = ", ".join(condition.words for _, condition in order)
-        return f"{told}: {sorted(polynomials.substitute(goal, names).items())} {self.claim.words}"
+        parts = " of ".join(str(sorted(polynomials.substitute(goal, names).items())) for goal in goals)
+        return f"{told}: {parts} {self.claim.words}"
 
     @property
     def truth(self) -> Condition:
         """What the goal's expression leaves, where the given remainders settle it."""
+        return self.leaves(dict(polynomials.parse(self.goal)))
+
+    def leaves(self, expression: Polynomial) -> Condition:
+        """What an expression in the given integers leaves, where their remainders settle it."""
         values: dict[str, Polynomial] = {x: {(x,): c.modulus, (): c.remainder} for x, c in self.given}
-        goal = polynomials.substitute(dict(polynomials.parse(self.goal)), values)
-        (remainder,) = polynomials.residues(goal, self.modulus)
+        written = polynomials.substitute(polynomials.substitute(expression, self.part), values)
+        (remainder,) = polynomials.residues(written, self.modulus)
         return Condition(self.modulus, remainder)
 
 
@@ -159,6 +193,7 @@ def parse_problem(text: str) -> Problem | None:
     text = text.strip(BLANKS)
     told, _, asked = text.partition(". Show that $")
     given = []
+    told, _, lemma = told.partition(f" and let ${LEMMA} = ")
     for part in _sentence(told, "Let ", "let ") or ():
         x, _, words = part.removeprefix("$").partition("$ be ")
         given.append((x, CONDITIONS.get(words)))
@@ -169,9 +204,14 @@ def parse_problem(text: str) -> Problem | None:
         return None
     if not all(x in VARIABLES and c and c.modulus == claim.modulus for x, c in given):
         return None
-    used = polynomials.letters(dict(polynomial))
-    problem = Problem(tuple(given), goal, claim)
-    return problem if used and used <= set(names) and problem.text == text else None
+    part = lemma.removesuffix("$")
+    if lemma and not polynomials.parse(part):
+        return None
+    problem = Problem(tuple(given), goal, claim, part)
+    letters = [polynomials.letters(dict(polynomial)), *map(polynomials.letters, problem.part.values())]
+    allowed = [{*names, LEMMA} if lemma else set(names), set(names)]
+    fits = all(used and used <= known for used, known in zip(letters, allowed, strict=False))
+    return problem if fits and problem.text == text else None
 
 
 # --- proofs ---------------------------------------------------------------------------------------
@@ -184,9 +224,21 @@ class Proof(NamedTuple):
     chain: tuple[str, ...]
     about: str  # the expression that the conclusion is about
     claim: Condition
+    lemma: Any = None  # the Proof before it that shows what LEMMA leaves, or None
+
+    @property
+    def parts(self) -> tuple[Proof, ...]:
+        return (self.lemma, self._replace(lemma=None)) if self.lemma else (self,)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """All definitions and expressions, in order."""
+        return tuple(step for part in self.parts for step in (*part.definitions, *part.chain))
 
 
 def write_proof(proof: Proof) -> str:
+    if proof.lemma:
+        return " ".join(map(write_proof, proof.parts))
     *first, last = proof.definitions
     written = f"{'$, $'.join(first)}$ and ${last}" if first else last
     chain = " = ".join(proof.chain)
@@ -196,22 +248,43 @@ def write_proof(proof: Proof) -> str:
 def parse_proof(text: str) -> Proof | None:
     """A proof from its text; None where the text has another form, writes a number or an expression twice."""
     text = text.strip(BLANKS)
+    first, then, last = text.partition(f". So ${LEMMA}$ is ")
+    if then and ". Write $" in last:
+        words, _, last = last.partition(". ")
+        lemma, proof = _parse_part(f"{first}{then}{words}."), _parse_part(last)
+        if not lemma or not proof or lemma.chain[0] != LEMMA:
+            return None
+        proof = proof._replace(lemma=lemma)
+    else:
+        proof = _parse_part(text)
+    # A text that comes back does not say which is meant
+    twice = proof and (repeats(proof.steps) or repeats([d.partition(" = ")[0] for d in defined(proof)]))
+    return None if twice or not proof or write_proof(proof) != text else proof
+
+
+def repeats(items: Sequence[str]) -> bool:
+    return len(set(items)) < len(items)
+
+
+def defined(proof: Proof) -> list[str]:
+    """All definitions."""
+    return [definition for part in proof.parts for definition in part.definitions]
+
+
+def _parse_part(text: str) -> Proof | None:
+    """`Write …. Then …. So … is ….`"""
     written, _, rest = text.removeprefix("Write $").partition("$. Then $")
     chain, _, end = rest.partition("$. So $")
     about, _, words = end.partition("$ is ")
     definitions = tuple(re.split(r"\$, \$|\$ and \$", written))
     expressions = tuple(chain.split(" = "))
-    names = [d.partition(" = ")[0] for d in definitions]
+    names, sides = zip(*(d.partition(" = ")[::2] for d in definitions), strict=True)
     claim = CONDITIONS.get(words.removesuffix("."))
-    sides = [d.partition(" = ")[2] for d in definitions]
-    if not claim or not set(names) <= set(VARIABLES) or len(set(names)) < len(names):
+    if not claim or not set(names) <= {*VARIABLES, LEMMA} or len(expressions) < 2:
         return None
     if None in map(polynomials.parse, (*sides, *expressions, about)):
         return None
-    if len(set(expressions)) < len(expressions):  # a text that comes back does not say which is meant
-        return None
-    proof = Proof(definitions, expressions, about, claim)
-    return proof if len(expressions) > 1 and write_proof(proof) == text else None
+    return Proof(definitions, expressions, about, claim)
 
 
 def quotient_form(polynomial: Polynomial, modulus: int, borrow: int = 0) -> str:
@@ -241,14 +314,28 @@ def shows(expression: str, claim: Condition) -> bool:
 
 
 def solve(problem: Problem, letters: Sequence[str] = WITNESSES) -> Proof:
-    """A right proof; `letters` name the witnesses."""
-    modulus, conditions = problem.modulus, dict(problem.given)
-    written = {}
-    for x, letter in zip(problem.used, letters, strict=False):
-        written[x] = polynomials.write({(letter,): modulus, (): conditions[x].remainder})
-    chain = [problem.goal, *worked(problem, written)]
-    definitions = tuple(f"{x} = {side}" for x, side in written.items())
-    return Proof(definitions, shortest(chain), problem.goal, problem.claim)
+    """A right proof; `letters` name the witnesses: one for each integer in use, then one for LEMMA."""
+    d, conditions, names = problem.modulus, dict(problem.given), iter(letters)
+    written = {x: polynomials.write({(next(names),): d, (): conditions[x].remainder}) for x in problem.used}
+    proof = Proof(tuple(f"{x} = {side}" for x, side in written.items()), (), problem.goal, problem.claim)
+    if problem.lemma:
+        left = problem.leaves(problem.part[LEMMA])
+        lemma = proof._replace(about=LEMMA, claim=left)
+        written[LEMMA] = polynomials.write({(next(names),): d, (): left.remainder})
+        proof = proof._replace(definitions=(f"{LEMMA} = {written[LEMMA]}",), lemma=lemma)
+    return recalculated(problem, proof)
+
+
+def recalculated(problem: Problem, proof: Proof) -> Proof:
+    """The same definitions with the calculations that follow from them."""
+    written = dict(d.split(" = ") for d in defined(proof))
+    lemma = proof.lemma
+    if lemma:
+        own = dict(d.split(" = ") for d in lemma.definitions)
+        chain = [LEMMA, problem.lemma, *worked(problem.lemma, problem.modulus, own)]
+        lemma = lemma._replace(chain=shortest(chain))
+    chain = [problem.goal, *worked(problem.goal, problem.modulus, written)]
+    return proof._replace(chain=shortest(chain), lemma=lemma)
 
 
 def shortest(chain: Sequence[str]) -> tuple[str, ...]:
@@ -256,11 +343,11 @@ def shortest(chain: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chain[: chain.index(chain[-1]) + 1]))
 
 
-def worked(problem: Problem, written: dict[str, str]) -> list[str]:
-    """The goal's expression with the integers written out, expanded, and with the modulus taken out."""
-    put_in = insert(problem.goal, written)
+def worked(goal: str, modulus: int, written: dict[str, str]) -> list[str]:
+    """An expression with the integers written out, expanded, and with the modulus taken out."""
+    put_in = insert(goal, written)
     expanded = dict(polynomials.parse(put_in))
-    return [put_in, polynomials.write(expanded), quotient_form(expanded, problem.modulus)]
+    return [put_in, polynomials.write(expanded), quotient_form(expanded, modulus)]
 
 
 def insert(expression: str, written: dict[str, str]) -> str:
@@ -296,6 +383,7 @@ class Whole(NamedTuple):
     complete: bool = True  # every integer of the goal, and every letter, is written out
     shown: str = "shown"  # of SHOWN
     asked: bool = True
+    lemma: str = "shown"  # of LEMMAS; of a proof without a lemma nothing is said
 
     @property
     def claims(self) -> tuple[tuple[str, bool | str], ...]:
@@ -318,62 +406,96 @@ class Critique(NamedTuple):
         return tuple(f for f in self.findings if f.claims)
 
 
+FATAL = {"other", "shared", "example", "unshown"}  # verdicts
+
+
 def rubric(verdicts: Sequence[str], whole: Whole) -> float:
     """0: a wrong or incomplete definition, a letter for two numbers, an example, a claim that does not follow
-    or was not asked, or two slips; 0.5: one slip of arithmetic, or a remainder that is not shown; else 1."""
-    slips = list(verdicts).count("slip") + (whole.shown == "hidden")
-    fatal = {"other", "shared", "example"} & {*verdicts}
-    if fatal or not whole.complete or whole.shown == "false" or not whole.asked or slips >= 2:
+    or was not asked, a lemma that is wrong or not shown, or two slips; 0.5: one slip of arithmetic, or a
+    remainder that is not shown; else 1."""
+    slips = list(verdicts).count("slip") + (whole.shown == "hidden") + (whole.lemma == "hidden")
+    fatal = FATAL & {*verdicts} or "false" in (whole.shown, whole.lemma)
+    if fatal or not whole.complete or not whole.asked or slips >= 2:
         return 0.0
     return 0.5 if slips else 1.0
 
 
-def definition_finding(problem: Problem, definition: str, taken: set[str]) -> Finding:
-    """The exact finding about `a = 2k + 1`; `taken` are the letters of the definitions before it."""
+def definition_finding(
+    problem: Problem, definition: str, taken: set[str], shown: Condition | None
+) -> Finding:
+    """The exact finding about `a = 2k + 1`; `taken` are the letters of the definitions before it, `shown` is
+    what the proof has shown of LEMMA."""
     name, _, side = definition.partition(" = ")
     condition, polynomial = dict(problem.given).get(name), dict(polynomials.parse(side))
+    if name == LEMMA:
+        condition = shown
     words, used = condition and condition.words, polynomials.letters(polynomial)
     if condition is None:
-        return Finding(definition, None, "other")
-    if not used and polynomials.residues(polynomial, problem.modulus) == {condition.remainder}:
+        return Finding(definition, None, "unshown" if name == LEMMA else "other")
+    if (
+        name != LEMMA
+        and not used
+        and polynomials.residues(polynomial, problem.modulus) == {condition.remainder}
+    ):
         return Finding(definition, words, "example")
     due = {(x,): problem.modulus for x in used} | ({(): condition.remainder} if condition.remainder else {})
-    if len(used) != 1 or polynomial != due or used & set(VARIABLES):
+    if len(used) != 1 or polynomial != due or used & {*VARIABLES, *problem.part}:
         return Finding(definition, words, "other")
     return Finding(definition, words, "shared" if used & taken else "ok")
 
 
 def examine(problem: Problem, proof: Proof) -> Critique:
     """The exact critique of a proof."""
-    findings, taken, values = [], set(), {}
-    for definition in proof.definitions:
-        findings.append(definition_finding(problem, definition, taken))
-        name, _, side = definition.partition(" = ")
-        values[name] = dict(polynomials.parse(side))
-        taken |= polynomials.letters(values[name])
-    forms = normal_forms(proof)
-    for i, (expression, form) in enumerate(zip(proof.chain, forms, strict=True)):
-        same = "start" if i == 0 else "ok" if form == forms[i - 1] else "slip"
-        findings.append(Finding(expression, form, same))
-    known = taken | set(values)
-    used = {x for e in proof.chain for x in polynomials.letters(dict(polynomials.parse(e)))}
-    complete = used <= known and set(problem.used) <= set(values)
-    last = dict(polynomials.parse(forms[-1])) if forms[-1] else {}
-    follows = polynomials.residues(last, proof.claim.modulus) == {proof.claim.remainder}
-    shown = "false" if not follows else "shown" if shows(proof.chain[-1], proof.claim) else "hidden"
+    findings, complete, lemma, shown, part_is = [], True, "shown", None, {}
+    values, meant = (
+        {},
+        {},
+    )  # of integers, by the definitions; of the letter that a lemma yields, in the others
+    taken: set[str] = set()
+    for at, part in enumerate(proof.parts):
+        for definition in part.definitions:
+            findings.append(definition_finding(problem, definition, taken, shown))
+            name, _, side = definition.partition(" = ")
+            values[name] = dict(polynomials.parse(side))
+            letters = polynomials.letters(values[name])
+            if name == LEMMA and findings[-1].verdict == "ok" and lemma != "false":
+                meant = yielded(*letters, part_is, shown)
+            taken |= letters
+        said = [expanded(problem, expression, values) for expression in part.chain]
+        stands = {n: polynomials.substitute(p, values) or {} for n, p in meant.items()}
+        forms = [None if p is None else polynomials.substitute(p, stands) for p in said]
+        for i, (expression, form) in enumerate(zip(part.chain, said, strict=True)):
+            same = "start" if i == 0 else "ok" if forms[i] == forms[i - 1] else "slip"
+            findings.append(Finding(expression, "" if form is None else polynomials.write(form), same))
+        used = {x for e in part.chain for x in polynomials.letters(dict(polynomials.parse(e)))}
+        complete = complete and used <= {*taken, *values, *problem.part}
+        follows = polynomials.residues(forms[-1] or {}, part.claim.modulus) == {part.claim.remainder}
+        ends = "false" if not follows else "shown" if shows(part.chain[-1], part.claim) else "hidden"
+        if at == 0 and proof.lemma:
+            true = problem.part and part.claim == problem.leaves(problem.part[LEMMA])
+            lemma, shown, part_is = ends if true else "false", part.claim, forms[0] or {}
     asked = proof.chain[0] == proof.about == problem.goal and proof.claim == problem.claim
-    whole = Whole(complete, shown, asked)
+    asked = asked and bool(problem.part or not proof.lemma)
+    whole = Whole(complete and set(problem.used) <= set(values), ends, asked, lemma)
     return Critique(tuple(findings), whole, rubric([f.verdict for f in findings], whole))
 
 
-def normal_forms(proof: Proof) -> list[str]:
-    """Each expression of the chain, with the definitions put in, expanded. "" where that is too large."""
-    values = {}
-    for definition in proof.definitions:
-        name, _, side = definition.partition(" = ")
-        values[name] = dict(polynomials.parse(side))
-    expanded = [polynomials.substitute(dict(polynomials.parse(e)), values) for e in proof.chain]
-    return ["" if p is None else polynomials.write(p) for p in expanded]
+def expanded(problem: Problem, expression: str, values: dict[str, Polynomial]) -> Polynomial | None:
+    """An expression with the definitions put in, and with what LEMMA stands for where no definition says how
+    to write it. None where that is too large."""
+    polynomial: Polynomial | None = dict(polynomials.parse(expression))
+    if problem.part and LEMMA not in values:
+        polynomial = polynomials.substitute(polynomial, problem.part)
+    return None if polynomial is None else polynomials.substitute(polynomial, values)
+
+
+def yielded(letter: str, part: Polynomial, shown: Condition) -> dict[str, Polynomial]:
+    """What the letter of `u = 2n + 1` stands for, by what u is: n = (u - 1)/2. Empty where that is no
+    polynomial with whole coefficients, as after a wrong definition."""
+    above = part | {(): part.get((), 0) - shown.remainder}
+    if any(c % shown.modulus for c in above.values()):
+        return {}
+    return {letter: {m: c // shown.modulus for m, c in above.items() if c}}
 
 
 def grade_proof(problem: Problem, proof: str) -> float:
@@ -382,9 +504,14 @@ def grade_proof(problem: Problem, proof: str) -> float:
     return examine(problem, parsed).score if parsed else 0.0
 
 
+def told(subject: str) -> dict[str | None, str]:
+    """The words for what is known of the integer that a definition writes out."""
+    return PROVED if subject.startswith(f"{LEMMA} = ") else GIVEN
+
+
 def write_finding(finding: Finding) -> str:
     if " = " in finding.subject:
-        return f"- ${finding.subject}${GIVEN[finding.said]}{DEFINED[finding.verdict]}"
+        return f"- ${finding.subject}${told(finding.subject)[finding.said]}{DEFINED[finding.verdict]}"
     return f"- ${finding.subject}{THAT_IS}{finding.said}{EXPANDED[finding.verdict]}"
 
 
@@ -392,8 +519,9 @@ def parse_finding(line: str) -> Finding | None:
     """What one line of a critique says of a definition or an expression, or None."""
     subject, _, rest = line.removeprefix("- $").partition("$")
     if " = " in subject:
-        pairs = itertools.product(GIVEN, DEFINED)
-        found = [(given, v) for given, v in pairs if rest == GIVEN[given] + DEFINED[v]]
+        known = told(subject)
+        pairs = itertools.product(known, DEFINED)
+        found = [(given, v) for given, v in pairs if rest == known[given] + DEFINED[v]]
     else:
         said, dollar, words = rest.removeprefix(": that is $").partition("$")
         found = [(said, v) for v, ending in EXPANDED.items() if dollar + words == ending]
@@ -412,7 +540,8 @@ def parse_whole(line: str) -> tuple[str, bool | str] | None:
 
 def write_critique(critique: Critique) -> str:
     findings = [write_finding(f) for f in critique.findings]
-    whole = [WHOLE[name][value] for name, value in critique.whole._asdict().items()]
+    left_out = () if LEMMA in [f.subject for f in critique.findings] else ("lemma",)
+    whole = [words[getattr(critique.whole, n)] for n, words in WHOLE.items() if n not in left_out]
     return "\n".join([V_START, *findings, *whole, f"{V_END} {BOXED[critique.score]}"])
 
 
@@ -421,12 +550,13 @@ def parse_critique(text: str) -> Critique | None:
     lines = text.strip(BLANKS).split("\n")
     if len(lines) < 6:
         return None
-    findings = [parse_finding(line) for line in lines[1:-4]]
+    lemma = meaning(LEMMAS, lines[-5])  # its line is there where the proof shows one
+    findings = [parse_finding(line) for line in lines[1 : -5 if lemma else -4]]
     complete, shown = meaning(COMPLETE, lines[-4]), meaning(SHOWN, lines[-3])
     asked, score = meaning(ASKED, lines[-2]), meaning(BOXED, lines[-1].removeprefix(f"{V_END} "))
     if None in (*findings, complete, shown, asked, score):
         return None
-    critique = Critique(tuple(findings), Whole(complete, shown, asked), score)
+    critique = Critique(tuple(findings), Whole(complete, shown, asked, lemma or "shown"), score)
     return critique if write_critique(critique) == text.strip(BLANKS) else None
 
 
@@ -453,7 +583,8 @@ def grade_critique(problem: Problem, proof: str, critique: str) -> CritiqueGrade
             found.setdefault(finding.subject, finding)
         elif of_whole:
             name, value = of_whole
-            first, right, against = name not in said, value == getattr(truth.whole, name), claims(name, value)
+            right = value == getattr(truth.whole, name) and (name != "lemma" or bool(parsed.lemma))
+            first, against = name not in said, claims(name, value)
             said.setdefault(name, value)
         else:
             first, right, against, unreadable = False, False, False, True
@@ -496,8 +627,10 @@ class MetaCritique(NamedTuple):
 
 def look_up(problem: Problem, proof: Proof, critique: Critique) -> list[Look]:
     """The exact looks at what a critique claims of definitions and expressions."""
-    truth = {f.subject: f for f in examine(problem, proof).findings}
-    forms = dict(zip(proof.chain[1:], normal_forms(proof), strict=False))  # expression → the form before it
+    findings = examine(problem, proof).findings
+    truth = {f.subject: f for f in findings}
+    steps = itertools.pairwise(f for f in findings if " = " not in f.subject)
+    forms = {f.subject: before.said for before, f in steps if f.verdict != "start"}
     looks = []
     for claim in critique.claims:
         due = truth.get(claim.subject)
@@ -524,7 +657,7 @@ def write_meta(meta: MetaCritique) -> str:
     lines = []
     for subject, said, before, real in meta.looks:
         if " = " in subject:
-            lines.append(f"- ${subject}${GIVEN[said]}{REAL[real]}")
+            lines.append(f"- ${subject}${told(subject)[said]}{REAL[real]}")
         else:
             lines.append(f"- ${subject}{THAT_IS}{said}{AFTER}{before}${REAL[real]}")
     lines += [f"{CLAIMED[name, value]}{REAL[real]}" for name, value, real in meta.whole]
@@ -544,6 +677,7 @@ class Difficulty:
     unused: int = 1  # at most this many that are given and not needed
     degree: int = 1
     coefficient: int = 3  # the largest of the goal
+    lemma: float = 0.0  # share of the goals that have a part with a name of its own
 
     def __post_init__(self):
         (low, high), most = self.variables, len(VARIABLES)
@@ -565,8 +699,14 @@ def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
     names = rng.sample(VARIABLES, n + rng.randint(0, d.unused))
     given = tuple((x, Condition(modulus, rng.randrange(modulus))) for x in names)
     goal: Polynomial = {(x,): rng.randint(1, d.coefficient) for x in names[:n]}
+    lemma = ""
+    if d.lemma and rng.random() < d.lemma:  # the sum becomes a part of the goal
+        lemma, known = polynomials.write(goal), [*names[:n], LEMMA]
+        goal = {(x,): rng.randint(1, d.coefficient) for x in (LEMMA, rng.choice(names[:n]))}
+    else:
+        known = names[:n]
     if d.degree > 1 and rng.random() < 0.6:
-        x, y = rng.choice(names[:n]), rng.choice(names[:n])
+        x, y = LEMMA if lemma else rng.choice(known), rng.choice(known)
         del goal[x,]
         goal[tuple(sorted((x, y)))] = rng.randint(1, d.coefficient)
         if x != y and rng.random() < 0.5:
@@ -574,5 +714,5 @@ def make_problem(rng: random.Random, difficulty: Difficulty) -> Problem:
     if rng.random() < 0.4:
         goal[()] = rng.randint(1, d.coefficient)
     order = sorted(given, key=lambda g: g[0])
-    problem = Problem(tuple(order), polynomials.write(goal), Condition(modulus, 0))
-    return Problem(problem.given, problem.goal, problem.truth)
+    problem = Problem(tuple(order), polynomials.write(goal), Condition(modulus, 0), lemma)
+    return replace(problem, claim=problem.truth)

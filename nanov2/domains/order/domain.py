@@ -42,6 +42,7 @@ from nanov2.domains.order.world import (
 )
 from nanov2.domains.seeded import BLANKS, DRAWS, KEPT, RUBRIC_MV, ExactTruth, SeededDomain, lines_of
 from nanov2.errors import InputError
+from nanov2.hub.chat import ChatTokenizer
 from nanov2.model.rollout import Rollout
 from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
 
@@ -110,8 +111,10 @@ class OrderDomain(SeededDomain):
     """Chains of relations in four families. Problems have one form also where only the family differs."""
 
     truth = OrderTruth()
-    own_tokenizer = staticmethod(order_tokenizer)
     own_language = OrderLanguage
+
+    def own_tokenizer(self) -> ChatTokenizer:
+        return order_tokenizer()
 
     # --- problems
 

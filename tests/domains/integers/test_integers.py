@@ -46,6 +46,18 @@ RIGHT = (
     "So $3a + b$ is odd."
 )
 HARD = Difficulty((2, 3, 4), (1, 3), 2, 2, 4)
+LEMMAS = Difficulty((2, 3), (1, 2), 1, 2, 3, lemma=1.0)
+PART = parse_problem("Let $a$ be odd, let $b$ be even and let $u = 3a + b$. Show that $u^2 + b$ is odd.")
+SHOWS = "6k + 2m + 3 = 2(3k + m + 1) + 1"
+BY_LEMMA = (
+    f"Write $a = 2k + 1$ and $b = 2m$. Then $u = 3a + b = 3(2k + 1) + 2m = {SHOWS}$. So $u$ is odd. "
+    "Write $u = 2n + 1$. Then $u^2 + b = (2n + 1)^2 + 2m = 4n^2 + 4n + 2m + 1 = 2(2n^2 + 2n + m) + 1$. "
+    "So $u^2 + b$ is odd."
+)
+AT_ONCE = (
+    "Write $a = 2k + 1$ and $b = 2m$. Then $u^2 + b = (3a + b)^2 + b = (6k + 2m + 3)^2 + 2m = "
+    "2(18k^2 + 12km + 2m^2 + 18k + 7m + 4) + 1$. So $u^2 + b$ is odd."
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +80,55 @@ HARD = Difficulty((2, 3, 4), (1, 3), 2, 2, 4)
 )
 def test_the_rubric(change, score):
     assert grade_proof(PROBLEM, RIGHT.replace(*change) if change[0] else RIGHT) == score
+
+
+@pytest.mark.parametrize(
+    "old, new, score, faults",
+    [
+        ("", "", 1.0, []),
+        (f"{SHOWS}$. So", "6k + 2m + 3$. So", 0.5, ["lemma"]),  # the lemma is not shown yet
+        (SHOWS, "8k + 2m + 3 = 2(4k + m + 1) + 1", 0.5, ["slip"]),  # nor quite worked out
+        ("So $u$ is odd. Write $u = 2n + 1$", "So $u$ is even. Write $u = 2n$", 0.0, ["lemma", "slip"]),
+        ("Write $u = 2n + 1$", "Write $u = 2n$", 0.0, ["other", "slip"]),
+        (" and $b = 2m$. Then $u = 3a", ", $b = 2m$ and $u = 2n + 1$. Then $u = 3a", 0.0, None),
+        (BY_LEMMA[: BY_LEMMA.index(" Write $u")], "Write $a = 2k + 1$ and $b = 2m$.", 0.0, None),
+        (f"= 3(2k + 1) + 2m = {SHOWS}", "= 2n + 1", 0.0, ["complete", "slip"]),  # from itself
+        ("2n + 1)^2", "3a + b)^2", 1.0, []),  # what the letter stands for
+        ("So $u^2 + b$ is odd", "So $u$ is odd", 0.0, ["asked"]),
+    ],
+)
+def test_the_rubric_of_lemmas(old, new, score, faults):
+    text = BY_LEMMA.replace(old, new) if old else BY_LEMMA
+    assert grade_proof(PART, text) == score
+    if faults is not None:
+        truth = examine(PART, parse_proof(text))
+        assert sorted({f.verdict for f in truth.claims} | {n for n, _ in truth.whole.claims}) == faults
+
+
+def test_a_lemma_may_be_left_out_but_not_used_without_being_shown():
+    assert grade_proof(PART, AT_ONCE) == 1
+    unshown = "Write $a = 2k + 1$, $b = 2m$ and $u = 2n + 1$. " + BY_LEMMA[BY_LEMMA.index("Then $u^2") :]
+    truth = examine(PART, parse_proof(unshown))
+    assert truth.score == 0 and [f.verdict for f in truth.claims] == ["unshown"]
+    assert "- $u = 2n + 1$: not shown, so this may not be used." in write_critique(truth)
+    assert "The lemma" not in write_critique(truth) + write_critique(examine(PART, parse_proof(AT_ONCE)))
+    assert grade_proof(PROBLEM, BY_LEMMA.replace("u^2 + b", "3a + b")) == 0  # that has no such part
+
+
+def test_lemmas_are_drawn_where_settings_ask_for_them():
+    flags = ["--integers.hard_lemma=1"]
+    domain = open_domain(load_config(ROOT / "configs" / "integers-smoke.toml", flags))
+    sets = {name: [parse_problem(r.problem) for r in rs] for name, rs in domain.problems().items()}
+    assert all(p.lemma for p in sets["train_hard"]) and not any(p.lemma for p in sets["train"])
+    assert all("a lemma" in p.kind for p in sets["held_out_hard"])
+    assert domain.own_tokenizer().vocab_size > integers_tokenizer().vocab_size
+    wrong = BY_LEMMA.replace("So $u$ is odd. Write $u = 2n + 1$", "So $u$ is even. Write $u = 2n$")
+    view = domain.view(ProofRecord(PART.text, wrong))
+    assert "a lemma that is wrong" in view.faults and "$u = 3a + b$" in view.facts
+    assert (
+        "used and not shown" in view.rubric
+        and "used and not shown" not in domain.view(ProofRecord(PROBLEM.text, RIGHT)).rubric
+    )
 
 
 def test_one_letter_for_two_integers_proves_a_special_case_alone():
@@ -98,14 +159,15 @@ def test_hostile_expressions_are_refused(text):
 def proofs(n, habits=Habits(early=0.2, same_letter=0.2, stray=0.6)):  # noqa: B008
     for i in range(n):
         rng = derive_rng("integers", i)
-        problem = make_problem(rng, HARD if i % 2 else Difficulty())
+        problem = make_problem(rng, (Difficulty(), HARD, LEMMAS)[i % 3])
         yield rng, problem, weak_proof(rng, problem, habits)
 
 
 def test_texts_come_back_from_their_tokens_and_parse():
-    tokenizer = integers_tokenizer()
-    bytes_from = tokenizer.vocab_size - 256
+    with_lemmas, without = integers_tokenizer(True), integers_tokenizer()
     for rng, problem, _ in proofs(150):
+        tokenizer = with_lemmas if problem.lemma else without
+        bytes_from = tokenizer.vocab_size - 256
         shown = make_demonstration(rng, problem, Habits())
         assert parse_problem(shown.problem) == problem
         for task, text in (("", shown.problem), *shown.turns):

@@ -25,7 +25,11 @@ from nanov2.domains.integers.world import (
 sympy = pytest.importorskip("sympy", reason="needs sympy")
 
 PROOFS = int(os.environ.get("NANOV2_ORACLE_PROOFS", "250"))
-DIFFICULTIES = (Difficulty(), Difficulty((2, 3, 4, 5), (1, 3), 2, 2, 4))
+DIFFICULTIES = (
+    Difficulty(),
+    Difficulty((2, 3, 4, 5), (1, 3), 2, 2, 4),
+    Difficulty((2, 3, 4), (1, 2), 1, 2, 3, lemma=1.0),
+)
 MIXED = Habits(early=0.2, same_letter=0.2, stray=0.6)
 CONDITION = re.compile(r"(even|odd)|divisible by (\d)|congruent to (\d) modulo (\d)")
 
@@ -69,51 +73,83 @@ def values_of(text, names, modulus, at):
     return [eval(code, {}, dict(zip(names, point))) % modulus for point in at]
 
 
+PROOF = r"Write \$(.*)\$\. Then \$(.*)\$\. So \$(.*)\$ is (.*)\."
+LEMMA = PROOF.replace(".*", ".*?").replace(r"So \$(.*?)\$", r"So \$(u)\$")
+
+
+def letters_of(*texts):
+    return {str(s) for t in texts for s in expression(t).free_symbols}
+
+
+def leaves(form, modulus, left):
+    """Whether an expression leaves `left` whatever its letters stand for."""
+    names = sorted(str(s) for s in form.free_symbols)
+    points = itertools.product(range(modulus), repeat=len(names))
+    return all(form.subs(dict(zip(names, point))) % modulus == left for point in points)
+
+
 def oracle_score(problem, proof):
-    """The score by the rubric's words, from the texts alone."""
+    """The score by the rubric's words, from the texts alone. A lemma's letter is put in as what it stands
+    for: (u - 1)/2 for u = 2n + 1."""
     given = dict(re.findall(r"et \$(\w)\$ be ([^,.]*?)(?= and let|, let|\.)", problem))
+    part = re.search(r"let \$u = (.*?)\$\.", problem)
     goal, asked = re.search(r"Show that \$(.*)\$ is (.*)\.$", problem).groups()
-    read = re.fullmatch(r"Write \$(.*)\$\. Then \$(.*)\$\. So \$(.*)\$ is (.*)\.", proof)
-    if not read:
+    two, one = re.fullmatch(f"{LEMMA} {PROOF}", proof), re.fullmatch(PROOF, proof)
+    if not two and not one:
         return 0.0
-    written, chain, about, claim = read.groups()
-    chain, claimed = chain.split(" = "), remainder(claim)
-    definitions = [d.split(" = ") for d in re.split(r"\$, \$|\$ and \$", written)]
-    sides = dict(d for d in definitions if len(d) == 2)
-    texts = [*chain, about, *sides.values()]
-    whole = len(chain) > 1 and len(set(chain)) == len(chain) and len(sides) == len(definitions) and claimed
-    if not whole or any(len(d) != 2 or d[0] not in "abcxyz" for d in definitions):
+    groups = two.groups() if two else one.groups()
+    if two and (not part or not groups[1].startswith("u = ")):
         return 0.0
-    if any(expression(t) is None for t in texts):
+    read = [groups[i : i + 4] for i in range(0, len(groups), 4)]
+    steps = [step for _, chain, *_ in read for step in chain.split(" = ")]
+    if len(set(steps)) < len(steps):
         return 0.0
+    sides, stand, slips, shown, value = {}, {}, 0, None, None
+    for written, chain, about, claim in read:
+        chain, claimed = chain.split(" = "), remainder(claim)
+        definitions = [d.split(" = ") for d in re.split(r"\$, \$|\$ and \$", written)]
+        names = [d[0] for d in definitions]
+        if len(chain) < 2 or not claimed or any(len(d) != 2 or d[0] not in "abcxyzu" for d in definitions):
+            return 0.0
+        if len({*names, *sides}) < len(names) + len(sides):
+            return 0.0
+        if any(expression(t) is None for t in [*chain, about, *(side for _, side in definitions)]):
+            return 0.0
+        for name, side in definitions:  # modulus times a new letter, plus the remainder that is known
+            known = remainder(given[name]) if name in given else shown if name == "u" else None
+            if not known:
+                return 0.0
+            modulus, left = known
+            form = re.fullmatch(rf"{modulus}([a-z])(?: \+ {left})?" if left else rf"{modulus}([a-z])", side)
+            letter = form and form[1]
+            taken = {*"abcxyz", *("u" if part else ""), *letters_of(*sides.values())}
+            if not form or (left and "+" not in side) or letter in taken:
+                return 0.0
+            sides[name] = side
+            if name == "u":
+                stand[LOCALS[letter]] = (value - left) / modulus
+        if not letters_of(*chain) <= {*letters_of(*sides.values()), *sides, *("u" if part else "")}:
+            return 0.0
+        put_in = {LOCALS[x]: expression(side) for x, side in sides.items() if x != "u"}
+        if part:
+            value = expression(part[1]).subs(put_in, simultaneous=True)
+            put_in[LOCALS["u"]] = value
+        stand = {n: sympy.expand(v.subs(put_in, simultaneous=True)) for n, v in stand.items()}
+        forms = [expression(t).subs(put_in, simultaneous=True) for t in chain]
+        forms = [sympy.expand(form.subs(stand, simultaneous=True)) for form in forms]
+        slips += sum(a != b for a, b in itertools.pairwise(forms))
+        modulus, left = shown = claimed
+        if not leaves(forms[-1], modulus, left):
+            return 0.0
+        if two and chain[0] == "u" and not leaves(sympy.expand(value), modulus, left):
+            return 0.0
+        bare = r"(?:\([^()]*\)|[a-z](?:\^2)?)"
+        slips += not re.fullmatch(rf"{modulus}{bare}" + (rf" \+ {left}" if left else ""), chain[-1])
     if (chain[0], about, claimed) != (goal, goal, remainder(asked)):
         return 0.0
-    seen = set()
-    for name, side in definitions:  # modulus times a new letter, plus the given remainder
-        if name not in given:
-            return 0.0
-        modulus, left = remainder(given[name])
-        form = re.fullmatch(rf"{modulus}([a-z])(?: \+ {left})?" if left else rf"{modulus}([a-z])", side)
-        letter = form and form[1]
-        if not form or (left and "+" not in side) or letter in seen or letter in "abcxyz":
-            return 0.0
-        seen.add(letter)
-    known = seen | set(sides)
-    if not {str(s) for t in chain for s in expression(t).free_symbols} <= known:
+    if not letters_of(goal, *(part.groups() if part else ())) - {"u"} <= set(sides):
         return 0.0
-    if not {str(s) for s in expression(goal).free_symbols} <= set(sides):
-        return 0.0
-    put_in = {LOCALS[x]: expression(side) for x, side in sides.items()}
-    forms = [sympy.expand(expression(t).subs(put_in, simultaneous=True)) for t in chain]
-    slips = sum(a != b for a, b in itertools.pairwise(forms))
-    modulus, left = claimed
-    names = sorted(str(s) for s in forms[-1].free_symbols)
-    points = itertools.product(range(modulus), repeat=len(names))
-    if any(forms[-1].subs(dict(zip(names, point))) % modulus != left for point in points):
-        return 0.0
-    bare = r"(?:\([^()]*\)|[a-z](?:\^2)?)"
-    shown = re.fullmatch(rf"{modulus}{bare}" + (rf" \+ {left}" if left else ""), chain[-1])
-    return {0: 1.0, 1: 0.5}.get(slips + (not shown), 0.0)
+    return {0: 1.0, 1: 0.5}.get(slips, 0.0)
 
 
 def mutated(rng, text):
@@ -173,11 +209,12 @@ def test_normal_forms_are_those_of_sympy_and_of_numbers():
 
 def test_the_goal_of_every_problem_holds_for_all_numbers_and_its_given_ones():
     for i in range(max(PROOFS // 5, 40)):
-        problem = make_problem(derive_rng("goals", i), DIFFICULTIES[i % 2])
+        problem = make_problem(derive_rng("goals", i), DIFFICULTIES[i % 3])
         assert parse_problem(problem.text) == problem
         names = [x for x, _ in problem.given]
         numbers = [[c.remainder + c.modulus * k for k in range(3)] for _, c in problem.given]
-        values = values_of(problem.goal, names, problem.modulus, itertools.product(*numbers))
+        goal = problem.goal.replace("u", f"({problem.lemma})")
+        values = values_of(goal, names, problem.modulus, itertools.product(*numbers))
         assert set(values) == {problem.claim.remainder}
 
 
@@ -185,10 +222,18 @@ def test_an_examination_says_of_each_expression_what_sympy_says():
     for problem, text in random_proofs(max(PROOFS // 5, 40)):
         if not (proof := parse_proof(text)):
             continue
-        sides = dict(d.split(" = ") for d in proof.definitions)
-        put_in = {LOCALS[x]: expression(side) for x, side in sides.items()}
-        forms = [sympy.expand(expression(t).subs(put_in, simultaneous=True)) for t in proof.chain]
-        findings = examine(problem, proof).findings[len(proof.definitions) :]
-        for i, (finding, form) in enumerate(zip(findings, forms)):
-            assert expression(finding.said) == form
-            assert finding.verdict == ("start" if i == 0 else "ok" if form == forms[i - 1] else "slip")
+        part = re.search(r"let \$u = (.*?)\$\.", problem.text)
+        found = iter(f for f in examine(problem, proof).findings if " = " not in f.subject)
+        sides = {}
+        for calculation in proof.parts:
+            sides |= dict(d.split(" = ") for d in calculation.definitions)
+            put_in = {LOCALS[x]: expression(side) for x, side in sides.items()}
+            if part and "u" not in sides:
+                put_in[LOCALS["u"]] = expression(part[1]).subs(put_in, simultaneous=True)
+            forms = [sympy.expand(expression(t).subs(put_in, simultaneous=True)) for t in calculation.chain]
+            for i, (form, finding) in enumerate(zip(forms, found)):
+                assert expression(finding.said) == form
+                if i == 0:
+                    assert finding.verdict == "start"
+                elif form == forms[i - 1] or not proof.lemma:  # else the lemma's letter may make them equal
+                    assert finding.verdict == ("ok" if form == forms[i - 1] else "slip")
