@@ -191,7 +191,7 @@ class PersonExpert:
     def score_critiques(self, records: list[CritiqueRecord]) -> list[CritiqueRecord]:
         return self._ask(records, self.folder / "critiques_to_score.jsonl", CritiqueRecord, "quality")
 
-    def _ask(self, records: list, path: Path, kind: type, name: str) -> list:
+    def _ask(self, records: list[Judged], path: Path, kind: type[Judged], name: str) -> list[Judged]:
         told = False
         while True:
             known = {_key(r): r for r in read_jsonl(path, kind)} if path.is_file() else {}

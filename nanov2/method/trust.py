@@ -117,9 +117,9 @@ def ask_meta(judge: Judge, language: Language, domain: Domain, cases: list[Case]
     rows = []
     for case, view, found in zip(cases, views, judge.ask(questions), strict=True):
         for text, claim in zip(found.answers, found.scores, strict=True):
-            row = {"task": "meta", "problem": case.problem, "proof": case.proof, "critique": case.critique}
-            row |= {"truth": case.quality, "kind": case.kind, "errors": view.errors}
-            rows.append(row | {"meta": text, "score": claim})
+            what: dict = {"problem": case.problem, "proof": case.proof, "critique": case.critique}
+            truth = {"truth": case.quality, "kind": case.kind, "errors": view.errors}
+            rows.append({"task": "meta"} | what | truth | {"meta": text, "score": claim})
     return rows
 
 

@@ -1,7 +1,5 @@
 """The whole cycle on the integers world, as small as it can be: all figures are there, whatever it learns."""
 
-
-
 SMALLEST = [  # short problems are learnt in fewer steps, and answered in fewer tokens
     "--integers.labelled_moduli=[2,2]",
     "--integers.labelled_variables=[1,1]",
