@@ -200,7 +200,7 @@ class PersonExpert:
             if not open_items:
                 return filled
             if any(_key(r) not in known for r in records):  # never overwrite what a person has written
-                waits = {name: None, "label": "person"}
+                waits: dict = {name: None, "label": "person"}
                 rows = zip(records, filled, strict=True)
                 write_jsonl(path, [f or dataclasses.replace(r, **waits) for r, f in rows])
             if self.wait:

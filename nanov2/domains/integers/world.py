@@ -459,7 +459,8 @@ def examine(problem: Problem, proof: Proof) -> Critique:
             values[name] = dict(polynomials.parse(side))
             letters = polynomials.letters(values[name])
             if name == LEMMA and findings[-1].verdict == "ok" and lemma != "false":
-                meant = yielded(*letters, part_is, shown)
+                (letter,) = letters
+                meant = yielded(letter, part_is, shown)
             taken |= letters
         said = [expanded(problem, expression, values) for expression in part.chain]
         stands = {n: polynomials.substitute(p, values) or {} for n, p in meant.items()}
