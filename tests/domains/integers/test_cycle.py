@@ -1,4 +1,4 @@
-"""A lap of the whole cycle on the integers world, as small as it can be: all figures are there, whatever it learns."""
+"""A lap of the cycle on the integers world, as small as it can be: all figures are there, whatever it learns."""
 
 import json
 import math
