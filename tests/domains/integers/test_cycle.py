@@ -1,4 +1,4 @@
-"""A lap of the cycle on the integers world, as small as it can be: all figures are there, whatever it learns."""
+"""A lap of the cycle on the integers world, as small as it can be: all figures are there, learnt or not."""
 
 import json
 import math
