@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nanov2.domains.domain import domain_class
+from nanov2.domains.domain import open_domain
 from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.errors import InputError
 from nanov2.hub import hf
@@ -61,7 +61,7 @@ HARDWARE = {
 def shape_of(config: Config) -> ModelConfig:
     """The model's shape: of the pretrained folder, of the file that stands for it, or of [model]."""
     if not config.pretrained.folder:
-        tokenizer = getattr(domain_class(config.domain), "own_tokenizer", order_tokenizer)()
+        tokenizer = getattr(open_domain(config), "own_tokenizer", order_tokenizer)()
         return ModelConfig(**config.model.to_dict() | {"vocab_size": tokenizer.vocab_size})
     paths = [Path(config.pretrained.folder) / "config.json", Path(config.pretrained.shape or "-")]
     for path in paths:
