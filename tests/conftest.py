@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import urllib.request
 from pathlib import Path
 from unittest.mock import patch
@@ -15,6 +16,7 @@ import torch
 from scripts import flywheel
 
 from nanov2.distributed.ranks import Ranks, derive_rng
+from nanov2.domains import domain as domains
 from nanov2.domains.order.demos import Noise, weak_proof
 from nanov2.domains.order.domain import OrderLanguage
 from nanov2.domains.order.tokenizer import order_tokenizer
@@ -43,6 +45,11 @@ def prompts(tokenizer):
 @pytest.fixture
 def ranks():
     return Ranks()
+
+
+def example_domain():
+    """The file of a domain of one's own, as the docstring of nanov2/domains/domain.py gives it."""
+    return textwrap.dedent(domains.__doc__[domains.__doc__.index("    # sums.py:") :])
 
 
 def small_model(tokenizer, seed=0, **changes):

@@ -1,21 +1,19 @@
 """A second domain in one file of at most 80 lines: the example of nanov2/domains/domain.py, word for word."""
 
 import json
-import textwrap
 
 import pytest
+from conftest import example_domain
 from scripts import ROOT, run
 
 from nanov2.distributed.ranks import derive_rng
-from nanov2.domains import domain as domains
 from nanov2.domains.domain import open_domain
 from nanov2.run.config import load_config
 
 
 @pytest.fixture(scope="module")
 def example():
-    text = domains.__doc__
-    return textwrap.dedent(text[text.index("    # sums.py:") :])
+    return example_domain()
 
 
 @pytest.fixture

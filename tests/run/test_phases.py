@@ -46,7 +46,8 @@ def test_the_weak_prover_writes_of_harder_problems_too(finished):
 
 def test_what_self_verification_adds_to_phase_2_is_measured_beside(finished):
     found = json.loads((finished / "selfverify" / "eval.json").read_text())
-    assert set(found["beside"]["the generator of phase 2"]) == set(found["after"])
+    beside, own = found["beside"]["the generator of phase 2"], found["after"]
+    assert {n for n in beside if "false_accept" not in n} == {n for n in own if "false_accept" not in n}
     assert "the generator of phase 2" not in json.loads(
         (finished / "lap2" / "selfverify" / "eval.json").read_text()
     ).get("beside", {})

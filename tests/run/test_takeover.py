@@ -35,7 +35,7 @@ def begin(folder, *overrides):
         ("--renew_meta.on=false", 9, "lap2/verifier2 came after .*lap2/renew_meta, which this run has not"),
         ("--seed=3", 0, "base was made with other settings of seed"),
         ("--verifier.max_tokens=50", 0, "verifier.max_tokens"),  # bounds answers that the base is measured by
-        ("--meta.max_tokens=50", 3, "meta.max_tokens"),
+        ("--meta.max_tokens=50", 0, "meta.max_tokens"),  # in its table of habits
         ("--search.rounds=1", 14, ""),
         ("--verifier.keep=9", 14, ""),
     ],
