@@ -170,9 +170,9 @@ class Run:
         return folder
 
     def load(self, phase: str, lap: int = 1, frozen: bool = False) -> tuple[Model, ChatTokenizer]:
-        """A finished phase's model, its products in the precision of training. In bf16, one that is `frozen`,
-        and began as a chat model or by LoRA, has its matrices in bf16 too, and one that ranks share in shards
-        all its weights."""
+        """A finished phase's model, with the products of `_precision`. In bf16, one that is `frozen`, and
+        began as a chat model or by LoRA, has its matrices in bf16 too, and one that ranks share in shards all
+        its weights."""
         ranks, given = self.ranks, bool(self.config.pretrained.folder or self.config.lora.rank)
         folder = self.model_folder(phase, lap)
         if ranks.sharded:
@@ -181,15 +181,22 @@ class Run:
         model, tokenizer = chat.load_model(
             folder, ranks.device, frozen and given and ranks.precision == "bf16"
         )
-        model.set_precision(ranks.precision)
+        model.set_precision(self._precision)
         return model, tokenizer
+
+    @property
+    def _precision(self) -> str:
+        """Of products while nothing is trained: that of training, but on CPUs fp32 for a world's own small
+        models, whose decode steps are too small to gain by halves."""
+        large = self.config.pretrained.folder or self.config.lora.rank or self.ranks.device.type == "cuda"
+        return self.ranks.precision if large else "fp32"
 
     def start(self) -> tuple[Model, ChatTokenizer]:
         """The model that the base is trained from."""
         model, tokenizer = self.domain.start()
         if model.source:
             return fill(model, self.ranks), tokenizer
-        model.set_precision(self.ranks.precision)
+        model.set_precision(self._precision)
         return model.to(self.ranks.device), tokenizer
 
     def save(self, phase: str, lap: int, model: Model, tokenizer: ChatTokenizer) -> None:

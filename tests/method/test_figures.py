@@ -9,7 +9,7 @@ from conftest import some_proofs
 from nanov2.domains.language import V_END, V_START
 from nanov2.method.config import AutolabelConfig
 from nanov2.method.consensus import Assessed
-from nanov2.method.figures import Bench, Written, type_table, without_types
+from nanov2.method.figures import Bench, Written, balanced, interval, type_table, without_types
 from nanov2.method.labels import label_all, measure_labels
 from nanov2.pages import legend
 from nanov2.records import ProofRecord
@@ -86,3 +86,15 @@ def test_labels_of_1_that_are_wrong_are_counted_against_the_truth():
 def test_every_share_of_full_marks_that_are_wrong_has_its_sentence(name):
     entry = legend.FIGURES[name]
     assert entry.better == legend.LOWER and "the share whose true score is less" in entry.sentence
+
+
+def test_the_interval_of_balanced_accuracy_is_made_of_items_not_of_three_numbers():
+    levels = [0.0] * 80 + [0.5] * 10 + [1.0] * 10
+    right = [1.0, 0.0] * 40 + [1.0] * 10 + [0.0] * 10
+    found = balanced(right, levels, list(range(100)))
+    assert found["value"] == 0.5 and found["n"] == 100  # the mean of 0.5, 1 and 0
+    parts = [interval(right[a:b], list(range(a, b))) for a, b in ((0, 80), (80, 90), (90, 100))]
+    half = sum(((p["high"] - p["low"]) / 2) ** 2 for p in parts) ** 0.5 / 3
+    assert found["high"] - found["value"] == pytest.approx(half, abs=1e-4)
+    many = balanced(right * 9, levels * 9, list(range(900)))
+    assert many["high"] - many["low"] < 0.6 * (found["high"] - found["low"])

@@ -10,13 +10,22 @@ import pytest
 from scripts import ROOT, ends
 
 from benchmarks import fooled, laps
+from benchmarks.search import equal_tokens
 from nanov2.errors import InputError
+from nanov2.method.search import Pool
 from nanov2.records import read_json
 
 
 @pytest.fixture
 def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "seed0")
+
+
+def test_best_of_n_is_given_as_many_tokens_as_the_search_had():
+    def hunt(pool, rounds):  # a first draft costs more than a further one
+        return [Pool("x", tokens=100 + 40 * pool)] * 3
+
+    assert equal_tokens(hunt, 1000, 4)[0].tokens == pytest.approx(1000, abs=20)
 
 
 def benchmark(monkeypatch, script, *args):
