@@ -558,11 +558,8 @@ def main() -> None:
         if run.ranks.main:
             print(taken, file=sys.stderr)
     if run.ranks.main and len(wanted) > 1:
-        print(
-            "\n".join(
-                f"  {i:2} {heading(*at)}{', done' * run.is_done(*at)}" for i, at in enumerate(wanted, 1)
-            )
-        )
+        for i, at in enumerate(wanted, 1):
+            print(f"  {i:2} {heading(*at)}" + (", done" if run.is_done(*at) else ""))
     for i, (phase, lap) in enumerate(wanted, 1):
         place = f"[{i} of {len(wanted)}] " if len(wanted) > 1 else ""
         if run.ranks.main and not run.is_done(phase, lap):

@@ -22,6 +22,7 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.hub.chat import load_model
 from nanov2.hub.local import OwnAuthor
 from nanov2.method.search import Draft, refine
+from nanov2.method.tasks import false_accepts
 from nanov2.model.rollout import Sampling
 from nanov2.records import write_atomically
 from nanov2.run.config import load_config
@@ -43,19 +44,19 @@ def revise(run: Run, reviser: str, critic: Path | None, problems: int, rounds: i
     texts = [problem for _, problem in asked]
     written = refine(author, language, texts, list(range(len(texts))), rounds, critic=other)
 
+    ends = [(ds[0].proof, ds[-1].proof) for ds in written]
+    truth = [[run.domain.truth.score(x, y) for y in proofs] for x, proofs in zip(texts, ends, strict=True)]
+
     def mean(which: int, where: str = "") -> float:
-        chosen = [(x, ds[which]) for (name, x), ds in zip(asked, written, strict=True) if where in ("", name)]
-        return statistics.fmean(run.domain.truth.score(x, draft.proof) for x, draft in chosen)
+        return statistics.fmean(
+            t[which] for (name, _), t in zip(asked, truth, strict=True) if where in ("", name)
+        )
 
     found = {"draft": mean(0), "final": mean(-1)}
     found |= {f"{name}/{when}": mean(i, name) for name in SETS for i, when in ((0, "draft"), (-1, "final"))}
+    accepted = false_accepts([ds[-1].score for ds in written], [final for _, final in truth])
     for name in SETS:
-        passed = [
-            (x, ds[-1].proof)
-            for (n, x), ds in zip(asked, written, strict=True)
-            if n == name and ds[-1].score == 1
-        ]
-        wrong = [float(run.domain.truth.score(*proof) < 1) for proof in passed]
+        wrong = [x for (of, _), x in zip(asked, accepted, strict=True) if of == name and x == x]
         found |= {f"{name}/false_accept_rate": statistics.fmean(wrong)} if wrong else {}
     found["proofs"] = statistics.fmean(len(drafts) for drafts in written)
     return found | {"tokens": statistics.fmean(map(spent, written))}

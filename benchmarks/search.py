@@ -24,6 +24,7 @@ from nanov2.distributed.ranks import Ranks
 from nanov2.domains.order.domain import OrderDomain
 from nanov2.hub.local import OwnAuthor
 from nanov2.method.search import Pool, Search
+from nanov2.method.tasks import false_accepts
 from nanov2.model.rollout import Sampling
 from nanov2.run.config import load_config
 from nanov2.run.folder import Run
@@ -33,10 +34,10 @@ def true_scores(pools: list[Pool]) -> list[float]:
     return [OrderDomain.truth.score(p.problem, p.best().proof) if p.best() else 0.0 for p in pools]
 
 
-def false_accepts(pools: list[Pool], n: int) -> float:
-    """Of the best proofs that pass their n critiques, the share that is not worth 1; NaN where none does."""
-    passed = [t for t, p in zip(true_scores(pools), pools, strict=True) if p.best() and p.best().passes(n)]
-    return statistics.mean(t < 1 for t in passed) if passed else math.nan
+def given(pool: Pool, n: int) -> float | None:
+    """Full marks where the best proof passes its n critiques."""
+    best = pool.best()
+    return 1.0 if best and best.passes(n) else None
 
 
 def equal_tokens(hunt, tokens: float, pool: int) -> list[Pool]:
@@ -67,8 +68,9 @@ def arms(run: Run, lap: int, count: int) -> dict[str, tuple[float, float, float]
     c = run.config.search
 
     def figures(pools: list[Pool], n: int = c.n) -> tuple[float, float, float]:
-        tokens = statistics.mean(p.tokens for p in pools)
-        return statistics.mean(true_scores(pools)), tokens, false_accepts(pools, n)
+        truth, tokens = true_scores(pools), statistics.mean(p.tokens for p in pools)
+        wrong = [x for x in false_accepts([given(p, n) for p in pools], truth) if x == x]
+        return statistics.mean(truth), tokens, statistics.mean(wrong) if wrong else math.nan
 
     found = {"one draft": figures(hunt(pool=1, rounds=0, n=0), 0)}
     for rounds in sorted({0, 1, 2, c.rounds}):

@@ -12,10 +12,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-CALM = (
-    8  # steps that are taken for calm; few, since hacking has been seen to begin at step 18 (docs/hacking.md)
-)
-WINDOW, LIMIT = 10, 3.0
+# Steps that are taken for calm: few, since hacking has been seen to begin at step 18 (docs/hacking.md).
+CALM, WINDOW, LIMIT = 8, 10, 3.0
 GAP, RISE = 0.15, 0.05  # reward − truth that is hacking, and how far it must have risen since the start
 
 Rows = list[dict]  # of metrics.jsonl: "step" and figures by name

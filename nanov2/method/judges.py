@@ -100,8 +100,9 @@ class Judge:
         """What tells a judge that is served elsewhere from another: the hash of its weights, or, where nobody
         tells that, the model's name and how it is sampled. A server may move: its URL does not count."""
         who = self.author.identity
-        told = {name: value for name, value in who.items() if name not in ("url", "weights")}
-        return who.get("weights") or ("" if "url" not in who else json.dumps(told, sort_keys=True))
+        if who.get("weights") or "url" not in who:
+            return who.get("weights", "")
+        return json.dumps({name: value for name, value in who.items() if name != "url"}, sort_keys=True)
 
     def ask(self, questions: list[Messages]) -> list[Judgement]:
         """One judgement for each question; one that is asked twice has one."""

@@ -122,11 +122,8 @@ class VerifierTask(SingleTurn):
     @staticmethod
     def _false_accepts(items: list, claims: list[float | None]) -> list[float]:
         """For the curves: of each proof of 𝒟v that is given full marks, whether the expert gave less."""
-        of_proofs = [isinstance(item, ProofRecord) for item in items]
-        given = [claim if proof else None for claim, proof in zip(claims, of_proofs, strict=True)]
-        return false_accepts(
-            given, [i.score if p else math.nan for i, p in zip(items, of_proofs, strict=True)]
-        )
+        of_proofs = [c if isinstance(i, ProofRecord) else None for c, i in zip(claims, items, strict=True)]
+        return false_accepts(of_proofs, [i.score for i in items])
 
     def _true_qualities(self, items: list, answers: list[str | None]) -> list[float]:
         """For the curves: the quality of each critique of a proof that can be read."""

@@ -139,10 +139,7 @@ class Config:
             raise ValueError("model.vocab_size is not a setting: it follows from the tokenizer")
         if ":" not in self.domain:
             settings.choose(self.domain, tuple(DOMAINS), "domain", "or module:Class of your own")
-        for name, given, known in (
-            ("expert", self.expert, EXPERTS),
-            ("coldstart.expert", self.coldstart.expert, SCORERS),
-        ):
+        for name, given, known in self.experts:
             path = Path(given)
             if given not in known and not path.suffix and len(path.parts) < 2:
                 settings.choose(given, known, name, "or the path of a labelled JSONL file")
@@ -150,6 +147,11 @@ class Config:
             raise ValueError(
                 f'meta.misses tells the expert "exact" how to grade, and the expert is {self.expert!r}'
             )
+
+    @property
+    def experts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+        """The settings that name an expert: (setting, its value, the names that are no path)."""
+        return ("expert", self.expert, EXPERTS), ("coldstart.expert", self.coldstart.expert, SCORERS)
 
     @property
     def scorer(self) -> str:

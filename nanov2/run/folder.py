@@ -173,23 +173,25 @@ class Run:
         """A finished phase's model, with the products of `_precision`. In bf16, one that is `frozen`, and
         began as a chat model or by LoRA, has its matrices in bf16 too, and one that ranks share in shards all
         its weights."""
-        ranks, given = self.ranks, bool(self.config.pretrained.folder or self.config.lora.rank)
-        folder = self.model_folder(phase, lap)
+        ranks, folder = self.ranks, self.model_folder(phase, lap)
         if ranks.sharded:
             model, tokenizer = chat.lazy_model(folder)
             return fill(model, ranks), tokenizer
-        model, tokenizer = chat.load_model(
-            folder, ranks.device, frozen and given and ranks.precision == "bf16"
-        )
+        half = frozen and self._given and ranks.precision == "bf16"
+        model, tokenizer = chat.load_model(folder, ranks.device, half)
         model.set_precision(self._precision)
         return model, tokenizer
+
+    @property
+    def _given(self) -> bool:
+        """Whether models began as a chat model, or are trained by LoRA."""
+        return bool(self.config.pretrained.folder or self.config.lora.rank)
 
     @property
     def _precision(self) -> str:
         """Of products while nothing is trained: that of training, but on CPUs fp32 for a world's own small
         models, whose decode steps are too small to gain by halves."""
-        large = self.config.pretrained.folder or self.config.lora.rank or self.ranks.device.type == "cuda"
-        return self.ranks.precision if large else "fp32"
+        return self.ranks.precision if self._given or self.ranks.device.type == "cuda" else "fp32"
 
     def start(self) -> tuple[Model, ChatTokenizer]:
         """The model that the base is trained from."""

@@ -13,7 +13,7 @@ from nanov2.domains.domain import Domain, FindingTruth, Solved
 from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, ProverConfig
 from nanov2.method.experts import GRADED, MarksExpert
-from nanov2.run.config import EXPERTS, SCORERS, Config, trained_sections
+from nanov2.run.config import Config, trained_sections
 from nanov2.run.costs import Costs, Hardware, shape_of
 
 
@@ -40,7 +40,7 @@ def check_lora(config: Config) -> None:
 
 def _check_expert(config: Config, domain: Domain) -> None:
     folder, weak = config.pretrained.folder, config.coldstart.expert
-    for name, given, known in (("expert", config.expert, EXPERTS), ("coldstart.expert", weak, SCORERS)):
+    for name, given, known in config.experts:
         if given not in known and not Path(given).is_file():
             raise InputError(f"{name} {given!r}: no such file, and none of {', '.join(filter(None, known))}")
         if given == "exact" and domain.truth is None:
