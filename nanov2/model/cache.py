@@ -98,13 +98,16 @@ class Cache:
 
     def begin(self) -> Tensor:
         """Room for one more token in every row; returns its positions [R]."""
-        room = self.own_kv.shape[4]
-        if self.longest == room:  # doubled, so that a completion of n tokens is copied less than twice
-            self.own_kv = F.pad(self.own_kv, (0, 0, 0, room))
-            self.turns = self._turns()
+        self.make_room()
         self.S = BLOCK * (self.longest // BLOCK + 1)
         self.own_bias = self._bias(self.lengths + 1, self.S)
         return self.prompt_lengths[self.group] + self.lengths
+
+    def make_room(self) -> None:
+        """For another token in every row: doubled, so that one of n tokens is copied less than twice."""
+        if self.longest == self.own_kv.shape[4]:
+            self.own_kv = F.pad(self.own_kv, (0, 0, 0, self.longest))
+            self.turns = self._turns()
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [R, 1, 1, rope_dim] for the positions [R] of a step, read from a table."""

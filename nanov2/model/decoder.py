@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanov2.model.attention import Layout
 from nanov2.model.cache import Attend, Cache
+from nanov2.model.compiled import CompiledCache
 from nanov2.model.deepseek import LatentAttention, LatentConfig
 from nanov2.model.experts import Experts, ExpertsConfig
 from nanov2.model.layers import MLP, Linear, RMSNorm, RopeScaling, Yarn, for_attention, rotary, rotate
@@ -284,6 +285,8 @@ class Model(nn.Module):
 
     def step(self, ids: Tensor, cache: Cache, alive: Tensor) -> Tensor:
         """Hidden states [R, D] after one new token [R] of each row; it counts in the rows `alive`."""
+        if isinstance(cache, CompiledCache):
+            return cache.decode(ids, alive)
         positions, n = cache.begin(), self.config.embed_conv
         history = cache.recent.flip(1).T[:, :, None]  # [n, R, 1], latest first
         x = self.embed(ids[:, None], history)

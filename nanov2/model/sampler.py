@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanov2.model.cache import Cache
+from nanov2.model.compiled import CompiledCache, cache_for
 from nanov2.model.decoder import Model
 from nanov2.model.packing import WORTH_SHARING, common_prefix
 from nanov2.model.rollout import NextTurn, Rollout, Sampling, Served, Turns
@@ -122,7 +123,7 @@ class _Batch:
         R = at_once * self.n
         # A group holds its prompt until its last row ends, so some room for more groups than fit whole.
         slots = min(len(groups), at_once if self.n == 1 else at_once + (at_once + 1) // 2)
-        self.cache = Cache(model.config, R, slots, len(self.waiting[0][0][0].prompt), weight)
+        self.cache = cache_for(model, R, slots, len(self.waiting[0][0][0].prompt))
         prompts = [group[0].prompt for group, _ in groups]
         prefix = common_prefix(prompts)[: min(map(len, prompts)) - 1]
         if len(prompts) > 1 and len(prefix) >= WORTH_SHARING:
@@ -134,8 +135,7 @@ class _Batch:
     def run(self) -> None:
         weight = sum_in_fp32(self.model.output_weight)
         while self._admit_or_shrink():
-            uniform = self.uniforms.gather(1, self.cache.lengths[:, None])[:, 0]
-            tokens, logprobs = draw(logits(self.hidden, weight), uniform, self.sampling.temperature)
+            tokens, logprobs = self._draw(weight)
             ids = tokens.tolist()
             for b, logprob in enumerate(logprobs.tolist()):
                 if row := self.rows[b]:
@@ -144,6 +144,15 @@ class _Batch:
             if alive := self._alive():
                 index = torch.tensor(alive, device=tokens.device)
                 self.hidden = self.model.step(torch.tensor(ids, device=tokens.device), self.cache, index)
+
+    def _draw(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A token of each row, and its log-prob."""
+        temperature = self.sampling.temperature
+        if isinstance(self.cache, CompiledCache):
+            rows = torch.tensor(self._alive())
+            return self.cache.draw(self.hidden, self.uniforms, rows, temperature)
+        uniform = self.uniforms.gather(1, self.cache.lengths[:, None])[:, 0]
+        return draw(logits(self.hidden, weight), uniform, temperature)
 
     def _alive(self) -> list[int]:
         return [b for b, row in enumerate(self.rows) if row]

@@ -1,0 +1,166 @@
+"""Decoding of small Llama-style models on CPUs by one compiled call a step (kernels/decode_step.cpp).
+
+The same sums as `Model.step` on a `Cache`, to rounding, in fp32 and with products in bf16. A row's steps do
+not depend on its neighbours, to the bit. Prompts are computed by the model as ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanov2.kernels import decode_step
+from nanov2.model.cache import Cache
+from nanov2.model.layers import Linear
+
+if TYPE_CHECKING:
+    from nanov2.model.decoder import Model
+
+LARGEST = 20_000_000  # parameters: larger models spend their time in products, where torch's are faster
+VECTOR = 16  # numbers in a vector
+
+
+def cache_for(model: Model, rows: int, prompts: int, prompt_len: int) -> Cache:
+    """The cache that decodes this model: compiled, where that can be."""
+    like = model.output_weight
+    if can_compile(model):
+        return CompiledCache(model, rows, prompts, prompt_len, like)
+    return Cache(model.config, rows, prompts, prompt_len, like)
+
+
+def can_compile(model: Model) -> bool:
+    """Whether the compiled step knows all that this model has, and can read its weights."""
+    c = model.config
+    if c.latent or c.experts or c.qkv_bias or c.qk_norm or model.n_params > LARGEST:
+        return False
+    if any(n % VECTOR for n in (c.dim, c.ffn_dim, c.head_dim)):
+        return False
+    if any(isinstance(m, Linear) and m.adapter is not None for m in model.modules()):
+        return False
+    here = (
+        type(p) is nn.Parameter and p.dtype == torch.float32 and not p.is_cuda for p in model.parameters()
+    )
+    return all(here) and decode_step.library() is not None  # no shards, no halves
+
+
+class CompiledCache(Cache):
+    """A cache that makes the steps of one model, whose weights stay as they are as long as it lives.
+
+    Keys lie in blocks of 16 positions: `own_kv[:, 0]` is [layers, R, K, room / 16, d, 16] in the memory of
+    [room, d].
+    """
+
+    def __init__(self, model: Model, rows: int, prompts: int, prompt_len: int, like: Tensor):
+        super().__init__(model.config, rows, prompts, prompt_len, like)
+        self.weights, self.half = _weights(model), model.layers[0].mlp.gate_proj.in_bf16
+
+    def arrange(self) -> None:
+        super().arrange()
+        keys = self.prompt_kv[:, 0]  # [layers, P, K, prompt_len, d]
+        keys = F.pad(keys, (0, 0, 0, -keys.shape[3] % VECTOR))
+        self.prompt_keys = keys.unflatten(3, (-1, VECTOR)).mT.contiguous()  # [layers, P, K, blocks, d, 16]
+
+    def decode(self, ids: Tensor, alive: Tensor) -> Tensor:
+        """`Model.step`: hidden states [R, D]; 0 in rows that are not alive."""
+        self.make_room()
+        c, w, (cosines, sines) = self.config, self.weights, self.turns
+        hidden = self.like.new_zeros(len(ids), c.dim)
+        pointers = {
+            "prompt_keys": self.prompt_keys, "prompt_kv": self.prompt_kv, "own_kv": self.own_kv,
+            "prompt_lengths": self.prompt_lengths, "group": self.group, "lengths": self.lengths,
+            "recent": self.recent, "cosines": cosines, "sines": sines, "tokens": ids, "out": hidden,
+            "embeddings": w.embeddings, "convolved": w.convolved, "norm": w.norm,
+        }  # fmt: skip
+        step = decode_step.Step(
+            **{name: tensor.data_ptr() for name, tensor in pointers.items()},
+            layers=c.n_layers, dim=c.dim, heads=c.n_heads, kv_heads=c.n_kv_heads, head_dim=c.head_dim,
+            hidden=c.ffn_dim, convolution=c.embed_conv, half=self.half, epsilon=c.norm_eps, layer=w.pointers,
+            prompts=len(self.prompt_lengths), prompt_room=self.prompt_kv.shape[4],
+            key_room=VECTOR * self.prompt_keys.shape[3], rows=len(ids), own_room=self.own_kv.shape[4],
+        )  # fmt: skip
+        decode_step.run(step, alive.contiguous(), torch.get_num_threads())
+        self.longest += 1
+        return hidden
+
+    def draw(
+        self, hidden: Tensor, uniforms: Tensor, rows: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probs [R] of these rows, as `sampler.draw` draws them at `uniforms` [R, limit]."""
+        tokens, logprobs = torch.zeros_like(self.lengths), hidden.new_zeros(len(hidden))
+        pointers = {
+            "hidden": hidden, "panels": self.weights.output, "uniforms": uniforms, "which": rows,
+            "lengths": self.lengths, "tokens": tokens, "logprobs": logprobs,
+        }  # fmt: skip
+        decode_step.draw(
+            decode_step.Draw(
+                **{name: tensor.data_ptr() for name, tensor in pointers.items()},
+                dim=self.config.dim,
+                vocabulary=self.config.vocab_size,
+                count=len(rows),
+                limit=uniforms.shape[1],
+                temperature=temperature,
+            )  # fmt: skip
+        )
+        return tokens, logprobs
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A model's weights as the compiled step reads them; `kept` owns what the pointers of layers point to."""
+
+    version: tuple  # where the model's weights were, and their versions
+    embeddings: Tensor
+    convolved: Tensor
+    norm: Tensor
+    output: Tensor  # in panels
+    pointers: int
+    kept: tuple
+
+
+_of: WeakKeyDictionary[Model, _Weights] = WeakKeyDictionary()
+
+
+def _weights(model: Model) -> _Weights:
+    """Made anew where the weights have changed: once an optimiser step, not once a call."""
+    version = (
+        model.layers[0].mlp.gate_proj.in_bf16,
+        *((p.data_ptr(), p._version) for p in model.parameters()),
+    )
+    before = _of.get(model)
+    if before is None or before.version != version:
+        _of[model] = _pack(model, version)
+    return _of[model]
+
+
+@torch.no_grad()
+def _pack(model: Model, version: tuple) -> _Weights:
+    half, kept, layers = version[0], [], (decode_step.Layer * len(model.layers))()
+    for block, layer in zip(model.layers, layers, strict=True):
+        a, mlp = block.self_attn, block.mlp
+        matrices = {
+            "qkv": (a.q_proj, a.k_proj, a.v_proj),
+            "output": (a.o_proj,),
+            "gate_up": (mlp.gate_proj, mlp.up_proj),
+            "down": (mlp.down_proj,),
+        }
+        parts = {n: decode_step.panels(torch.cat([m.weight for m in ms]), half) for n, ms in matrices.items()}
+        parts |= {"norm1": block.input_layernorm.weight, "norm2": block.post_attention_layernorm.weight}
+        for name, tensor in parts.items():
+            setattr(layer, name, tensor.data_ptr())
+        kept.append(parts)
+    convolved = model.embed_conv if model.config.embed_conv else model.norm.weight  # which is not read
+    return _Weights(
+        version=version,
+        embeddings=model.embed_tokens.weight,
+        convolved=convolved,
+        norm=model.norm.weight,
+        output=decode_step.panels(model.output_weight, False),
+        pointers=ctypes.addressof(layers),
+        kept=(kept, layers),
+    )
