@@ -1,15 +1,14 @@
-// One decoding step of a small Llama-style decoder on a CPU: all layers of some rows in one call.
+// Decoding of a small Llama-style decoder on a CPU: all layers of some rows, or of some prompts, in one call.
 //
 // A small model's step is hundreds of operators of a few microseconds each, and most of its time goes into
-// calling them. Here rows go through all layers in chunks that stay in the cache. Every row is computed alone and
-// in the same order whatever its neighbours are. Sums are in fp32; with `half` what torch rounds to bf16 is
+// calling them. Here tokens go through all layers in chunks that stay in the cache. Every token is computed alone
+// and in the same order whatever its neighbours are. Sums are in fp32; with `half` what torch rounds to bf16 is
 // rounded here too, at the same places (nanov2/model/layers.py).
 //
-// Layouts, all fp32 and contiguous; P prompt slots, R rows. Keys lie in blocks of 16 positions, those of a block last,
-// so that scores are sums of whole vectors.
-//   prompt_keys  [layers, P, kv_heads, key_room / 16, head_dim, 16]
-//   prompt_kv    [layers, 2, P, kv_heads, prompt_room, head_dim]   of which the values are read
-//   own_kv       [layers, 2, R, kv_heads, own_room · head_dim]     keys in blocks, values [own_room, head_dim]
+// Layouts, all fp32 and contiguous; P prompt slots, R rows, rooms in multiples of 16. Keys lie in blocks of 16
+// positions, those of a block last, so that scores are sums of whole vectors.
+//   prompt_kv    [layers, 2, P, kv_heads, prompt_room · head_dim]   keys [blocks, head_dim, 16], values [room, head_dim]
+//   own_kv       [layers, 2, R, kv_heads, own_room · head_dim]      the same
 //   a matrix W [N, K] in panels of 32 outputs: [N/32, K, 32], zeros where N ends
 
 #include <cmath>
@@ -25,32 +24,34 @@ struct Layer {
     const float *norm1, *qkv, *output, *norm2, *gate_up, *down;
 };
 
-struct Step {
+struct Decoder {
     // the model
     int64_t layers, dim, heads, kv_heads, head_dim, hidden, convolution, half;
     float epsilon;
     const Layer* layer;
     const float *embeddings, *convolved, *norm;  // [vocabulary, dim], [convolution, dim], [dim]
     // the cache
-    int64_t prompts, prompt_room, key_room, rows, own_room;
-    const float *prompt_keys, *prompt_kv;
-    float* own_kv;
+    int64_t prompts, prompt_room, rows, own_room;
+    float *prompt_kv, *own_kv;
     const int64_t *prompt_lengths, *group;  // [P], [R]
     int64_t *lengths, *recent;              // [R], [R, convolution], oldest first
     const float *cosines, *sines;           // [positions, head_dim]
-    // this call: `count` of the rows, `which`; a token and a hidden state for each row
-    const int64_t *which, *tokens;
+    // a call: `count` of the rows or of the new prompts, `which`
+    const int64_t* which;
     int64_t count;
-    float* out;  // [R, dim]
+    const int64_t *tokens, *starts, *slots;  // see step and prefill
+    float* out;                              // hidden states [R or A, dim]
+};
+
+// A token on its way: a row's newest, or one of a prompt (row < 0).
+struct Token {
+    int64_t id, slot, row, at;  // at: its place among the row's own tokens, or in its prompt
+    const int64_t* before;      // the `convolution` tokens before it, oldest first; −1: none
+    float* out;                 // where its hidden state goes, or null
 };
 
 static inline V load(const float* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
 static inline void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
-// Where the own keys (kind 0) or values (1) of a row's head begin.
-static inline float* own_at(const Step& s, int64_t l, int64_t kind, int64_t row, int64_t head) {
-    return s.own_kv + (((l * 2 + kind) * s.rows + row) * s.kv_heads + head) * s.head_dim * s.own_room;
-}
-
 static inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 typedef float V8 __attribute__((vector_size(32)));
@@ -177,14 +178,29 @@ static void weighted_sum(const float* weights, const float* values, int64_t n, i
         for (int64_t j = 0; j < d; j += W) store(out + j, load(out + j) + weights[p] * load(values + p * d + j));
 }
 
-// One query to its prompt and its row's own tokens, the newest among them.
-static void attend(const Step& s, int64_t l, int64_t row, int64_t head, const float* q, float* scores, float* out) {
-    const int64_t d = s.head_dim, slot = s.group[row], K = s.kv_heads, P = s.prompt_lengths[slot];
-    const int64_t own = s.lengths[row] + 1, first = padded(P, W), n = first + padded(own, W);
-    const float* keys = s.prompt_keys + ((l * s.prompts + slot) * K + head) * d * s.key_room;
-    const float* values = s.prompt_kv + (((l * 2 + 1) * s.prompts + slot) * K + head) * d * s.prompt_room;
-    score(q, keys, d, P, scores);
-    score(q, own_at(s, l, 0, row, head), d, own, scores + first);
+// Where the keys (kind 0) or values (1) of a head begin: of a prompt, or of a row's own tokens.
+static inline float* of_prompt(const Decoder& s, int64_t l, int64_t kind, int64_t slot, int64_t head) {
+    return s.prompt_kv + (((l * 2 + kind) * s.prompts + slot) * s.kv_heads + head) * s.head_dim * s.prompt_room;
+}
+
+static inline float* of_row(const Decoder& s, int64_t l, int64_t kind, int64_t row, int64_t head) {
+    return s.own_kv + (((l * 2 + kind) * s.rows + row) * s.kv_heads + head) * s.head_dim * s.own_room;
+}
+
+static void keep(const Decoder& s, int64_t l, const Token& t, int64_t head, const float* k, const float* v) {
+    const int64_t d = s.head_dim;
+    float* keys = t.row < 0 ? of_prompt(s, l, 0, t.slot, head) : of_row(s, l, 0, t.row, head);
+    float* values = t.row < 0 ? of_prompt(s, l, 1, t.slot, head) : of_row(s, l, 1, t.row, head);
+    for (int64_t j = 0; j < d; j++) keys[(t.at / W * d + j) * W + t.at % W] = k[j];
+    std::memcpy(values + t.at * d, v, d * sizeof(float));
+}
+
+// One query to its prompt, as far as it is there, and to its row's own tokens, the newest among them.
+static void attend(const Decoder& s, int64_t l, const Token& t, int64_t head, const float* q, float* scores, float* out) {
+    const int64_t d = s.head_dim, P = t.row < 0 ? t.at + 1 : s.prompt_lengths[t.slot], own = t.row < 0 ? 0 : t.at + 1;
+    const int64_t first = padded(P, W), n = first + padded(own, W);
+    score(q, of_prompt(s, l, 0, t.slot, head), d, P, scores);
+    if (own) score(q, of_row(s, l, 0, t.row, head), d, own, scores + first);
     V most = V{} - INFINITY, total = {};
     for (int64_t i = 0; i < n; i += W) { const V v = load(scores + i); most = v > most ? v : most; }
     const float top = largest(most);
@@ -194,32 +210,31 @@ static void attend(const Step& s, int64_t l, int64_t row, int64_t head, const fl
         total += e;
     }
     std::memset(out, 0, d * sizeof(float));
-    weighted_sum(scores, values, P, d, out);
-    weighted_sum(scores + first, own_at(s, l, 1, row, head), own, d, out);
+    weighted_sum(scores, of_prompt(s, l, 1, t.slot, head), P, d, out);
+    if (own) weighted_sum(scores + first, of_row(s, l, 1, t.row, head), own, d, out);
     const float inverse = 1.0f / sum(total);
     for (int64_t i = 0; i < d; i += W) store(out + i, load(out + i) * inverse);
 }
 
-static void chunk(const Step& s, const int64_t* which, int64_t n, std::vector<float>& room) {
+// Tokens through all layers; of one sequence in their order, so that each finds the keys of those before it.
+static void through(const Decoder& s, const Token* tokens, int64_t n, std::vector<float>& room) {
     const int64_t D = s.dim, d = s.head_dim, H = s.heads, K = s.kv_heads, F = s.hidden, n8 = padded(n, ROWS);
     const int64_t q_width = padded((H + 2 * K) * d, PANEL), up_width = padded(2 * F, PANEL), x_width = padded(D, PANEL);
     const bool half = s.half;
-    const int64_t widest = s.key_room + s.own_room;
     const int64_t wide = up_width > q_width ? up_width : q_width, inner = F > H * d ? F : H * d;
-    const size_t needed = n8 * (2 * D + wide + inner + x_width) + widest + 2 * W;
+    const size_t needed = n8 * (2 * D + wide + inner + x_width) + s.prompt_room + s.own_room;
     if (room.size() < needed) room.resize(needed);
     float *x = room.data(), *y = x + n8 * D, *big = y + n8 * D, *in = big + n8 * wide, *back = in + n8 * inner;
     float* scores = back + n8 * x_width;
 
     for (int64_t i = 0; i < n; i++) {
-        const int64_t row = which[i], *before = s.recent + row * s.convolution;
-        std::memcpy(x + i * D, s.embeddings + s.tokens[row] * D, D * sizeof(float));
+        std::memcpy(x + i * D, s.embeddings + tokens[i].id * D, D * sizeof(float));
         for (int64_t c = 0; c < s.convolution; c++) {
-            const int64_t token = before[s.convolution - 1 - c];
-            if (token < 0) continue;
+            const int64_t id = tokens[i].before[s.convolution - 1 - c];
+            if (id < 0) continue;
             for (int64_t j = 0; j < D; j += W)
                 store(x + i * D + j,
-                      load(x + i * D + j) + load(s.embeddings + token * D + j) * load(s.convolved + c * D + j));
+                      load(x + i * D + j) + load(s.embeddings + id * D + j) * load(s.convolved + c * D + j));
         }
     }
     for (int64_t l = 0; l < s.layers; l++) {
@@ -227,18 +242,16 @@ static void chunk(const Step& s, const int64_t* which, int64_t n, std::vector<fl
         for (int64_t i = 0; i < n; i++) normed(x + i * D, D, w.norm1, s.epsilon, y + i * D, half);
         product(y, n, D, w.qkv, (H + 2 * K) * d, big, half);
         for (int64_t i = 0; i < n; i++) {
-            const int64_t row = which[i], own = s.lengths[row], at = s.prompt_lengths[s.group[row]] + own;
-            const float *cosines = s.cosines + at * d, *sines = s.sines + at * d;
+            const Token& t = tokens[i];
+            const int64_t position = t.at + (t.row < 0 ? 0 : s.prompt_lengths[t.slot]);
+            const float *cosines = s.cosines + position * d, *sines = s.sines + position * d;
             float *q = big + i * q_width, *k = q + H * d, *v = k + K * d;
             for (int64_t h = 0; h < H; h++) rotate(q + h * d, cosines, sines, d, 1.0f / std::sqrt((float)d));
             for (int64_t h = 0; h < K; h++) {
                 rotate(k + h * d, cosines, sines, d, 1.0f);
-                float* keys = own_at(s, l, 0, row, h) + own / W * d * W + own % W;
-                for (int64_t j = 0; j < d; j++) keys[j * W] = k[h * d + j];
-                std::memcpy(own_at(s, l, 1, row, h) + own * d, v + h * d, d * sizeof(float));
+                keep(s, l, t, h, k + h * d, v + h * d);
             }
-            for (int64_t h = 0; h < H; h++)
-                attend(s, l, row, h / (H / K), q + h * d, scores, in + i * H * d + h * d);
+            for (int64_t h = 0; h < H; h++) attend(s, l, t, h / (H / K), q + h * d, scores, in + i * H * d + h * d);
         }
         if (half)
             for (int64_t i = 0; i < n * H * d; i += W) store(in + i, rounded(load(in + i)));
@@ -258,20 +271,51 @@ static void chunk(const Step& s, const int64_t* which, int64_t n, std::vector<fl
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < D; j += W) store(x + i * D + j, load(x + i * D + j) + load(back + i * x_width + j));
     }
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t row = which[i];
-        int64_t* before = s.recent + row * s.convolution;
-        normed(x + i * D, D, s.norm, s.epsilon, s.out + row * D, false);
-        for (int64_t c = 0; c + 1 < s.convolution; c++) before[c] = before[c + 1];
-        if (s.convolution) before[s.convolution - 1] = s.tokens[row];
-        s.lengths[row]++;
+    for (int64_t i = 0; i < n; i++)
+        if (tokens[i].out) normed(x + i * D, D, s.norm, s.epsilon, tokens[i].out, false);
+}
+
+// One new token of each of the rows `which`: tokens [R], out [R, dim].
+extern "C" void step(const Decoder* decoder) {
+    const Decoder& s = *decoder;
+    std::vector<float> room;
+    Token tokens[CHUNK];
+    for (int64_t at = 0; at < s.count; at += CHUNK) {
+        const int64_t n = s.count - at < CHUNK ? s.count - at : CHUNK;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t row = s.which[at + i];
+            tokens[i] = {s.tokens[row], s.group[row], row, s.lengths[row], s.recent + row * s.convolution, s.out + row * s.dim};
+        }
+        through(s, tokens, n, room);
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t row = tokens[i].row;
+            int64_t* before = s.recent + row * s.convolution;
+            for (int64_t c = 0; c + 1 < s.convolution; c++) before[c] = before[c + 1];
+            if (s.convolution) before[s.convolution - 1] = tokens[i].id;
+            s.lengths[row]++;
+        }
     }
 }
 
-extern "C" void decode_step(const Step* step) {
+// The new prompts `which` of A into their slots [A]: prompt p is tokens[starts[p]…starts[p + 1]], of which the first
+// `convolution` are −1. out [A, dim] is of the last token of each.
+extern "C" void prefill(const Decoder* decoder) {
+    const Decoder& s = *decoder;
     std::vector<float> room;
-    for (int64_t at = 0; at < step->count; at += CHUNK)
-        chunk(*step, step->which + at, step->count - at < CHUNK ? step->count - at : CHUNK, room);
+    Token tokens[CHUNK];
+    for (int64_t i = 0; i < s.count; i++) {
+        const int64_t p = s.which[i], *line = s.tokens + s.starts[p];
+        const int64_t length = s.starts[p + 1] - s.starts[p] - s.convolution;
+        for (int64_t at = 0; at < length; at += CHUNK) {
+            const int64_t n = length - at < CHUNK ? length - at : CHUNK;
+            for (int64_t j = 0; j < n; j++) {
+                const bool last = at + j == length - 1;
+                const int64_t* before = line + at + j;
+                tokens[j] = {before[s.convolution], s.slots[p], -1, at + j, before, last ? s.out + p * s.dim : nullptr};
+            }
+            through(s, tokens, n, room);
+        }
+    }
 }
 
 // A token of each of the rows `which`, by inverting the distribution of its logits at a uniform number in double

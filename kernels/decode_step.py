@@ -1,4 +1,4 @@
-"""The decoding step of small models on CPUs, in C++: compiled when it is first needed, kept for later runs.
+"""Decoding of small models on CPUs, in C++: compiled when it is first needed, kept for later runs.
 
 Where there is no compiler, or `NANOV2_COMPILE=0` is set, `library()` is None and decoding goes on in PyTorch
 (nanov2/model/cache.py), whose results differ by rounding.
@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -33,22 +34,19 @@ class Layer(ctypes.Structure):
     _fields_ = [(n, Pointer) for n in ("norm1", "qkv", "output", "norm2", "gate_up", "down")]
 
 
-class Step(ctypes.Structure):
-    """What a step takes: `Step` of the source."""
+class Decoder(ctypes.Structure):
+    """A model, its cache, and what a call takes: `Decoder` of the source."""
 
     _fields_ = [
-        *(
-            (n, Count)
-            for n in ("layers", "dim", "heads", "kv_heads", "head_dim", "hidden", "convolution", "half")
-        ),
+        *((n, Count) for n in ("layers", "dim", "heads", "kv_heads", "head_dim", "hidden")),
+        *((n, Count) for n in ("convolution", "half")),
         ("epsilon", ctypes.c_float),
         *((n, Pointer) for n in ("layer", "embeddings", "convolved", "norm")),
-        *((n, Count) for n in ("prompts", "prompt_room", "key_room", "rows", "own_room")),
-        *((n, Pointer) for n in ("prompt_keys", "prompt_kv", "own_kv")),
-        *((n, Pointer) for n in ("prompt_lengths", "group", "lengths", "recent", "cosines", "sines")),
-        *((n, Pointer) for n in ("which", "tokens")),
+        *((n, Count) for n in ("prompts", "prompt_room", "rows", "own_room")),
+        *((n, Pointer) for n in ("prompt_kv", "own_kv", "prompt_lengths", "group", "lengths", "recent")),
+        *((n, Pointer) for n in ("cosines", "sines", "which")),
         ("count", Count),
-        ("out", Pointer),
+        *((n, Pointer) for n in ("tokens", "starts", "slots", "out")),
     ]
 
 
@@ -62,17 +60,27 @@ class Draw(ctypes.Structure):
     ]
 
 
-def run(step: Step, rows: Tensor, threads: int) -> None:
-    """A step of these rows [n] int64, each computed alone: by up to so many threads, of 16 rows at least."""
-    threads = max(1, min(threads, len(rows) // 16))
-    parts = [part for part in rows.tensor_split(threads)]
-    steps = [Step.from_buffer_copy(step) for _ in parts]
-    for one, part in zip(steps, parts, strict=True):
-        one.which, one.count = part.data_ptr(), len(part)
+def step(decoder: Decoder, rows: Tensor, threads: int) -> None:
+    """One new token of these rows [n]."""
+    _share(library().step, decoder, rows, threads, least=16)
+
+
+def prefill(decoder: Decoder, prompts: Tensor, threads: int) -> None:
+    """These [n] of the new prompts."""
+    _share(library().prefill, decoder, prompts, threads, least=2)
+
+
+def _share(work: Callable, decoder: Decoder, which: Tensor, threads: int, least: int) -> None:
+    """Each computed alone: by up to so many threads, which have `least` or more each."""
+    threads = max(1, min(threads, len(which) // least))
+    parts = which.tensor_split(threads)
+    calls = [Decoder.from_buffer_copy(decoder) for _ in parts]
+    for call, part in zip(calls, parts, strict=True):
+        call.which, call.count = part.data_ptr(), len(part)
     if threads == 1:
-        library().decode_step(steps[0])
+        work(calls[0])
     else:
-        list(_pool(threads).map(library().decode_step, steps))  # a call of C lets the others run
+        list(_pool(threads).map(work, calls))  # a call of C lets the others run
 
 
 def draw(arguments: Draw) -> None:
@@ -103,7 +111,8 @@ def library() -> ctypes.CDLL | None:
         compiled = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError):
         return None
-    compiled.decode_step.argtypes, compiled.decode_step.restype = [ctypes.POINTER(Step)], None
+    for call in (compiled.step, compiled.prefill):
+        call.argtypes, call.restype = [ctypes.POINTER(Decoder)], None
     compiled.draw.argtypes, compiled.draw.restype = [ctypes.POINTER(Draw)], None
     compiled.pack.argtypes, compiled.pack.restype = [Pointer, Count, Count, Count, Pointer], None
     return compiled

@@ -1,7 +1,7 @@
 """Decoding of small Llama-style models on CPUs by one compiled call a step (kernels/decode_step.cpp).
 
 The same sums as `Model.step` on a `Cache`, to rounding, in fp32 and with products in bf16. A row's steps do
-not depend on its neighbours, to the bit. Prompts are computed by the model as ever.
+not depend on its neighbours, to the bit.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanov2.kernels import decode_step
-from nanov2.model.cache import Cache
+from nanov2.model.cache import BLOCK, Cache
 from nanov2.model.layers import Linear
 
 if TYPE_CHECKING:
@@ -50,43 +49,56 @@ def can_compile(model: Model) -> bool:
 
 
 class CompiledCache(Cache):
-    """A cache that makes the steps of one model, whose weights stay as they are as long as it lives.
+    """A cache that decodes for one model, whose weights stay as they are as long as it lives.
 
     Keys lie in blocks of 16 positions: `own_kv[:, 0]` is [layers, R, K, room / 16, d, 16] in the memory of
-    [room, d].
+    [room, d], and `prompt_kv[:, 0]` is the same of P.
     """
 
     def __init__(self, model: Model, rows: int, prompts: int, prompt_len: int, like: Tensor):
-        super().__init__(model.config, rows, prompts, prompt_len, like)
+        super().__init__(model.config, rows, prompts, -(-prompt_len // BLOCK) * BLOCK, like)
         self.weights, self.half = _weights(model), model.layers[0].mlp.gate_proj.in_bf16
 
     def arrange(self) -> None:
-        super().arrange()
-        keys = self.prompt_kv[:, 0]  # [layers, P, K, prompt_len, d]
-        keys = F.pad(keys, (0, 0, 0, -keys.shape[3] % VECTOR))
-        self.prompt_keys = keys.unflatten(3, (-1, VECTOR)).mT.contiguous()  # [layers, P, K, blocks, d, 16]
+        self.longest = int(self.lengths.max())
+
+    def prefill(self, prompts: list[list[int]], slots: Tensor) -> tuple[Tensor, Tensor]:
+        """`Model.prefill`: prompts into slots [A]; hidden states [A, D], and the last tokens [A, conv]."""
+        n = self.config.embed_conv
+        lines = [[-1] * n + p for p in prompts]
+        starts = torch.tensor([0, *map(len, lines)]).cumsum(0)
+        tokens = torch.tensor([i for line in lines for i in line])
+        hidden = self.like.new_empty(len(prompts), self.config.dim)
+        self.prompt_lengths[slots] = torch.tensor([len(p) for p in prompts])
+        call = self._decoder(tokens=tokens, starts=starts, slots=slots, out=hidden)
+        decode_step.prefill(call, torch.arange(len(prompts)), torch.get_num_threads())
+        recent = torch.tensor([line[len(line) - n :] for line in lines], dtype=torch.long)
+        return hidden, recent.view(len(prompts), n)
 
     def decode(self, ids: Tensor, alive: Tensor) -> Tensor:
         """`Model.step`: hidden states [R, D]; 0 in rows that are not alive."""
         self.make_room()
+        hidden = self.like.new_zeros(len(ids), self.config.dim)
+        decode_step.step(self._decoder(tokens=ids, out=hidden), alive.contiguous(), torch.get_num_threads())
+        self.longest += 1
+        return hidden
+
+    def _decoder(self, **of_call: Tensor) -> decode_step.Decoder:
+        """What a call reads and writes; the tensors must outlive it."""
         c, w, (cosines, sines) = self.config, self.weights, self.turns
-        hidden = self.like.new_zeros(len(ids), c.dim)
-        pointers = {
-            "prompt_keys": self.prompt_keys, "prompt_kv": self.prompt_kv, "own_kv": self.own_kv,
-            "prompt_lengths": self.prompt_lengths, "group": self.group, "lengths": self.lengths,
-            "recent": self.recent, "cosines": cosines, "sines": sines, "tokens": ids, "out": hidden,
+        tensors = of_call | {
             "embeddings": w.embeddings, "convolved": w.convolved, "norm": w.norm,
+            "prompt_kv": self.prompt_kv, "own_kv": self.own_kv, "prompt_lengths": self.prompt_lengths,
+            "group": self.group, "lengths": self.lengths, "recent": self.recent,
+            "cosines": cosines, "sines": sines,
         }  # fmt: skip
-        step = decode_step.Step(
-            **{name: tensor.data_ptr() for name, tensor in pointers.items()},
+        return decode_step.Decoder(
+            **{name: tensor.data_ptr() for name, tensor in tensors.items()},
             layers=c.n_layers, dim=c.dim, heads=c.n_heads, kv_heads=c.n_kv_heads, head_dim=c.head_dim,
             hidden=c.ffn_dim, convolution=c.embed_conv, half=self.half, epsilon=c.norm_eps, layer=w.pointers,
             prompts=len(self.prompt_lengths), prompt_room=self.prompt_kv.shape[4],
-            key_room=VECTOR * self.prompt_keys.shape[3], rows=len(ids), own_room=self.own_kv.shape[4],
+            rows=len(self.lengths), own_room=self.own_kv.shape[4],
         )  # fmt: skip
-        decode_step.run(step, alive.contiguous(), torch.get_num_threads())
-        self.longest += 1
-        return hidden
 
     def draw(
         self, hidden: Tensor, uniforms: Tensor, rows: Tensor, temperature: float

@@ -262,6 +262,8 @@ class Model(nn.Module):
         state [A, D] of the last token of each, and the tokens [A, embed_conv] that a continuation's
         embeddings mix in.
         """
+        if isinstance(cache, CompiledCache):
+            return cache.prefill(prompts, slots)
         device, n, common = slots.device, self.config.embed_conv, cache.common
         lengths = torch.tensor([len(p) - common for p in prompts], device=device)
         L = int(lengths.max())

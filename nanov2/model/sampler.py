@@ -126,7 +126,8 @@ class _Batch:
         self.cache = cache_for(model, R, slots, len(self.waiting[0][0][0].prompt))
         prompts = [group[0].prompt for group, _ in groups]
         prefix = common_prefix(prompts)[: min(map(len, prompts)) - 1]
-        if len(prompts) > 1 and len(prefix) >= WORTH_SHARING:
+        shares = not isinstance(self.cache, CompiledCache)  # which is for models with short prompts
+        if shares and len(prompts) > 1 and len(prefix) >= WORTH_SHARING:
             model.prefill_common(prefix, self.cache)
         self.hidden = weight.new_zeros(R, weight.shape[1])
         self.uniforms = torch.zeros(R, self.limit, dtype=torch.float64, device=weight.device)
