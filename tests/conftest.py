@@ -68,7 +68,7 @@ def some_problems(n, seed=0, chain=(2, 4), facts=(4, 9)):
 
 
 NOISE = Noise()
-MIXED = Noise(jump=0.15, overstate=0.15, stray=0.5)  # proofs of all scores
+MIXED = Noise(jump=0.15, overstate=0.15, stop=0.0, stray=0.5)  # proofs of all scores
 
 
 def some_proofs(n, seed=0, noise=MIXED):

@@ -13,7 +13,7 @@ from nanov2.records import ProblemRecord
 from nanov2.run.config import load_config
 
 SOUND = dict.fromkeys(
-    ("jump", "overstate", "stray", "lenient", "pile_on", "blame_ends", "lookup", "whole"), 0.0
+    ("jump", "overstate", "stop", "stray", "lenient", "pile_on", "blame_ends", "lookup", "whole"), 0.0
 )
 
 

@@ -5,6 +5,7 @@ They stand for what a language model is pretrained on. An author writes either b
 decoding does not help, and the right answer is there to be found by sampling:
 
 - a prover jumps to the conclusion a step or more early, or states a relation stronger than it is given;
+  at times it ends its chain a step before the goal;
 - a critic passes over steps that state another relation than the given one; in a short proof with a gap it
   goes on finding fault where there is none, and of a long one it excuses the gap and blames the ends of the
   chain (the score shows neither: what R_meta is there to close);
@@ -45,6 +46,7 @@ class Noise:
 
     jump: Rate = setting(0.75, "first proofs that jump to the conclusion, a step or more early")
     overstate: Rate = setting(0.65, "first proofs that state every weak relation as a strict one")
+    stop: Rate = setting(0.15, "first proofs that end a step before the goal, all steps given")
     stray: Rate = setting(
         0.1, "first proofs with another fault: a wrong relation or a step that is not given"
     )
@@ -70,7 +72,7 @@ class Noise:
 # How a stray proof gets a step that is not given; weights. That something is *not* among the facts is what a
 # verifier learns last, and the error that a generator finds.
 GAPS = {"skip": 25, "term": 30, "walk": 20, "backwards": 25}
-OTHERS = {"jump": 0.15, "overstate": 0.15, "stray": 0.75}  # what somebody else's proofs are like
+OTHERS = {"jump": 0.15, "overstate": 0.15, "stop": 0.15, "stray": 0.75}  # somebody else's proofs
 LONG = 3  # steps of a long proof
 CARELESS = 0.3  # look-ups of somebody else's critique that are wrong
 PROOFS = 2  # at most this many in one demonstration: a draft and its revisions
@@ -86,6 +88,8 @@ def weak_proof(rng: random.Random, problem: Problem, noise: Noise) -> tuple[Step
         steps = [s._replace(relation=strict) if STRENGTH[s.relation] == "weak" else s for s in steps]
     if rng.random() < noise.jump:
         steps = _jump(rng, problem, steps)
+    if rng.random() < noise.stop and len(steps) > 1:
+        steps = steps[:-1]
     return tuple(steps)
 
 

@@ -74,6 +74,8 @@ def test_first_proofs_have_their_faults_at_the_stated_rates():
         if any(STRENGTH[s.relation] == "weak" for s in p.solution)
     ]
     assert share(overstated) == pytest.approx(0.6, abs=0.05)
+    stops = rate(lambda p, steps: steps == p.solution[:-1] and bool(steps), stop=0.6)
+    assert stops == pytest.approx(0.6, abs=0.05)  # all of its steps are given: its end alone is wrong
     scores = [grade_proof(p, write_proof(steps)) for p, steps in proofs(NOISE)]
     assert 0.1 < share(s == 1 for s in scores) < 0.35
 
