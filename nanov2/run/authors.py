@@ -13,7 +13,7 @@ from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.domains.data import load, split
 from nanov2.domains.domain import Domain, knows_truth, open_domain
 from nanov2.domains.language import Language
-from nanov2.domains.natural.marks import MarkedLanguage
+from nanov2.domains.marks import spoken
 from nanov2.errors import InputError
 from nanov2.hub.author import Author
 from nanov2.hub.endpoint import Endpoint
@@ -84,7 +84,7 @@ def chat_cast(config: Config, output: str, draw: int = 0) -> Cast:
     seed = derive_seed(draw) % 2**31 if draw else config.endpoint.seed
     cache = config.endpoint.cache or (f"{output}.answers.jsonl" if output else "")
     options = dataclasses.replace(config.endpoint, seed=seed, cache=cache)
-    speaks = MarkedLanguage if config.expert == "marks" else Language
+    speaks = spoken(config.expert)
     author = Endpoint(options) if options.url else FolderAuthor(options, speaks)
     # A pretrained model can be asked about a world whose truth is known; other domains are data files here.
     domain = open_domain(config) if knows_truth(config) else None
