@@ -19,7 +19,7 @@ from nanov2.hub.author import Author
 from nanov2.hub.endpoint import Endpoint
 from nanov2.hub.local import FolderAuthor, OwnAuthor, fingerprint
 from nanov2.model.rollout import Sampling
-from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_json
 from nanov2.run.cli import WEIGHTS, open_folder, shipped
 from nanov2.run.config import Config, load_config
 from nanov2.run.folder import Run
@@ -136,8 +136,8 @@ def _trust(run: Run, lap: int) -> str:
     """What is known of the verifier's full marks: how often they were wrong on held-out proofs."""
     path = run.folder("selfverify", lap or newest_lap(run, "selfverify")) / "eval.json"
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))["after"]
-    except (OSError, ValueError, KeyError):
+        figures = read_json(path)["after"]
+    except (InputError, KeyError):  # no such figures is no error here
         return ""
     found = figures.get("hard/false_accept_rate") or figures.get("labelled/false_accept_rate")
     if not found or not found["n"]:
