@@ -31,7 +31,7 @@ from nanov2.hub.author import Author
 from nanov2.hub.local import OwnAuthor
 from nanov2.method.agreement import measure, report
 from nanov2.method.config import AutolabelConfig
-from nanov2.method.consensus import Assessed, Rule, assess_adaptively, calibrate, wilson
+from nanov2.method.consensus import Assessed, Rule, assess_adaptively, calibrate, settled, wilson
 from nanov2.method.judges import Judge
 from nanov2.method.labels import (
     clear,
@@ -91,9 +91,10 @@ def assess_proofs(
         critic = Judge(verifier, language, language.claimed_score, count, first, states)
         return critic, Judge(meta, language, language.claimed_quality, config.m)
 
-    clean, k, test = (config.clean, config.k, config.test) if settle else (config.n, config.n, None)
-    rule = Rule.of(config)
-    return assess_adaptively(pairs, judges, config.n, config.chunk, k, clean, bar, rule, test)
+    def enough(critiques: list[Assessed]) -> bool:
+        return settle and settled(critiques, config.k, config.clean, Rule.of(config), config.test)
+
+    return assess_adaptively(pairs, judges, config.n, config.chunk, enough, bar)
 
 
 def autolabel(run: Run, lap: int, place: str = "") -> None:

@@ -34,7 +34,7 @@ from collections import Counter
 from pathlib import Path
 
 from nanov2.domains.domain import knows_truth, open_domain
-from nanov2.domains.natural.marks import grade_by_marks
+from nanov2.domains.marks import grade_by_marks
 from nanov2.errors import InputError
 from nanov2.method import trust
 from nanov2.method.agreement import agreement, measure, report

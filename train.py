@@ -38,6 +38,7 @@ from nanov2.distributed.safety import on_main
 from nanov2.domains.domain import FindingTruth
 from nanov2.domains.language import Language
 from nanov2.errors import InputError
+from nanov2.hub.chat import ChatTokenizer
 from nanov2.method import figures as ev
 from nanov2.method.experts import GRADED, ExactExpert, gradable, make_expert
 from nanov2.method.habits import habit_table
@@ -52,13 +53,14 @@ from nanov2.pages import legend
 from nanov2.pages.report import build_report, headline_text
 from nanov2.records import LEVELS, CritiqueRecord, ProofRecord, TrajectoryRecord
 from nanov2.rl.logs import print_table, track
-from nanov2.rl.trainer import counted_tokens, supervised_loss, train_supervised
+from nanov2.rl.trainer import Trainee, counted_tokens, supervised_loss, train_supervised
 from nanov2.run import takeover
 from nanov2.run.aware import aware
 from nanov2.run.cli import open_folder, parse, read_config, script
 from nanov2.run.folder import Run
 from nanov2.run.left import time_left
 from nanov2.run.phase import (
+    Exams,
     Result,
     at_best_temperature,
     balanced,
@@ -100,7 +102,7 @@ def base(run: Run, lap: int) -> Result:
 
     @torch.no_grad()
     def measure(model: Model, step: int) -> ev.Metrics:
-        loss = round(supervised_loss(model, held_out, tokenizer, counted_tokens(held_out), backward=False), 4)
+        loss = round(supervised_loss(model, held_out, counted_tokens(held_out), backward=False), 4)
         return {"held-out/loss": {"value": loss, "n": len(held_out), "low": loss, "high": loss}}
 
     def figures(model: Model) -> ev.Measured:
@@ -114,9 +116,8 @@ def base(run: Run, lap: int) -> Result:
     before = figures(model)[0] if trained_before else measure(model, 0)
     curve = [{"step": 0, **measure(model, 0)}]
     if c.base.steps:
-        curve += train_supervised(
-            run.folder("base"), "base", model, tokenizer, draw, c.base, run.ranks, measure
-        )
+        trainee = Trainee(run.folder("base"), "base", model, tokenizer, run.ranks)
+        curve += train_supervised(trainee, draw, c.base, measure)
         curve.append({"step": c.base.steps, **measure(model, c.base.steps)})
     run.save("base", 1, model, tokenizer)
     after, samples = figures(model)
@@ -223,11 +224,11 @@ def verifier(run: Run, lap: int) -> Result:
         assert isinstance(truth, FindingTruth)  # as the check at the start saw to
         findings = {(r.problem, r.proof): truth.findings(r.problem, r.proof) for r in items}
     task = VerifierTask(run.domain.language(tokenizer), truth=truth, findings=findings)
-    return train_verifier(run, "verifier", lap, model, tokenizer, task, items)
+    return train_verifier(run, ("verifier", lap), model, task, items)
 
 
 def train_verifier(
-    run: Run, phase: str, lap: int, model: Model, tokenizer, task: VerifierTask, items: list, own=None
+    run: Run, at: tuple[str, int], model: Model, task: VerifierTask, items: list, own=None
 ) -> Result:
     """What 1B and 1D share: train on `items`, measure on held-out proofs before and after.
 
@@ -235,7 +236,7 @@ def train_verifier(
     """
     bench, shown = run.bench(task.language), run.config.eval.shown // 2
     validation = run.records("coldstart", 1, "validation_proofs.jsonl", ProofRecord)
-    sets = verifier_test_sets(run, lap)
+    sets = verifier_test_sets(run, at[1])
 
     def measure(model: Model, step: int) -> ev.Metrics:
         return bench.at_step(step).verifier(model, validation, "validation")[0]
@@ -256,7 +257,7 @@ def train_verifier(
         lambda b: b.verifier(model, validation, "validation")[0],
         lambda b: merged(b.verifier(model, proofs, name)[0] for name, proofs in sets.items()),
     )
-    return run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out, best)
+    return run_grpo(run, at, model, task, items, Exams(measure, held_out, best))
 
 
 def meta(run: Run, lap: int) -> Result:
@@ -265,7 +266,7 @@ def meta(run: Run, lap: int) -> Result:
     proofs = {n: run.records("coldstart", 1, f"{file}.jsonl", ProofRecord) for n, file in files.items()}
     proofs["train"] = [r for r in proofs["train"] for _ in range(run.config.meta.critiques)]
     critic, _ = run.load("verifier", frozen=True)
-    return train_meta(run, "meta", lap, critic, *starting_point(run, "base"), proofs, [])
+    return train_meta(run, ("meta", lap), critic, starting_point(run, "base"), proofs, [])
 
 
 def renew_meta(run: Run, lap: int) -> Result:
@@ -280,7 +281,7 @@ def renew_meta(run: Run, lap: int) -> Result:
     last = last_meta(run, lap - 1)
     critic, _ = run.load("verifier2", lap - 1, frozen=True)
     earlier = run.records(*last, "dmv.jsonl", CritiqueRecord)
-    return train_meta(run, "renew_meta", lap, critic, *starting_point(run, *last), proofs, earlier)
+    return train_meta(run, ("renew_meta", lap), critic, starting_point(run, *last), proofs, earlier)
 
 
 def last_meta(run: Run, lap: int) -> tuple[str, int]:
@@ -290,17 +291,15 @@ def last_meta(run: Run, lap: int) -> tuple[str, int]:
 
 def train_meta(
     run: Run,
-    phase: str,
-    lap: int,
+    at: tuple[str, int],
     critic: Model,
-    model: Model,
-    tokenizer,
+    start: tuple[Model, ChatTokenizer],
     proofs: dict[str, list[ProofRecord]],
     earlier: list[CritiqueRecord],
 ) -> Result:
-    """`critic` writes critiques of `proofs`, the expert grades them, and GRPO trains `model` on these grades
-    and `earlier` ones. Where several critiques of a proof are alike, one is graded."""
-    c, folder = run.config, run.folder(phase, lap)
+    """`critic` writes critiques of `proofs`, the expert grades them, and GRPO trains the model of `start` on
+    these grades and `earlier` ones. Where several critiques of a proof are alike, one is graded."""
+    c, folder, (model, tokenizer) = run.config, run.folder(*at), start
     language, truth = run.domain.language(tokenizer), run.domain.truth
     unmarked = {(r.problem, r.proof) for r in proofs["train"]}
     proofs = {name: gradable(c.expert, records) for name, records in proofs.items()}
@@ -311,12 +310,12 @@ def train_meta(
         def make():
             questions = [language.verify(r.problem, r.proof) for r in proofs]
             how = Sampling(c.eval.temperature, c.verifier.max_tokens, c.verifier.batch_rows)
-            seed = derive_seed(c.seed, phase, lap, name)
+            seed = derive_seed(c.seed, *at, name)
             answers = ev.sample_answers(critic, language, questions, how, seed, run.ranks)
             distinct = {(r.problem, r.proof, a): r for r, a in zip(proofs, answers, strict=True)}
             return [
                 CritiqueRecord(
-                    r.problem, r.proof, a, None, r.score, f"lap {lap}: the last verifier", wrong=r.wrong
+                    r.problem, r.proof, a, None, r.score, f"lap {at[1]}: the last verifier", wrong=r.wrong
                 )
                 for (*_, a), r in distinct.items()
                 if language.claimed_score(a) is not None
@@ -335,8 +334,8 @@ def train_meta(
         grades = iter(expert.score_critiques(everything))
     sets = {name: list(islice(grades, len(records))) for name, records in critiques.items()}
     dmv = earlier + sets["train"]
-    run.write(phase, lap, "dmv.jsonl", dmv)
-    run.write(phase, lap, "held_out_dmv.jsonl", sets["labelled"])
+    run.write(*at, "dmv.jsonl", dmv)
+    run.write(*at, "held_out_dmv.jsonl", sets["labelled"])
 
     def measure(model: Model, step: int) -> ev.Metrics:
         return bench.at_step(step).meta(model, sets["validation"], "validation")[0]
@@ -351,7 +350,7 @@ def train_meta(
         lambda b: b.meta(model, sets["labelled"], "labelled")[0],
     )
     items = balanced(dmv, "quality", most=4)
-    result = run_grpo(run, phase, lap, model, tokenizer, task, items, measure, held_out, best)
+    result = run_grpo(run, at, model, task, items, Exams(measure, held_out, best))
     counts = Counter(r.quality for r in dmv)
     table = {"title": "𝒟mv: critiques per quality", "columns": ["quality", "critiques"]}
     result.tables.append(table | {"rows": [[q, counts[q]] for q in LEVELS]})
@@ -386,7 +385,8 @@ def consolidate(run: Run, lap: int) -> Result:
 
     before, _ = held_out(model)
     folder, name = run.folder("consolidate", lap), f"lap{lap}/consolidate"
-    curve = train_supervised(folder, name, model, tokenizer, draw, settings, run.ranks, lambda *_: {})
+    trainee = Trainee(folder, name, model, tokenizer, run.ranks)
+    curve = train_supervised(trainee, draw, settings, lambda *_: {})
     run.save("consolidate", lap, model, tokenizer)
     after, shown = held_out(model)
     note = f"{len(best)} best samples of lap {lap - 1}, as many documents again from the demonstrations"
@@ -416,7 +416,7 @@ def verifier2(run: Run, lap: int) -> Result:
     own = run.records("meta", 1, "held_out_dmv.jsonl", CritiqueRecord)
     task = VerifierTask(run.domain.language(tokenizer), gate, run.domain.truth)
     items = dv + dmv[: len(dv) // 3]
-    result = train_verifier(run, "verifier2", lap, model, tokenizer, task, items, own)
+    result = train_verifier(run, ("verifier2", lap), model, task, items, own)
     if lap == 1:  # the paper compares with v1
         result.beside["verifier v1"] = read_eval(run, "verifier", 1)["after"]
     return result
@@ -449,7 +449,7 @@ def generator(run: Run, lap: int) -> Result:
         lambda b: b.generator(model, validation, "validation")[0],
         lambda b: merged(b.generator(model, p, name)[0] for name, p in held_out_problems(run).items()),
     )
-    return run_grpo(run, "generator", lap, model, tokenizer, task, items, measure, held_out, best, keep)
+    return run_grpo(run, ("generator", lap), model, task, items, Exams(measure, held_out, best, keep))
 
 
 def selfverify(run: Run, lap: int) -> Result:
@@ -479,7 +479,7 @@ def selfverify(run: Run, lap: int) -> Result:
         lambda b: b.selfverify(model, validation, "validation")[0],
         lambda b: merged(b.selfverify(model, p, name)[0] for name, p in held_out_problems(run).items()),
     )
-    result = run_grpo(run, "selfverify", lap, model, tokenizer, task, items, measure, held_out, best, keep)
+    result = run_grpo(run, ("selfverify", lap), model, task, items, Exams(measure, held_out, best, keep))
     if config.init != "generator" and run.is_done("generator", lap):  # what the phase adds to phase 2
         figures, _ = held_out(run.load("generator", lap)[0])
         result.beside["the generator of phase 2"] = ev.without_types(figures)

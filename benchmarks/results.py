@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import runs as bench
+from nanov2.records import read_json
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def value(run: Path, row: Row, when: str, suffix: str) -> float | None:
     path = run / row.phase / "eval.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
+    found = read_json(path)
     if when == "before" and row.beside:
         figures = found.get("beside", {}).get(row.beside, {})
     else:
@@ -191,7 +192,7 @@ def costs(runs: list[Path]) -> str:
     """Minutes and memory of each run."""
     lines = []
     for run in runs:
-        done = [json.loads(p.read_text()) for p in sorted(run.glob("**/phase.json"))]
+        done = [read_json(p) for p in sorted(run.glob("**/phase.json"))]
         minutes = sum(d["seconds"] for d in done) / 60
         memory = max(d["peak_memory_mb"] for d in done) / 1024
         lines.append(f"- {run.name}: {minutes:.1f} minutes in {len(done)} phases, {memory:.1f} GB a process")
@@ -210,7 +211,7 @@ def main() -> None:
     if args.out:
         path = args.out / "results.json"
         if args.keep and path.is_file():
-            old = json.loads(path.read_text())
+            old = read_json(path)
             others = [name for name in old["runs"] if name not in names]
             rows, names = joined(old, others, rows, len(names)), [*others, *names]
         path.write_text(json.dumps({"runs": names, "rows": rows}, indent=1, ensure_ascii=False) + "\n")

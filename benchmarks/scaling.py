@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from nanov2.distributed import sharding
 from nanov2.distributed.ranks import Ranks, leave
-from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.packing import Completion, Pack
 from nanov2.rl.optimizer import make_optimizer
@@ -116,7 +115,7 @@ def _measured(rank: int, port: int, path: str) -> None:
     count_bytes("gather", ("all_gather_single", "all_gather_into_tensor"), sent)
     count_bytes("reduce", ("reduce_scatter_single", "reduce_scatter_tensor"), sent)
     pack = Pack([1, 2, 3], [Completion([4, 5, 6], [True] * 3)])
-    supervised_loss(placed.model, [pack], order_tokenizer(), 3.0, backward=True)
+    supervised_loss(placed.model, [pack], 3.0, backward=True)
     gradients = [p.grad for p in placed.model.parameters()]
     optimizer.step()
     moments = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]

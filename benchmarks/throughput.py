@@ -115,7 +115,7 @@ def ours_base(shape: dict, precision: str, prompts: int, samples: int, length: i
     texts = prompts_of(shape["vocab_size"], prompts * samples, length + new)
     packs = [Pack(ids[:length], [Completion(ids[length:], [True] * new)]) for ids in texts]
     for _ in range(steps):
-        supervised_loss(model, packs, Tokens(), counted_tokens(packs), backward=True)
+        supervised_loss(model, packs, counted_tokens(packs), backward=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield

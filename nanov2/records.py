@@ -118,9 +118,12 @@ def read_lines(path: str | Path) -> list[str]:
         raise InputError(f"cannot read {path}: {e}") from e
 
 
-def read_json(path: str | Path) -> dict:
-    """The object that a JSON file holds; InputError naming the file for anything else."""
+def read_json(path: str | Path, most: int = 0) -> dict:
+    """The object that a JSON file holds; InputError naming the file for anything else, and with `most` for a
+    larger file than so many MiB."""
     try:
+        if most and Path(path).stat().st_size > most << 20:
+            raise InputError(f"{path}: larger than {most} MiB")
         value = parse_json(Path(path).read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e

@@ -9,8 +9,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from nanov2.domains import language as natural
+from nanov2.domains.marks import ASKED
 from nanov2.domains.natural import domain as pretrained
-from nanov2.domains.natural.marks import ASKED
 from nanov2.hub import hf
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.records import write_jsonl

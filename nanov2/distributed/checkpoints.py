@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import on_main
 from nanov2.errors import InputError
-from nanov2.records import write_atomically
+from nanov2.records import read_json, write_atomically
 
 PART = 1 << 26  # bytes of a file of whole tensors
 HASHING = min(8, os.cpu_count() or 1)  # threads
@@ -98,7 +98,7 @@ class Snapshots:
         """Restore what `save` wrote, bitwise, in whatever shards; returns `extra`."""
         tensors = state_tensors(model, optimizer)
         _read_tensors(path, tensors)
-        extra = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        extra = read_json(path / "state.json")
         random = extra.pop("random")
         if extra.pop("ranks") == self.ranks.size:
             _set_random_state(random[self.ranks.rank])
@@ -135,10 +135,10 @@ class Snapshots:
 
     def _holds(self, path: Path) -> bool:
         try:
-            expected = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            expected = read_json(path / "checksums.json")
+        except InputError:
             expected = None
-        if not self.ranks.from_main(isinstance(expected, dict)):
+        if not self.ranks.from_main(expected is not None):
             return False
         return self.ranks.from_main(self._checksums(path) == expected)
 

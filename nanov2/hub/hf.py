@@ -32,7 +32,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nanov2 import settings
+from nanov2 import records, settings
 from nanov2.errors import InputError
 from nanov2.model.decoder import Model, ModelConfig
 from nanov2.model.deepseek import LatentConfig
@@ -55,7 +55,6 @@ BESIDE = (  # what is not weights: copied as it is
     "chat_template.jinja",
 )
 OWN = "nanov2"  # model_type of a decoder with embed_conv: config.json holds the fields of ModelConfig
-LARGEST = 1 << 27  # bytes of a JSON file
 EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
 CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # of safetensors
 FILE = 1 << 30  # bytes after which the next file of weights begins
@@ -94,20 +93,7 @@ SHAPE = {  # config.json → ModelConfig
     "rms_norm_eps": "norm_eps",
 }
 FIELDS = {f.name for f in fields(ModelConfig)}
-
-
-def read_json(path: Path) -> dict:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path}: larger than {LARGEST >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"cannot read {path}: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{path}: not valid JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must be a JSON object")
-    return value
+read_json = partial(records.read_json, most=128)  # MiB: a folder may be from anywhere
 
 
 def to_config(path: Path) -> ModelConfig:

@@ -161,20 +161,17 @@ def assess_adaptively(
     judges: Callable[[int, int], tuple[Judge, Judge]],
     n: int,
     chunk: int,
-    k: int,
-    clean: int,
+    enough: Callable[[list[Assessed]], bool],
     bar: bool = False,
-    rule: Rule | None = None,
-    test: SequentialTest | None = None,
 ) -> list[list[Assessed]]:
-    """Like `assess`, at most n critiques each, in chunks: a proof that is `settled` gets no more.
+    """Like `assess`, at most n critiques each, in chunks: a proof that has `enough` gets no more.
 
     `judges(first, count)` makes the verifier and the meta-verifier for critiques first … first + count − 1.
     `bar`: chunks are told on a terminal.
     """
     found: list[list[Assessed]] = [[] for _ in pairs]
     for first in tqdm(range(0, n, chunk), "critiques", unit="chunk", disable=None if bar else True):
-        open_ = [i for i, critiques in enumerate(found) if not settled(critiques, k, clean, rule, test)]
+        open_ = [i for i, critiques in enumerate(found) if not enough(critiques)]
         verifier, meta = judges(first, min(chunk, n - first))
         for i, more in zip(open_, assess([pairs[i] for i in open_], verifier, meta), strict=True):
             found[i] += more

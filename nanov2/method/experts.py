@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from nanov2.domains.domain import Truth
 from nanov2.domains.language import read_score
-from nanov2.domains.natural.marks import grade_by_marks
+from nanov2.domains.marks import grade_by_marks
 from nanov2.errors import InputError
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_jsonl
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import Domain, View
 from nanov2.domains.language import Language, read_score
-from nanov2.domains.natural.marks import grade_by_marks
+from nanov2.domains.marks import grade_by_marks
 from nanov2.errors import InputError
 from nanov2.hub.author import Messages
 from nanov2.method.consensus import Assessed, majority, worst

@@ -112,19 +112,16 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32 and not self.in_bf16:
             return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-        normed = _Normed.apply if torch.is_grad_enabled() else _normed
-        y = normed(x.float(), self.weight, self.eps)
+        given = x.float(), self.weight, self.eps
+        y = _Normed.apply(*given) if torch.is_grad_enabled() else _normed(*given)[0]
         return y.bfloat16() if self.in_bf16 else y
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) · weight in fp32."""
-    return (x * _inverse_rms(x, eps)).mul_(weight)
-
-
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / rms(x) · weight in fp32, and 1 / rms(x)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * inverse).mul_(weight), inverse
 
 
 class _Normed(torch.autograd.Function):
@@ -132,9 +129,9 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = _inverse_rms(x, eps)
+        y, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanov2.errors import InputError
+from nanov2 import journal, records
 from nanov2.rl.logs import GROUPS, read_rows
 from nanov2.run.phases import PHASES, title
 
@@ -61,21 +60,9 @@ class Phase:
         return f"{self.name}-{self.lap}"
 
 
-def read_json(path: Path, default):
-    """A JSON value, `default` where there is no file; InputError where it is not JSON."""
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else default
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{path}: not valid JSON: {e}") from e
-
-
-def read_lines(path: Path) -> list[dict]:
-    """JSON lines; a last one that is still being written is left out."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    try:
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{path}: not lines of JSON: {e}") from e
+def read_json(path: Path) -> dict:
+    """The object of a JSON file, an empty one where there is no file yet."""
+    return records.read_json(path) if path.is_file() else {}
 
 
 def number(x: Any) -> float | None:
@@ -106,8 +93,8 @@ def lap_folders(run: Path) -> Iterator[tuple[int, Path]]:
 
 
 def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
-    done = read_json(here / "phase.json", {})
-    measured = read_json(here / "eval.json", {})
+    done = read_json(here / "phase.json")
+    measured = read_json(here / "eval.json")
     return Phase(
         name,
         lap,
@@ -119,7 +106,7 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         figures(measured.get("after", {})),
         [(c["step"], figures(c)) for c in measured.get("curve", []) if number(c.get("step")) is not None],
         read_rows(here / "metrics.jsonl"),
-        [s for s in read_lines(here / "samples.jsonl") if isinstance(s, dict)],
+        journal.read(here / "samples.jsonl"),
         [t for t in done.get("tables", []) if t["rows"] is not None and t["columns"] is not None],
         [str(n) for n in done.get("notes", [])],
         {str(model): figures(found) for model, found in measured.get("beside", {}).items()},

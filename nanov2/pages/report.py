@@ -108,7 +108,7 @@ def build_report(run: str | Path, compare: str | Path | None = None) -> tuple[Pa
     other = folder_of_run(compare) if compare is not None else None
     name = other.resolve().name if other else ""
     with as_written(run):
-        facts, phases = read_json(run / "run.json", {}), read_phases(run)
+        facts, phases = read_json(run / "run.json"), read_phases(run)
     others: dict[tuple[str, int], Phase] = {}
     if other:
         with as_written(other):
@@ -171,7 +171,7 @@ def compute_charts(run: Path) -> list[Chart]:
     """What verification compute buys, where benchmarks/compute.py has measured it for this run."""
     drawn = [
         draw(f"true score over {x}", [Series(name, [tuple(p) for p in line]) for name, line in lines.items()])
-        for x, lines in read_json(run / "compute.json", {}).items()
+        for x, lines in read_json(run / "compute.json").items()
     ]
     return [c for c in drawn if c]
 
@@ -187,7 +187,7 @@ def build_seeds(runs: list[Path], page: Path | None = None) -> Path:
     read, facts = [], []
     for folder in folders:
         with as_written(folder):
-            facts.append(read_json(folder / "run.json", {}))
+            facts.append(read_json(folder / "run.json"))
             read.append(read_phases(folder))
     with as_written(folders[0]):
         text = page_html(

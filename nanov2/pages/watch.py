@@ -96,7 +96,7 @@ def _frame(run: Path, width: int) -> tuple[str, bool]:
         raise InputError(
             f"{run} is not a run folder: run.json is missing; start train.py with --dir={run} first"
         )
-    facts = read_json(run / "run.json", {})
+    facts = read_json(run / "run.json")
     settings = facts.get("config", {})
     phases = {p.key: p for p in read_phases(run)}
     plan = planned(settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Log:
         if tracker:
             tracker.step(step, flat)
 
-    def metrics(self, step: int, metrics: dict) -> None:
+    def metrics(self, step: int, metrics: Mapping) -> None:
         """Figures of validation items after `step` steps, {name: {"value", …}}."""
 
         def write():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -72,6 +72,13 @@ class Phase:
 
     def measures(self, step: int) -> bool:
         return (step + 1) % self.config.eval_every == 0
+
+    def measure(self, measure: Callable[[Model, int], Mapping], step: int) -> Mapping:
+        """The figures of the caller's model after `step` steps, which join the curve."""
+        with self.whole():
+            figures = measure(self.given, step)
+        self.curve.append({"step": step, **figures})
+        return figures
 
     def _resume(self) -> tuple[int, list[dict], dict]:
         path = self.snapshots.newest("step")

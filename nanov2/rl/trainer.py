@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,17 +30,12 @@ from nanov2.rl.state import Phase
 from nanov2.rl.stats import Stats
 from nanov2.rl.task import Group, Task
 
-Metrics = dict[str, dict]  # name → {"value", "n", "low", "high"}
+Metrics = Mapping[str, Mapping]  # name → {"value", "n", "low", "high"}
+Measure = Callable[[Model, int], Metrics]  # of the whole model, after so many steps
 MICRO_TOKENS = 1024  # of a supervised micro-batch: small ones stay in the processor's cache
 
 
-def _text(tokenizer: Tokenizer, pack: Pack) -> str:
-    return tokenizer.decode(pack.prompt + [i for c in pack.completions for i in c.ids])
-
-
-def supervised_loss(
-    model: Model, packs: list[Pack], tokenizer: Tokenizer, denominator: float, backward: bool
-):
+def supervised_loss(model: Model, packs: list[Pack], denominator: float, backward: bool) -> float:
     """Sum of −log p over counted tokens / denominator, micro-batch by micro-batch; accumulates gradients."""
     total, packs = 0.0, share_prefix(packs, 2 * MICRO_TOKENS)
     for part in in_step(model, micro_batches(packs, MICRO_TOKENS)):
@@ -57,54 +53,47 @@ def counted_tokens(packs: list[Pack]) -> int:
     return sum(sum(c.counted) for pack in packs for c in pack.completions)
 
 
+@dataclass(frozen=True)
+class Trainee:
+    """A model to be trained: on which ranks, and in which folder checkpoints and curves are kept."""
+
+    folder: Path
+    name: str  # of the phase, as logs tell it
+    model: Model
+    tokenizer: Tokenizer
+    ranks: Ranks
+    seed: int = 0  # of what GRPO draws: the order of items, and rollouts
+
+
 def train_supervised(
-    folder: Path,
-    name: str,
-    model: Model,
-    tokenizer: Tokenizer,
-    draw: Callable[[int, int], Pack],
-    config: BaseConfig,
-    ranks: Ranks,
-    measure: Callable[[Model, int], Metrics],
+    trainee: Trainee, draw: Callable[[int, int], Pack], config: BaseConfig, measure: Measure
 ) -> list[dict]:
     """Train on `draw(step, i)`, i < batch. Returns the curve of `measure` every `eval_every` steps."""
-    phase = Phase(folder, model, config, ranks)
-    log, clock = Log(folder, name, ranks, phase.start, config.steps), Clock()
+    ranks, phase = trainee.ranks, Phase(trainee.folder, trainee.model, config, trainee.ranks)
+    log, clock = Log(trainee.folder, trainee.name, ranks, phase.start, config.steps), Clock()
     for step in phase.steps(lowest=0.05):
         packs = [draw(step, i) for i in ranks.mine(list(range(config.batch)))]
         tokens = ranks.sum({"tokens": counted_tokens(packs)})["tokens"]
         clock.lap("data")
-        loss = supervised_loss(phase.model, packs, tokenizer, tokens, backward=True)
+        loss = supervised_loss(phase.model, packs, tokens, backward=True)
         loss = ranks.sum({"loss": loss})["loss"]
         norm = descend(phase.model, phase.optimizer, config, ranks)
-        phase.guard.step(step, norm is None, lambda packs=packs: [_text(tokenizer, p) for p in packs])
+        phase.guard.step(step, norm is None, partial(_texts, trainee.tokenizer, packs))
         clock.lap("train")
         if phase.measures(step) and step + 1 < config.steps:
-            with phase.whole():
-                phase.curve.append({"step": step + 1, **measure(model, step + 1)})
-            log.metrics(step + 1, {k: v for k, v in phase.curve[-1].items() if k != "step"})
+            log.metrics(step + 1, phase.measure(measure, step + 1))
             clock.lap("eval")
         figures = {"tokens": tokens, "skipped": float(norm is None), "seconds": clock.take()}
         log.step(step, figures if norm is None else {"loss": loss, "grad_norm": norm} | figures)
         phase.save(step)
     phase.end()
     log.close()
-    phase.stop.finish(name)
+    phase.stop.finish(trainee.name)
     return phase.curve
 
 
 def train_grpo(
-    folder: Path,
-    name: str,
-    model: Model,
-    tokenizer: Tokenizer,
-    task: Task,
-    items: list,
-    config: GRPOConfig,
-    ranks: Ranks,
-    seed: int,
-    measure: Callable[[Model, int], Metrics],
-    keep_best: str = "",
+    trainee: Trainee, task: Task, items: list, config: GRPOConfig, measure: Measure, keep_best: str = ""
 ) -> tuple[list[dict], list[str]]:
     """GRPO over `items`. Returns the validation curve and notes on what happened.
 
@@ -112,45 +101,31 @@ def train_grpo(
     it are kept beside the newest; they are put back at the end where the newest are more than 0.02 below
     them, and at once, ending the phase, where `validation/hacking_gap` passes `config.max_gap`.
     """
+    model, tokenizer, ranks = trainee.model, trainee.tokenizer, trainee.ranks
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
-    phase = Phase(folder, model, config, ranks, task.judges, reference)
-    for judge in task.judges.values():  # its draws go on too, also where no step is left to do
-        judge.step = max(phase.start - 1, 0)
-    stream = make_stream(config, items, seed, phase.saved)
-    best = Best(phase, keep_best)
-    log, clock = Log(folder, name, ranks, phase.start, config.steps), Clock()
+    phase = Phase(trainee.folder, model, config, ranks, task.judges, reference)
+    _tell(task, max(phase.start - 1, 0))  # a judge's draws go on too, also where no step is left to do
+    stream, best = make_stream(config, items, trainee.seed, phase.saved), Best(phase, keep_best)
+    log, clock = Log(trainee.folder, trainee.name, ranks, phase.start, config.steps), Clock()
     if not phase.curve:
-        with phase.whole():
-            phase.curve.append({"step": 0, **measure(model, 0)})
+        phase.measure(measure, 0)
     for step in phase.steps(lowest=0.1):
-        rollout_seed = derive_seed(seed, "rollout", step)
-        for judge in task.judges.values():
-            judge.step = step
+        _tell(task, step)
+        seed, exact = derive_seed(trainee.seed, "rollout", step), model.engine is None
         with phase.whole():
             groups, stats = rollout_groups(
-                model, tokenizer, task, stream.take, config, ranks, rollout_seed, clock, stream.saw
+                model, tokenizer, task, stream.take, config, ranks, seed, clock, stream.saw
             )
-        exact = model.engine is None
         stats |= train_on_groups(
-            phase.model,
-            phase.optimizer,
-            groups,
-            config,
-            ranks,
-            rollout_seed,
-            phase.reference,
-            task.max_turns,
-            exact,
+            phase.model, phase.optimizer, groups, config, ranks, seed, phase.reference, task.max_turns, exact
         )
-        text = partial(_readable, tokenizer, groups)
-        phase.guard.step(step, stats.maxima["skipped"] > 0, text)
+        texts = partial(_readable, tokenizer, groups)
+        phase.guard.step(step, stats.maxima["skipped"] > 0, texts)
         clock.lap("train")
         measured = phase.measures(step) or step + 1 == config.steps
         if measured:
-            with phase.whole():
-                phase.curve.append({"step": step + 1, **measure(model, step + 1)})
-            log.metrics(step + 1, {k: v for k, v in phase.curve[-1].items() if k != "step"})
-            log.text(step + 1, "group", "\n".join(text()[:1]))
+            log.metrics(step + 1, phase.measure(measure, step + 1))
+            log.text(step + 1, "group", "\n".join(texts()[:1]))
             clock.lap("eval")
         figures = _figures(stats.over_ranks(ranks), clock.take())
         log.step(step, figures | {"lr": phase.lr})
@@ -161,8 +136,14 @@ def train_grpo(
         phase.save(step, **stream.state(), best=best.value, notes=best.notes)
     phase.end()
     log.close()
-    phase.stop.finish(name)
+    phase.stop.finish(trainee.name)
     return phase.curve, best.notes
+
+
+def _tell(task: Task, step: int) -> None:
+    """Tell the judges at which step they judge: what they draw depends on it."""
+    for judge in task.judges.values():
+        judge.step = step
 
 
 class Best:
@@ -271,6 +252,10 @@ def warn_of_gap(figures: dict, step: int) -> None:
             "1: does the engine serve these weights, at this temperature, with processed log-probs?",
             file=sys.stderr,
         )
+
+
+def _texts(tokenizer: Tokenizer, packs: list[Pack]) -> list[str]:
+    return [tokenizer.decode(pack.prompt + [i for c in pack.completions for i in c.ids]) for pack in packs]
 
 
 def _readable(tokenizer: Tokenizer, groups: list[Group]) -> list[str]:

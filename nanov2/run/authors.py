@@ -13,13 +13,13 @@ from nanov2.distributed.ranks import Ranks, derive_seed
 from nanov2.domains.data import load, split
 from nanov2.domains.domain import Domain, knows_truth, open_domain
 from nanov2.domains.language import Language
-from nanov2.domains.natural.marks import MarkedLanguage
+from nanov2.domains.marks import spoken
 from nanov2.errors import InputError
 from nanov2.hub.author import Author
 from nanov2.hub.endpoint import Endpoint
 from nanov2.hub.local import FolderAuthor, OwnAuthor, fingerprint
 from nanov2.model.rollout import Sampling
-from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord
+from nanov2.records import CritiqueRecord, ProblemRecord, ProofRecord, read_json
 from nanov2.run.cli import WEIGHTS, open_folder, shipped
 from nanov2.run.config import Config, load_config
 from nanov2.run.folder import Run
@@ -84,7 +84,7 @@ def chat_cast(config: Config, output: str, draw: int = 0) -> Cast:
     seed = derive_seed(draw) % 2**31 if draw else config.endpoint.seed
     cache = config.endpoint.cache or (f"{output}.answers.jsonl" if output else "")
     options = dataclasses.replace(config.endpoint, seed=seed, cache=cache)
-    speaks = MarkedLanguage if config.expert == "marks" else Language
+    speaks = spoken(config.expert)
     author = Endpoint(options) if options.url else FolderAuthor(options, speaks)
     # A pretrained model can be asked about a world whose truth is known; other domains are data files here.
     domain = open_domain(config) if knows_truth(config) else None
@@ -136,8 +136,8 @@ def _trust(run: Run, lap: int) -> str:
     """What is known of the verifier's full marks: how often they were wrong on held-out proofs."""
     path = run.folder("selfverify", lap or newest_lap(run, "selfverify")) / "eval.json"
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))["after"]
-    except (OSError, ValueError, KeyError):
+        figures = read_json(path)["after"]
+    except (InputError, KeyError):  # no such figures is no error here
         return ""
     found = figures.get("hard/false_accept_rate") or figures.get("labelled/false_accept_rate")
     if not found or not found["n"]:

@@ -20,7 +20,7 @@ from nanov2.model.decoder import Model
 from nanov2.model.packing import Pack
 from nanov2.model.rollout import Sampling
 from nanov2.records import CritiqueRecord, ProofRecord
-from nanov2.rl.trainer import train_supervised
+from nanov2.rl.trainer import Trainee, train_supervised
 from nanov2.run.folder import Run
 from nanov2.run.phase import Result, balanced, both, read_eval, verifier_test_sets
 
@@ -49,7 +49,8 @@ def aware(run: Run, lap: int) -> Result:
         r = derive_rng(run.config.seed, "aware", step, i).choice(kept)
         return language.example(language.verify(r.problem, r.proof), r.critique)
 
-    curve = train_supervised(folder, "aware", model, tokenizer, draw, c, run.ranks, lambda *_: {})
+    trainee = Trainee(folder, "aware", model, tokenizer, run.ranks)
+    curve = train_supervised(trainee, draw, c, lambda *_: {})
     run.save("aware", 1, model, tokenizer)
     after, samples = {}, []
     for name, proofs in held_out.items():

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from nanov2.domains.domain import open_domain
-from nanov2.domains.order.tokenizer import order_tokenizer
 from nanov2.errors import InputError
 from nanov2.hub import hf
 from nanov2.hub.dialects import DIALECTS
@@ -61,8 +60,8 @@ HARDWARE = {
 def shape_of(config: Config) -> ModelConfig:
     """The model's shape: of the pretrained folder, of the file that stands for it, or of [model]."""
     if not config.pretrained.folder:
-        tokenizer = getattr(open_domain(config), "own_tokenizer", order_tokenizer)()
-        return ModelConfig(**config.model.to_dict() | {"vocab_size": tokenizer.vocab_size})
+        empty = replace(config, parallel=replace(config.parallel, shard="full"))  # draws no weights
+        return open_domain(empty).start()[0].config
     paths = [Path(config.pretrained.folder) / "config.json", Path(config.pretrained.shape or "-")]
     for path in paths:
         if path.is_file():

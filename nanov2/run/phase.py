@@ -24,7 +24,7 @@ from nanov2.model.decoder import Model
 from nanov2.model.lora import add_adapters
 from nanov2.model.rollout import Sampling
 from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, group, in_turn, read_json
-from nanov2.rl.trainer import train_grpo
+from nanov2.rl.trainer import Trainee, train_grpo
 from nanov2.run.engines import close_engines, rollout_engine, served_author
 from nanov2.run.folder import Run
 from nanov2.run.phases import PHASES
@@ -273,44 +273,42 @@ def endpoint_author(run: Run, temperature: float, seed: int) -> Endpoint:
     return Endpoint(asked)
 
 
-def run_grpo(
-    run: Run,
-    phase: str,
-    lap: int,
-    model,
-    tokenizer,
-    task,
-    items: list,
-    measure,
-    held_out,
-    beside: dict[str, ev.Metrics],
-    keep_best: str = "",
-) -> Result:
-    """What every GRPO phase does: measure, train, save, measure again. `beside`: figures to compare with."""
-    config, seed = run.config.phase(phase, lap), derive_seed(run.config.seed, phase, lap)
-    folder, name = run.folder(phase, lap), phase if lap == 1 else f"lap{lap}/{phase}"
+@dataclass(frozen=True)
+class Exams:
+    """What a GRPO phase is measured by."""
+
+    validation: Callable[[Model, int], ev.Metrics]  # now and then, after so many steps
+    held_out: Callable[[Model], ev.Measured]  # before and after
+    beside: dict[str, ev.Metrics]  # other models' figures, to compare with
+    keep_best: str = ""  # the figure of `validation` that chooses the weights; "": the last are kept
+
+
+def run_grpo(run: Run, at: tuple[str, int], model: Model, task, items: list, exams: Exams) -> Result:
+    """What every GRPO phase does: measure, train, save, measure again. `at`: (phase, lap)."""
+    (phase, lap), tokenizer = at, task.language.tokenizer
+    config, seed = run.config.phase(*at), derive_seed(run.config.seed, *at)
     if run.config.lora.rank:
         add_adapters(model, run.config.lora, derive_seed(seed, "lora"), run.ranks.precision == "bf16")
         model.set_precision(run.ranks.precision)
     model.engine = rollout_engine(run)
     if model.engine:
         model.engine.load(model)
-    before, _ = held_out(model)
-    chosen = ["the true score on validation problems chose the weights (keep_best)"] if keep_best else []
-    curve, notes = train_grpo(
-        folder, name, model, tokenizer, task, items, config, run.ranks, seed, measure, keep_best
-    )
-    run.save(phase, lap, model, tokenizer)
+    before, _ = exams.held_out(model)
+    name = phase if lap == 1 else f"lap{lap}/{phase}"
+    trainee = Trainee(run.folder(*at), name, model, tokenizer, run.ranks, seed)
+    curve, notes = train_grpo(trainee, task, items, config, exams.validation, exams.keep_best)
+    run.save(*at, model, tokenizer)
     if model.engine and not model.engine.fresh:
         model.engine.load(model)
-    after, samples = held_out(model)
+    after, samples = exams.held_out(model)
     close_engines(judges_only=True)
     judges = [
         f"frozen {name}: {j.unparsed} of {j.asked} answers did not parse (rank 0)"
         for name, j in task.judges.items()
     ]
-    notes = [*chosen, *notes, *judges]
-    return Result(after, before, beside, curve=curve, samples=samples, notes=notes, steps=config.steps)
+    chosen = "the true score on validation problems chose the weights (keep_best)"
+    notes = [*([chosen] if exams.keep_best else []), *notes, *judges]
+    return Result(after, before, exams.beside, curve=curve, samples=samples, notes=notes, steps=config.steps)
 
 
 def read_eval(run: Run, phase: str, lap: int) -> dict:

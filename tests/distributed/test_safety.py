@@ -22,7 +22,7 @@ from nanov2.domains.order.domain import OrderLanguage
 from nanov2.errors import InputError
 from nanov2.rl.config import BaseConfig
 from nanov2.rl.logs import Log
-from nanov2.rl.trainer import train_supervised
+from nanov2.rl.trainer import Trainee, train_supervised
 
 BASE = ["--phase=base", "--base.save_every=1000"]
 
@@ -88,7 +88,8 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
 def train(folder, tokenizer, model, config):
     demonstration = Demonstration("given a < b ; show a < b", (("prove", "a < b qed"),))
     pack = OrderLanguage(tokenizer, strict=True).document(demonstration)
-    train_supervised(folder, "base", model, tokenizer, lambda *_: pack, config, Ranks(), lambda *_: {})
+    trainee = Trainee(folder, "base", model, tokenizer, Ranks())
+    train_supervised(trainee, lambda *_: pack, config, lambda *_: {})
 
 
 def test_bad_gradients_are_skipped_counted_and_end_the_phase_with_the_batch_saved(tokenizer, tmp_path):

@@ -25,7 +25,7 @@ from nanov2.model.packing import micro_batches
 from nanov2.records import ProblemRecord, ProofRecord
 from nanov2.rl.config import BaseConfig, GRPOConfig
 from nanov2.rl.optimizer import make_optimizer
-from nanov2.rl.trainer import MICRO_TOKENS, supervised_loss, train_grpo, train_supervised
+from nanov2.rl.trainer import MICRO_TOKENS, Trainee, supervised_loss, train_grpo, train_supervised
 
 STEPS = 20
 GRPO = GRPOConfig(
@@ -85,9 +85,10 @@ def train(kind, folder, ranks, **changes):
             latent=LatentConfig(8, 6, 4, 10, q_lora_rank=12),
             experts=ExpertsConfig(4, 2, 16, balance_rate=0.01),
         )
+    trainee = Trainee(folder, kind, model, tokenizer, ranks)
     if kind in ("supervised", "experts"):
         settings = dict(steps=STEPS, batch=5, warmup=1, lr=3e-4, eval_every=100, save_every=10) | changes
-        train_supervised(folder, kind, model, tokenizer, example, BaseConfig(**settings), ranks, nothing)
+        train_supervised(trainee, example, BaseConfig(**settings), nothing)
     else:
         config = dataclasses.replace(GRPO, **changes)
         if kind == "single":
@@ -96,7 +97,7 @@ def train(kind, folder, ranks, **changes):
         else:
             task = Multi(prompts, verifier_judge(judge, prompts, max_tokens=4), max_turns=3)
             items = [ProblemRecord(p.text) for p in some_problems(17)]
-        train_grpo(folder, kind, model, tokenizer, task, items, config, ranks, 0, nothing)
+        train_grpo(trainee, task, items, config, nothing)
     rows = []
     if ranks.main:
         rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -160,7 +161,7 @@ def _bytes(ranks, path):
     placed = Sharded(model, ranks)
     optimizer = make_optimizer(placed.model, 1e-3, 0.0)
     packs = [example(0, i) for i in range(2)]
-    supervised_loss(placed.model, packs, order_tokenizer(), 100.0, backward=True)
+    supervised_loss(placed.model, packs, 100.0, backward=True)
     gradients = [p.grad for p in placed.model.parameters()]
     optimizer.step()
     moments = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
@@ -206,7 +207,7 @@ def _reduced_once(ranks, path, shard):
         placed = Sharded(small_model(order_tokenizer()), ranks)
         optimizer = make_optimizer(placed.model, 1e-3, 0.0)
         for _ in range(3):
-            supervised_loss(placed.model, packs, order_tokenizer(), 1000.0, backward=True)
+            supervised_loss(placed.model, packs, 1000.0, backward=True)
             gradients = [p.grad.full_tensor() for p in placed.model.parameters()]
             optimizer.step()
             optimizer.zero_grad()

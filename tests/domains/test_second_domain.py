@@ -9,6 +9,7 @@ from scripts import ROOT, run
 from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.domain import open_domain
 from nanov2.run.config import load_config
+from nanov2.run.costs import shape_of
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,11 @@ def test_the_example_keeps_the_interfaces(sums):
     assert scores == {0.5, 1.0}
     assert domain.truth.score(problems[0], "no chain") == 0
     assert problems[0] in domain.view(sets["train"][0]).statement
+
+
+def test_a_plan_is_of_the_examples_own_tokens(sums):
+    config = load_config(ROOT / "configs" / "smoke.toml", ["--domain=sums:Sums"])
+    assert shape_of(config) == open_domain(config).start()[0].config
 
 
 def test_the_whole_cycle_runs_on_the_example(sums, monkeypatch):

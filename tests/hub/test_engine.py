@@ -27,7 +27,7 @@ from nanov2.rl.config import GRPOConfig
 from nanov2.rl.grpo import batch_logprobs
 from nanov2.rl.logs import read_rows
 from nanov2.rl.task import Part, Rewards
-from nanov2.rl.trainer import train_grpo
+from nanov2.rl.trainer import Trainee, train_grpo
 
 HOW = Sampling(1.0, 12)
 PATIENT = {"timeout": 300.0, "patience": 300.0, "concurrency": 4}  # for many requests to one busy core
@@ -329,7 +329,7 @@ def test_training_samples_with_the_weights_of_each_step_and_importance_weights_a
 
     task = LengthTask(prompts)
     folder = tmp_path / "phase"
-    train_grpo(folder, "x", model, tokenizer, task, items, config, Ranks(), 0, measure)
+    train_grpo(Trainee(folder, "x", model, tokenizer, Ranks()), task, items, config, measure)
     assert len(server.loads) == config.steps + 1
     assert len({version for _, version in seen}) == 2  # measured at the start and at the end
     rows = read_rows(folder / "metrics.jsonl")

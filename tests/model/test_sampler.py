@@ -174,7 +174,7 @@ def test_C7_documents_that_begin_alike_have_the_gradients_of_separate_ones(
     for some in (shared, packs):
         model.zero_grad()
         monkeypatch.setattr(trainer, "share_prefix", lambda *_, some=some: some)
-        losses.append(supervised_loss(model, packs, tokenizer, 7.0, backward=True))
+        losses.append(supervised_loss(model, packs, 7.0, backward=True))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert torch.allclose(*gradients, atol=1e-5)

@@ -14,9 +14,9 @@ def test_a_phase_whose_weights_the_truth_chose_says_so(tmp_path, monkeypatch, ke
     run = SimpleNamespace(config=Config(), folder=lambda *_: tmp_path, save=lambda *_: None, ranks=None)
     monkeypatch.setattr(phase, "rollout_engine", lambda run: None)
     monkeypatch.setattr(phase, "train_grpo", lambda *_: ([], []))
-    task, nothing = SimpleNamespace(judges={}), lambda model: ({}, [])
-    result = phase.run_grpo(
-        run, "generator", 1, model, None, task, [], None, nothing, {}, keep_best=keep_best
-    )
+    language = SimpleNamespace(tokenizer=None)
+    task, nothing = SimpleNamespace(judges={}, language=language), lambda model: ({}, [])
+    exams = phase.Exams(None, nothing, {}, keep_best)
+    result = phase.run_grpo(run, ("generator", 1), model, task, [], exams)
     told = "the true score on validation problems chose the weights (keep_best)"
     assert (told in result.notes) == bool(keep_best)

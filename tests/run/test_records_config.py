@@ -333,7 +333,7 @@ def test_critiques_of_many_proofs_tell_how_far_they_are(monkeypatch):
     monkeypatch.setattr(labelling, "tqdm", lambda chunks, *_, disable, **__: told.append(disable) or chunks)
     nothing = SimpleNamespace(ask=lambda questions: [])
     for bar in (True, False):
-        assert labelling.assess_adaptively([], lambda *_: (nothing, nothing), 4, 2, 1, 1, bar) == []
+        assert labelling.assess_adaptively([], lambda *_: (nothing, nothing), 4, 2, bool, bar) == []
     assert told == [None, True]  # None: where somebody looks on
 
 

@@ -16,7 +16,7 @@ from nanov2.distributed.ranks import derive_rng
 from nanov2.domains.data import load, split
 from nanov2.domains.domain import View, pretrained_model
 from nanov2.domains.language import MV_END, MV_START, RUBRIC_V, V_END, V_START, Demonstration, Language
-from nanov2.domains.natural.marks import SHORTEST, MarkedLanguage
+from nanov2.domains.marks import SHORTEST, spoken
 from nanov2.errors import InputError
 from nanov2.hub.chat import ChatTokenizer
 from nanov2.model.decoder import Model
@@ -52,8 +52,8 @@ class NaturalDomain:
         return pretrained_model(self.config)
 
     def language(self, tokenizer: ChatTokenizer | None) -> Language:
-        speaks = MarkedLanguage if self.config.expert == "marks" else Language
-        return speaks(tokenizer, self.config.pretrained.strict, self.config.pretrained.alone)
+        given = self.config.pretrained
+        return spoken(self.config.expert)(tokenizer, given.strict, given.alone)
 
     @cached_property
     def _graded(self) -> dict[str, list[ProofRecord]]:

@@ -1,4 +1,4 @@
-"""Critiques graded by where people marked the first wrong step of a proof.
+"""Critiques graded by where people marked the first wrong step of a proof, in whatever domain.
 
 A critique's claims are found by what it quotes: a line that begins with `Issue:` and quotes the proof claims
 a defect at that place; in a critique without such lines every quotation of the proof is a claim, since the
@@ -30,6 +30,11 @@ class MarkedLanguage(Language):
     def verify(self, problem: str, proof: str) -> Messages:
         (message,) = super().verify(problem, proof)
         return [message | {"content": f"{message['content']}\n\n{ASKED}"}]
+
+
+def spoken(expert: str) -> type[Language]:
+    """The language in which critiques are asked for, so that this expert can grade them."""
+    return MarkedLanguage if expert == "marks" else Language
 
 
 def squeezed(text: str) -> tuple[str, list[int]]:

@@ -10,8 +10,8 @@ from scripts import inside
 
 from nanov2.domains.data import DataConfig, load
 from nanov2.domains.language import V_END, V_START
+from nanov2.domains.marks import MarkedLanguage, claimed_places, grade_by_marks
 from nanov2.domains.natural.domain import critique_in_form, sentences
-from nanov2.domains.natural.marks import MarkedLanguage, claimed_places, grade_by_marks
 from nanov2.errors import InputError
 from nanov2.method.consensus import Assessed
 from nanov2.method.experts import MarksExpert, gradable, make_expert
