@@ -12,6 +12,7 @@ precision:
 - weights that have changed, and a server into which older ones were loaded behind the run's back
 
 With --lap, a lap of the cycle on a few problems by `train.py`, whose server is killed once while it samples.
+Its model must know the form of an answer already, as the base of a run of configs/order-smollm2-cpu.toml does.
 What is found goes to OUT/engine.json, and is printed.
 """
 
@@ -31,12 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 ROOT = Path(__file__).parents[1]
 LAP = (  # a lap of the cycle that only has to run
-    "--base.steps=2 --base.batch=2 --coldstart.problems=4 --coldstart.subset=8 --grpo.steps=2 "
-    "--grpo.prompts=2 --grpo.samples=4 --grpo.max_tokens=64 --generator.max_tokens=64 "
-    "--selfverify.max_tokens=96 --world.problems=40 --world.hard_problems=20 --world.held_out=4 "
-    "--world.validation=4 --eval.proofs=4 --eval.greedy=false --eval.pass_problems=1 "
-    "--eval.demonstrations=4 --eval.shown=4 --autolabel.problems=2 --autolabel.n=2 --autolabel.m=1 "
-    "--autolabel.k=1"
+    "--base.steps=2 --base.batch=2 --base.lr=1e-6 --coldstart.problems=6 --coldstart.rounds=1 "
+    "--coldstart.subset=8 --grpo.steps=2 --grpo.prompts=2 --grpo.samples=4 --world.problems=40 "
+    "--world.hard_problems=20 --world.held_out=4 --world.validation=4 --eval.proofs=4 --eval.greedy=false "
+    "--eval.pass_problems=1 --eval.demonstrations=4 --eval.shown=4 --autolabel.problems=2 "
+    "--autolabel.n=2 --autolabel.m=1 --autolabel.k=1"
 ).split()
 
 
@@ -88,7 +88,7 @@ def compare(options, precision: str) -> dict:
         found["load_s"] = time.monotonic() - begin
         greedy = Sampling(0.0, options.tokens)
         found["greedy_equal"] = same(greedy)
-        rollouts = through(Sampling(1.0, options.tokens), n=4)
+        rollouts = through(Sampling(1.0, options.tokens), n=2)
         found |= _beside_the_trainer(model, rollouts)
         before = engine.version
         with torch.no_grad():
