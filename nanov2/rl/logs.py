@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from nanov2 import journal
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import on_main
 from nanov2.errors import InputError
+from nanov2.model.rollout import Rollout, watching
 from nanov2.records import write_atomically, write_jsonl
 
 GROUPS = "groups.jsonl"  # a prompt's completions, at each measured step
@@ -147,6 +150,50 @@ class Log:
         self.writer.close()
         if tracker:
             tracker.module.finish()
+
+
+class Progress:
+    """How far `total` answers are: a bar on a terminal; in a log a line for each tenth with the time left,
+    but none within SECONDS of the last."""
+
+    SECONDS = 5.0
+
+    def __init__(self, what: str, total: int, shown: bool):
+        self.what, self.total, self.done, self.told = what, total, 0, 0
+        self.begin = self.last = time.monotonic()
+        self.quiet = not shown
+        hidden = not shown or not sys.stderr.isatty()
+        self.bar = tqdm(desc=what, total=total, unit="answer", disable=hidden, leave=False)
+
+    def expect(self, total: int) -> None:
+        """There are so many after all: fewer where some turned out not to be needed."""
+        self.total = self.bar.total = max(total, self.done)
+
+    def answered(self, rollout: Rollout | None = None) -> None:
+        self.done += 1
+        self.bar.update(1)
+        now, tenth = time.monotonic(), LINES * self.done // max(self.total, self.done)
+        if self.quiet or not self.bar.disable or tenth <= self.told or now - self.last < self.SECONDS:
+            return
+        self.told, self.last = tenth, now
+        left = tqdm.format_interval((now - self.begin) / self.done * (self.total - self.done))
+        print(f"  {self.what}: {self.done} of {self.total}, {left} left", file=sys.stderr, flush=True)
+
+    def reach(self, done: int) -> None:
+        """So many are there, those among them that nobody heard of: asked elsewhere, or asked twice."""
+        while self.done < done:
+            self.answered()
+
+
+@contextmanager
+def progress(what: str, total: int, shown: bool = True) -> Iterator[Progress]:
+    """Progress of what this process samples within."""
+    told = Progress(what, total, shown)
+    try:
+        with watching(told.answered):
+            yield told
+    finally:
+        told.bar.close()
 
 
 def _quietly(args) -> None:
