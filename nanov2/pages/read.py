@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanov2.errors import InputError
-from nanov2.rl.logs import GROUPS, read_rows
+from nanov2.rl.logs import BY_STEP, GROUPS, read_rows
 from nanov2.run.phases import PHASES, title
 
 
@@ -47,6 +47,7 @@ class Phase:
     notes: list[str] = field(default_factory=list)
     beside: dict[str, dict[str, Figure]] = field(default_factory=dict)  # figures of models to compare with
     groups: list[tuple[int, str]] = field(default_factory=list)  # step, a prompt's completions
+    by_step: list[dict] = field(default_factory=list)  # samples of validation items, each with its step
 
     @property
     def key(self) -> tuple[str, int]:
@@ -124,6 +125,7 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         [str(n) for n in done.get("notes", [])],
         {str(model): figures(found) for model, found in measured.get("beside", {}).items()},
         [(row["step"], str(row.get("text", ""))) for row in read_rows(here / GROUPS)],
+        read_rows(here / BY_STEP),
     )
 
 

@@ -362,7 +362,7 @@ def thousands(x: float | None) -> str:
 # --- phases ------------------------------------------------------------------------------------------
 
 
-MOST_GROUPS = 8  # of a phase
+MOST_STEPS = 8  # of a phase, whose samples are shown
 
 
 @dataclass(frozen=True)
@@ -382,6 +382,8 @@ class PhaseView:
 
 def phase_view(phase: Phase, other: Phase | None = None, other_name: str = "") -> PhaseView:
     kept = keep(phase.samples)
+    steps = evenly(sorted({s["step"] for s in phase.by_step}), MOST_STEPS)
+    shown = kept + [s for s in phase.by_step if s["step"] in steps]
     return PhaseView(
         phase,
         phase.title + (f" · lap {phase.lap}" if phase.lap > 1 else ""),
@@ -389,9 +391,9 @@ def phase_view(phase: Phase, other: Phase | None = None, other_name: str = "") -
         temperatures(phase.before, phase.after),
         figure_rows(phase),
         phase_charts(phase, other, other_name),
-        [sample_view(s, phase.folder) for s in kept],
+        [sample_view(s, phase.folder) for s in shown],
         len(phase.samples) - len(kept),
-        evenly(phase.groups, MOST_GROUPS),
+        evenly(phase.groups, MOST_STEPS),
     )
 
 

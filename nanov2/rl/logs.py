@@ -25,6 +25,8 @@ from nanov2.model.rollout import Rollout, watching
 from nanov2.records import write_atomically, write_jsonl
 
 GROUPS = "groups.jsonl"  # a prompt's completions, at each measured step
+BY_STEP = "samples_by_step.jsonl"  # of the first validation items, at each measured step
+KEPT = 3  # of them
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -93,9 +95,9 @@ class Log:
         # what came after the checkpoint is done again
         kept = [row for row in read_rows(self.path) if row["step"] < start] if start else []
         write_jsonl(self.path, kept)
-        groups = self.folder / GROUPS
-        if groups.is_file():
-            write_jsonl(groups, [row for row in read_rows(groups) if start and row["step"] <= start])
+        for path in (self.folder / GROUPS, self.folder / BY_STEP):
+            if path.is_file():
+                write_jsonl(path, [row for row in read_rows(path) if start and row["step"] <= start])
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
 
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start)
@@ -132,6 +134,12 @@ class Log:
                 tracker.waiting |= values  # steps may only grow there: told with the step that ends now
 
         on_main(self.ranks, self.folder, write)
+
+    def samples(self, step: int, samples: list[dict]) -> None:
+        """What the weights after `step` steps write about the first validation items: the same at each step,
+        so that they are followed through training."""
+        rows = [{"step": step} | sample for sample in samples[:KEPT]]
+        on_main(self.ranks, self.folder, partial(journal.append, self.folder / BY_STEP, rows))
 
     def text(self, step: int, title: str, text: str) -> None:
         def write():

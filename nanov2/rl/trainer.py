@@ -103,10 +103,11 @@ def train_grpo(
     config: GRPOConfig,
     ranks: Ranks,
     seed: int,
-    measure: Callable[[Model, int], Metrics],
+    measure: Callable[[Model, int], tuple[Metrics, list[dict]]],
     keep_best: str = "",
 ) -> tuple[list[dict], list[str]]:
-    """GRPO over `items`. Returns the validation curve and notes on what happened.
+    """GRPO over `items`. Returns the validation curve and notes on what happened. `measure` gives figures of
+    validation items and samples of them, of which some are kept by step.
 
     `keep_best` names a validation metric (the expert's, never the judge's): the weights that did best on
     it are kept beside the newest; they are put back at the end where the newest are more than 0.02 below
@@ -121,7 +122,9 @@ def train_grpo(
     log, clock = Log(folder, name, ranks, phase.start, config.steps), Clock()
     if not phase.curve:
         with phase.whole():
-            phase.curve.append({"step": 0, **measure(model, 0)})
+            metrics, samples = measure(model, 0)
+        phase.curve.append({"step": 0, **metrics})
+        log.samples(0, samples)
     for step in phase.steps(lowest=0.1):
         rollout_seed = derive_seed(seed, "rollout", step)
         for judge in task.judges.values():
@@ -148,8 +151,10 @@ def train_grpo(
         measured = phase.measures(step) or step + 1 == config.steps
         if measured:
             with phase.whole():
-                phase.curve.append({"step": step + 1, **measure(model, step + 1)})
-            log.metrics(step + 1, {k: v for k, v in phase.curve[-1].items() if k != "step"})
+                metrics, samples = measure(model, step + 1)
+            phase.curve.append({"step": step + 1, **metrics})
+            log.metrics(step + 1, metrics)
+            log.samples(step + 1, samples)
             log.text(step + 1, "group", "\n".join(text()[:1]))
             clock.lap("eval")
         figures = _figures(stats.over_ranks(ranks), clock.take())

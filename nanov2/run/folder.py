@@ -5,7 +5,8 @@ runs/NAME/base/ coldstart/ …         a folder per phase of lap 1
 runs/NAME/lap2/verifier2/ …          later laps
 …/settings.json                      written first: what the phase is made with
 …/phase.json                         written last: the phase is done; checksums of its files
-…/metrics.jsonl, groups.jsonl, eval.json, samples.jsonl, model.safetensors, records; snapshots/ meanwhile
+…/metrics.jsonl, groups.jsonl, samples_by_step.jsonl, eval.json, samples.jsonl, model.safetensors, records;
+   snapshots/ meanwhile
 """
 
 from __future__ import annotations

@@ -314,6 +314,19 @@ def test_a_prompts_completions_are_shown_by_training_step(tmp_path):
     assert "proof of step 40 &lt;b&gt;" in page
 
 
+def test_samples_of_validation_items_are_shown_by_training_step(tmp_path):
+    write_phase(tmp_path, "generator", samples=[{"problem": PROBLEM, "proof": "the last", "truth": 1.0}])
+    rows = [
+        {"step": i, "problem": PROBLEM, "proof": f"proof of step {i} <b>", "truth": 0.5} for i in range(41)
+    ]
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    (tmp_path / "generator" / "samples_by_step.jsonl").write_text(lines + '{"step": 41, "pr')
+    html, data = (path.read_text() for path in build_report(tmp_path))
+    assert html.count('data-step="') == 1 + 8 and 'data-step=""' in html  # the last has no step
+    assert 'data-step="0"' in html and 'data-step="40"' in html and "proof of step 40 &lt;b&gt;" in html
+    assert "proof of step" not in data
+
+
 @pytest.mark.parametrize(
     "ys", [[0, 0.000531], [-0.23, 0.41], [0, 3e-7], [5, 5], [-1e-9, 0], [1e8, 2e9], [0, 0]]
 )

@@ -101,6 +101,22 @@ def test_groups_of_steps_that_are_done_again_are_written_once(tmp_path, told):
     assert [r["text"] for r in logs.read_rows(tmp_path / logs.GROUPS)] == ["another"]
 
 
+def test_the_first_validation_items_are_kept_by_step_and_those_of_steps_done_again_once(tmp_path, told):
+    def write(start, *steps):
+        log = logs.Log(tmp_path, "verifier", Ranks(), start, 9)
+        for step in steps:
+            log.samples(step, [{"problem": f"{i}", "proof": f"of step {step}"} for i in range(20)])
+        log.close()
+
+    write(0, 0, 2, 4)
+    write(3, 4)  # from the checkpoint after step 3
+    rows = logs.read_rows(tmp_path / logs.BY_STEP)
+    assert [row["step"] for row in rows] == [0] * 3 + [2] * 3 + [4] * 3
+    assert [row["problem"] for row in rows] == ["0", "1", "2"] * 3
+    write(0, 0)  # from the beginning
+    assert [row["step"] for row in logs.read_rows(tmp_path / logs.BY_STEP)] == [0] * 3
+
+
 def test_in_a_log_what_takes_seconds_is_silent_and_what_takes_long_has_ten_lines(capsys, monkeypatch):
     with logs.progress("proofs", 5000) as told:
         told.reach(5000)
