@@ -38,6 +38,8 @@ class Phase:
     title: str
     seconds: float | None  # None: unfinished
     memory_mb: float | None
+    memory_of: str  # "phase", or "process": the most that its process had until then
+    sampled: float | None  # tokens
     before: dict[str, Figure]
     after: dict[str, Figure]
     curve: list[tuple[float, dict[str, Figure]]]  # step, figures on validation items
@@ -116,6 +118,8 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         str(done.get("title") or title(name, lap)),
         number(done.get("seconds")),
         number(done.get("peak_memory_mb")),
+        str(done.get("memory_of", "process")),
+        number(done.get("sampled_tokens")),
         figures(measured.get("before", {})),
         figures(measured.get("after", {})),
         [(c["step"], figures(c)) for c in measured.get("curve", []) if number(c.get("step")) is not None],

@@ -311,8 +311,9 @@ class Cost:
     anchor: str
     seconds: float | None
     steps: int
-    tokens: float | None  # trained on or sampled, over all steps
+    tokens: float | None  # trained on or sampled, over all steps; of a phase without steps, all sampled
     memory_mb: float | None
+    memory_is: str  # of what
     split: str  # where the time of the steps went
 
 
@@ -336,8 +337,9 @@ def cost(phase: Phase) -> Cost:
         phase.anchor,
         phase.seconds,
         len(phase.metrics),
-        sum(tokens) if tokens else None,
+        sum(tokens) if tokens else phase.sampled or None,
         phase.memory_mb,
+        "" if phase.memory_of == "phase" else "of the process so far",
         ", ".join(parts),
     )
 
