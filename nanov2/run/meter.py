@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from nanov2.model.rollout import Rollout, watching
@@ -20,6 +21,7 @@ class Meter:
 
     def start(self) -> None:
         self.stop()
+        _give_back()
         self.owns_peak, self.tokens = _reset_peak(), 0
         self._stack.enter_context(watching(self._add))
 
@@ -33,6 +35,13 @@ class Meter:
         """As phase.json has it."""
         own = _peak() if self.owns_peak else None
         return {"peak_memory_mb": own or _peak_so_far(), "memory_of": "phase" if own else "process"}
+
+
+def _give_back() -> None:
+    """Free memory goes back to the system, once a phase: startup.py has glibc keep what the last one freed,
+    which would count as this one's."""
+    with suppress(AttributeError, OSError, TypeError):  # another library, another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> bool:
