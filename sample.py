@@ -160,7 +160,8 @@ def meta_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
 
 
 def search_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
-    """The best proof found for each problem, with its critiques. Goes on where it was stopped."""
+    """The best proof found for each problem, with its critiques, and how far a pass can be trusted. Goes on
+    where it was stopped."""
     ranks = cast.ranks
     rank = f".{ranks.rank}" if ranks.size > 1 else ""
     state = Path(f"{args.output}.state{rank}.jsonl") if args.output else None
@@ -169,11 +170,15 @@ def search_all(cast: Cast, items: list, args, states: Counter) -> list[dict]:
     for row in found:
         if not row["proof"]:
             row["turns"] = [(f"{NO_PROOF}: {row['missing']}", row.pop("wrote"))]
-    trust = {"trust": cast.trust or "not measured for these models"}
-    return [
-        f | (trust if f["passes"] else {}) | truth_of(cast, f["problem"], [f["proof"]] if f["proof"] else [])
-        for f in found
-    ]
+    rows = [f | truth_of(cast, f["problem"], [f["proof"]] if f["proof"] else []) for f in found]
+    passed = [row for row in rows if row["passes"]]
+    right = ranks.gather([row["true_score"] == 1 for row in passed if "true_score" in row])
+    told = trust.of_passes(right, cast.one_critique)
+    for row in passed:
+        row["trust"] = told
+    if ranks.gather(passed) and ranks.main:
+        print(f"how far a pass can be trusted: {told}\n")
+    return rows
 
 
 def bench(cast: Cast, args) -> None:

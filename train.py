@@ -238,8 +238,8 @@ def train_verifier(
     validation = run.records("coldstart", 1, "validation_proofs.jsonl", ProofRecord)
     sets = verifier_test_sets(run, at[1])
 
-    def measure(model: Model, step: int) -> ev.Metrics:
-        return bench.at_step(step).verifier(model, validation, "validation")[0]
+    def measure(model: Model, step: int) -> ev.Measured:
+        return bench.at_step(step).verifier(model, validation, "validation")
 
     def held_out(model: Model) -> ev.Measured:
         metrics, samples = {}, []
@@ -337,8 +337,8 @@ def train_meta(
     run.write(*at, "dmv.jsonl", dmv)
     run.write(*at, "held_out_dmv.jsonl", sets["labelled"])
 
-    def measure(model: Model, step: int) -> ev.Metrics:
-        return bench.at_step(step).meta(model, sets["validation"], "validation")[0]
+    def measure(model: Model, step: int) -> ev.Measured:
+        return bench.at_step(step).meta(model, sets["validation"], "validation")
 
     def held_out(model: Model) -> ev.Measured:
         return both(bench, ev.Bench.meta, model, sets["labelled"], "labelled")
@@ -432,8 +432,8 @@ def generator(run: Run, lap: int) -> Result:
     task = GeneratorTask(language, proof_judge(run, lap, config), truth, own, config.self_scores)
     validation = run.problems["validation"] if lap == 1 else run.hard_problems("validation_hard", lap)
 
-    def measure(model: Model, step: int) -> ev.Metrics:
-        return bench.at_step(step).generator(model, validation, "validation", task.verifier, 2)[0]
+    def measure(model: Model, step: int) -> ev.Measured:
+        return bench.at_step(step).generator(model, validation, "validation", task.verifier, 2)
 
     def held_out(model: Model) -> ev.Measured:
         metrics, samples = on_held_out_problems(
@@ -465,8 +465,8 @@ def selfverify(run: Run, lap: int) -> Result:
 
     validation = run.hard_problems("validation_hard", lap)
 
-    def measure(model: Model, step: int) -> ev.Metrics:
-        return bench.at_step(step).selfverify(model, validation, "validation", verdicts, 2)[0]
+    def measure(model: Model, step: int) -> ev.Measured:
+        return bench.at_step(step).selfverify(model, validation, "validation", verdicts, 2)
 
     def held_out(model: Model) -> ev.Measured:
         return on_held_out_problems(run, bench, lambda b, *args: b.selfverify(model, *args, verdicts))

@@ -12,7 +12,7 @@ precision:
 - weights that have changed, and a server into which older ones were loaded behind the run's back
 
 With --lap, a lap of the cycle on a few problems by `train.py`, whose server is killed once while it samples.
-Its model must know the form of an answer already, as the base of a run of configs/order-smollm2-cpu.toml does.
+Its model must know the form of an answer already, as the base of a run of order-smollm2-cpu.toml does.
 What is found goes to OUT/engine.json, and is printed.
 """
 

@@ -8,6 +8,9 @@ from typing import Generic, TypeVar, get_type_hints
 import pytest
 from scripts import ROOT
 
+from nanov2.domains.domain import domain_class
+from nanov2.domains.integers import world as integers
+from nanov2.domains.language import V_END, V_START
 from nanov2.domains.order.world import (
     examine,
     parse_critique,
@@ -16,6 +19,7 @@ from nanov2.domains.order.world import (
     write_critique,
     write_proof,
 )
+from nanov2.errors import InputError
 
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -81,8 +85,8 @@ def taskset(monkeypatch):
     return taskset
 
 
-def tasks(taskset, about, n=12):
-    return taskset.OrderTaskset(taskset.OrderConfig(about=about, tasks=n)).load()
+def tasks(taskset, about, n=12, domain="order"):
+    return taskset.WorldTaskset(taskset.WorldConfig(about=about, tasks=n, domain=domain)).load()
 
 
 def reward(task, reply):
@@ -95,7 +99,7 @@ def right_proof(problem):
 
 def test_a_right_proof_is_paid_in_full_and_another_answer_nothing(taskset):
     found = tasks(taskset, "prove")
-    assert len(found) == 12 and {type(t) for t in found} == {taskset.OrderTask}
+    assert len(found) == 12 and {type(t) for t in found} == {taskset.WorldTask}
     for task in found:
         assert (
             task.data.problem in task.data.prompt and right_proof(task.data.problem) not in task.data.prompt
@@ -145,3 +149,29 @@ def test_the_same_seed_makes_the_same_tasks(taskset):
     task = tasks(taskset, "verify", 6)[0]
     assert asyncio.run(task.one_turn(types.SimpleNamespace(num_turns=1)))
     assert type(task).one_turn.stop and type(task).graded.reward and type(task).invented_issues.metric
+
+
+def solved(problem):
+    return integers.write_proof(integers.solve(integers.parse_problem(problem)))
+
+
+def test_the_integers_world_is_asked_and_graded_the_same_way(taskset):
+    found = tasks(taskset, "prove", 4, "integers")
+    assert len(found) == 4
+    for task in found:
+        asked, shown = task.data.prompt.split("Write the proof like this one, of another problem:\n\n")
+        problem, proof = shown.split("\n\n", 1)
+        assert task.data.problem in asked and problem != task.data.problem
+        assert reward(task, f"## Solution\n{solved(task.data.problem)}") == 1
+        assert reward(task, None) == 0
+        assert domain_class("integers").truth.score(problem, proof) == 1
+    for task in tasks(taskset, "verify", 4, "integers"):
+        assert "Every number is written out." in task.data.prompt  # the world's own form
+        claimed = f"{V_START}\n{V_END} \\boxed{{{task.data.truth:g}}}"
+        assert reward(task, claimed) == 1 and reward(task, "It is fine.") == 0
+    assert len(tasks(taskset, "meta", 4, "integers")) == 4
+
+
+def test_a_domain_without_a_truth_is_refused(taskset):
+    with pytest.raises(InputError, match="nobody knows the truth of domain 'natural'"):
+        tasks(taskset, "prove", 4, "natural")

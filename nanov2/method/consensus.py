@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tqdm import tqdm
-
 from nanov2.method.config import AutolabelConfig
 from nanov2.method.judges import Judge
 from nanov2.method.rewards import R_looks
 from nanov2.method.sequential import SequentialTest
+from nanov2.rl.logs import Progress, progress
 
 
 @dataclass(frozen=True)
@@ -167,14 +166,17 @@ def assess_adaptively(
     """Like `assess`, at most n critiques each, in chunks: a proof that has `enough` gets no more.
 
     `judges(first, count)` makes the verifier and the meta-verifier for critiques first … first + count − 1.
-    `bar`: chunks are told on a terminal.
+    `bar`: how far it is, is told; at most, for a proof that is settled needs no more.
     """
     found: list[list[Assessed]] = [[] for _ in pairs]
-    for first in tqdm(range(0, n, chunk), "critiques", unit="chunk", disable=None if bar else True):
-        open_ = [i for i, critiques in enumerate(found) if not enough(critiques)]
-        verifier, meta = judges(first, min(chunk, n - first))
-        for i, more in zip(open_, assess([pairs[i] for i in open_], verifier, meta), strict=True):
-            found[i] += more
+    with progress("critiques and looks at them, at most", len(pairs) * n, bar) as told:
+        for first in range(0, n, chunk):
+            open_ = [i for i, critiques in enumerate(found) if not enough(critiques)]
+            told.expect(told.done + len(open_) * (n - first))
+            verifier, meta = judges(first, min(chunk, n - first))
+            for i, more in zip(open_, assess([pairs[i] for i in open_], verifier, meta, told), strict=True):
+                found[i] += more
+            told.reach(told.total - len(open_) * max(n - first - chunk, 0))
     return found
 
 
@@ -255,9 +257,11 @@ def entropy(values: list) -> float:
     return -sum(c / len(values) * math.log2(c / len(values)) for c in counts.values()) if values else 0.0
 
 
-def assess(pairs: list[tuple[str, str]], verifier: Judge, meta: Judge) -> list[list[Assessed]]:
+def assess(
+    pairs: list[tuple[str, str]], verifier: Judge, meta: Judge, told: Progress | None = None
+) -> list[list[Assessed]]:
     """n critiques of each (problem, proof), n = `verifier.samples`, with m = `meta.samples` assessments of
-    each that reports an issue."""
+    each that reports an issue; these are more than `told` could expect."""
     judgements = verifier.ask([verifier.language.verify(x, y) for x, y in pairs])
     reports = [
         (i, j)
@@ -265,6 +269,8 @@ def assess(pairs: list[tuple[str, str]], verifier: Judge, meta: Judge) -> list[l
         for j, (answer, score) in enumerate(zip(judgement.answers, judgement.scores, strict=True))
         if score is not None and verifier.language.claims_issue(answer)
     ]
+    if told:
+        told.expect(told.total + len(reports) * meta.samples)
     looks = meta.ask([meta.language.meta(*pairs[i], judgements[i].answers[j]) for i, j in reports])
     looked = {at: look.scores for at, look in zip(reports, looks, strict=True)}
     return [

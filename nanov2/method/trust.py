@@ -20,7 +20,7 @@ from nanov2.domains.language import Language, read_score
 from nanov2.domains.marks import grade_by_marks
 from nanov2.errors import InputError
 from nanov2.hub.author import Messages
-from nanov2.method.consensus import Assessed, majority, worst
+from nanov2.method.consensus import Assessed, majority, wilson, worst
 from nanov2.method.experts import MarksExpert, is_marked
 from nanov2.method.figures import Figure, Metrics, any_of, balanced, interval
 from nanov2.method.judges import Judge
@@ -279,6 +279,22 @@ def _block(title: str, figures: Metrics, titles: dict[str, str]) -> list[str]:
 
 def _number(figure: Figure) -> str:
     return f"{figure['value']:.3f}" if figure["n"] else "unknown"
+
+
+# --- what a search's pass is worth
+
+
+def of_passes(right: list[bool], one_critique: str = "") -> str:
+    """How far the passes of a search can be trusted. `right`: of the passed proofs whose truth is known,
+    which are; without any, all that can be told is of a single critique, and a pass takes several."""
+    if right:
+        n, rate = len(right), sum(right) / len(right)
+        low, high = wilson(rate, n), 1 - wilson(1 - rate, n)
+        whole = f"{sum(right)} of the {n} proofs that this search passed are right in truth"
+        return f"{whole} ({rate:.1%}; 95% interval {low:.1%} to {high:.1%})"
+    if one_critique:
+        return f"not measured for a search; of a single critique: {one_critique}"
+    return "not measured for these models"
 
 
 # --- critiques of proofs whose first wrong step is marked ------------------------------------------

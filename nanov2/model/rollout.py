@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,3 +101,22 @@ class Served:
     config: Any  # the model's
     engine: Engine
     training = False
+
+
+_watching: list[Callable[[Rollout], None]] = []
+
+
+@contextmanager
+def watching(tell: Callable[[Rollout], None]) -> Iterator[None]:
+    """Within it `tell` hears of each rollout that ends in this process: for progress and costs alone."""
+    _watching.append(tell)
+    try:
+        yield
+    finally:
+        _watching.remove(tell)
+
+
+def has_ended(rollout: Rollout) -> None:
+    """Whoever samples says so of each rollout."""
+    for tell in _watching:
+        tell(rollout)

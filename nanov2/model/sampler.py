@@ -20,7 +20,7 @@ from nanov2.model.cache import Cache
 from nanov2.model.compiled import CompiledCache, cache_for
 from nanov2.model.decoder import Model
 from nanov2.model.packing import WORTH_SHARING, common_prefix
-from nanov2.model.rollout import NextTurn, Rollout, Sampling, Served, Turns
+from nanov2.model.rollout import NextTurn, Rollout, Sampling, Served, Turns, has_ended
 
 
 class Tokenizer(Protocol):
@@ -61,7 +61,11 @@ def sample(
         raise ValueError(f"temperature must be at least 0, got {sampling.temperature}")
     if isinstance(model, Served) or model.engine is not None:
         ended = model.engine.groups(model, tokenizer, prompts, n, sampling, seed, next_turn, max_turns)
-        return sorted((r for groups in ended for group in groups for r in group), key=lambda r: r.group)
+        rollouts = []
+        for rollout in (r for groups in ended for group in groups for r in group):
+            has_ended(rollout)
+            rollouts.append(rollout)
+        return sorted(rollouts, key=lambda r: r.group)
     seeds = seed if isinstance(seed, list) else [hash((seed, i)) for i in range(len(prompts))]
     ends = frozenset(getattr(tokenizer, "ends", None) or [tokenizer.end])
     was_training = model.training
@@ -142,6 +146,8 @@ class _Batch:
                 if row := self.rows[b]:
                     ids[b], goes_on = self._advance(row, ids[b], logprob)
                     self.rows[b] = row if goes_on else None
+                    if not goes_on:
+                        has_ended(row.rollout)
             if alive := self._alive():
                 index = torch.tensor(alive, device=tokens.device)
                 self.hidden = self.model.step(torch.tensor(ids, device=tokens.device), self.cache, index)

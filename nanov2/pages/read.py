@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanov2 import journal, records
-from nanov2.rl.logs import GROUPS, read_rows
+from nanov2.rl.logs import BY_STEP, GROUPS, read_rows
 from nanov2.run.phases import PHASES, title
 
 
@@ -37,6 +37,8 @@ class Phase:
     title: str
     seconds: float | None  # None: unfinished
     memory_mb: float | None
+    memory_of: str  # "phase", or "process": the most that its process had until then
+    sampled: float | None  # tokens
     before: dict[str, Figure]
     after: dict[str, Figure]
     curve: list[tuple[float, dict[str, Figure]]]  # step, figures on validation items
@@ -46,6 +48,7 @@ class Phase:
     notes: list[str] = field(default_factory=list)
     beside: dict[str, dict[str, Figure]] = field(default_factory=dict)  # figures of models to compare with
     groups: list[tuple[int, str]] = field(default_factory=list)  # step, a prompt's completions
+    by_step: list[dict] = field(default_factory=list)  # samples of validation items, each with its step
 
     @property
     def key(self) -> tuple[str, int]:
@@ -102,6 +105,8 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         str(done.get("title") or title(name, lap)),
         number(done.get("seconds")),
         number(done.get("peak_memory_mb")),
+        str(done.get("memory_of", "process")),
+        number(done.get("sampled_tokens")),
         figures(measured.get("before", {})),
         figures(measured.get("after", {})),
         [(c["step"], figures(c)) for c in measured.get("curve", []) if number(c.get("step")) is not None],
@@ -111,6 +116,7 @@ def read_phase(run: Path, here: Path, name: str, lap: int) -> Phase:
         [str(n) for n in done.get("notes", [])],
         {str(model): figures(found) for model, found in measured.get("beside", {}).items()},
         [(row["step"], str(row.get("text", ""))) for row in read_rows(here / GROUPS)],
+        read_rows(here / BY_STEP),
     )
 
 

@@ -150,7 +150,7 @@ def folder_of_run(path: str | Path) -> Path:
 
 def data_json(facts: dict, rows: list[views.Headline], phases: list[Phase]) -> str:
     """What report.json holds: all but the samples and the steps' metrics. Numbers are finite."""
-    left_out = ("metrics", "samples", "groups")
+    left_out = ("metrics", "samples", "groups", "by_step")
     slim = [{k: v for k, v in dataclasses.asdict(p).items() if k not in left_out} for p in phases]
     for p in slim:
         p["curve"] = [{"step": step} | figures for step, figures in p["curve"]]

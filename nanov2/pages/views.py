@@ -311,8 +311,9 @@ class Cost:
     anchor: str
     seconds: float | None
     steps: int
-    tokens: float | None  # trained on or sampled, over all steps
+    tokens: float | None  # trained on or sampled, over all steps; of a phase without steps, all sampled
     memory_mb: float | None
+    memory_is: str  # of what
     split: str  # where the time of the steps went
 
 
@@ -336,8 +337,9 @@ def cost(phase: Phase) -> Cost:
         phase.anchor,
         phase.seconds,
         len(phase.metrics),
-        sum(tokens) if tokens else None,
+        sum(tokens) if tokens else phase.sampled or None,
         phase.memory_mb,
+        "" if phase.memory_of == "phase" else "of the process so far",
         ", ".join(parts),
     )
 
@@ -362,7 +364,7 @@ def thousands(x: float | None) -> str:
 # --- phases ------------------------------------------------------------------------------------------
 
 
-MOST_GROUPS = 8  # of a phase
+MOST_STEPS = 8  # of a phase, whose samples are shown
 
 
 @dataclass(frozen=True)
@@ -382,6 +384,8 @@ class PhaseView:
 
 def phase_view(phase: Phase, other: Phase | None = None, other_name: str = "") -> PhaseView:
     kept = keep(phase.samples)
+    steps = evenly(sorted({s["step"] for s in phase.by_step}), MOST_STEPS)
+    shown = kept + [s for s in phase.by_step if s["step"] in steps]
     return PhaseView(
         phase,
         phase.title + (f" · lap {phase.lap}" if phase.lap > 1 else ""),
@@ -389,9 +393,9 @@ def phase_view(phase: Phase, other: Phase | None = None, other_name: str = "") -
         temperatures(phase.before, phase.after),
         figure_rows(phase),
         phase_charts(phase, other, other_name),
-        [sample_view(s, phase.folder) for s in kept],
+        [sample_view(s, phase.folder) for s in shown],
         len(phase.samples) - len(kept),
-        evenly(phase.groups, MOST_GROUPS),
+        evenly(phase.groups, MOST_STEPS),
     )
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,12 @@ from nanov2 import journal
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import on_main
 from nanov2.errors import InputError
+from nanov2.model.rollout import Rollout, watching
 from nanov2.records import write_atomically, write_jsonl
 
 GROUPS = "groups.jsonl"  # a prompt's completions, at each measured step
+BY_STEP = "samples_by_step.jsonl"  # of the first validation items, at each measured step
+KEPT = 3  # of them
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -90,9 +95,9 @@ class Log:
         # what came after the checkpoint is done again
         kept = [row for row in read_rows(self.path) if row["step"] < start] if start else []
         write_jsonl(self.path, kept)
-        groups = self.folder / GROUPS
-        if groups.is_file():
-            write_jsonl(groups, [row for row in read_rows(groups) if start and row["step"] <= start])
+        for path in (self.folder / GROUPS, self.folder / BY_STEP):
+            if path.is_file():
+                write_jsonl(path, [row for row in read_rows(path) if start and row["step"] <= start])
         from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
 
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start)
@@ -130,6 +135,12 @@ class Log:
 
         on_main(self.ranks, self.folder, write)
 
+    def samples(self, step: int, samples: list[dict]) -> None:
+        """What the weights after `step` steps write about the first validation items: the same at each step,
+        so that they are followed through training."""
+        rows = [{"step": step} | sample for sample in samples[:KEPT]]
+        on_main(self.ranks, self.folder, partial(journal.append, self.folder / BY_STEP, rows))
+
     def text(self, step: int, title: str, text: str) -> None:
         def write():
             write_atomically(self.path.with_name("last_sample.txt"), text)
@@ -147,6 +158,50 @@ class Log:
         self.writer.close()
         if tracker:
             tracker.module.finish()
+
+
+class Progress:
+    """How far `total` answers are: a bar on a terminal; in a log a line for each tenth with the time left,
+    but none within SECONDS of the last."""
+
+    SECONDS = 5.0
+
+    def __init__(self, what: str, total: int, shown: bool):
+        self.what, self.total, self.done, self.told = what, total, 0, 0
+        self.begin = self.last = time.monotonic()
+        self.quiet = not shown
+        hidden = not shown or not sys.stderr.isatty()
+        self.bar = tqdm(desc=what, total=total, unit="answer", disable=hidden, leave=False)
+
+    def expect(self, total: int) -> None:
+        """There are so many after all: fewer where some turned out not to be needed."""
+        self.total = self.bar.total = max(total, self.done)
+
+    def answered(self, rollout: Rollout | None = None) -> None:
+        self.done += 1
+        self.bar.update(1)
+        now, tenth = time.monotonic(), LINES * self.done // max(self.total, self.done)
+        if self.quiet or not self.bar.disable or tenth <= self.told or now - self.last < self.SECONDS:
+            return
+        self.told, self.last = tenth, now
+        left = tqdm.format_interval((now - self.begin) / self.done * (self.total - self.done))
+        print(f"  {self.what}: {self.done} of {self.total}, {left} left", file=sys.stderr, flush=True)
+
+    def reach(self, done: int) -> None:
+        """So many are there, those among them that nobody heard of: asked elsewhere, or asked twice."""
+        while self.done < done:
+            self.answered()
+
+
+@contextmanager
+def progress(what: str, total: int, shown: bool = True) -> Iterator[Progress]:
+    """Progress of what this process samples within."""
+    told = Progress(what, total, shown)
+    try:
+        with watching(told.answered):
+            yield told
+    finally:
+        told.bar.close()
 
 
 def _quietly(args) -> None:

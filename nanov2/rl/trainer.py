@@ -32,6 +32,7 @@ from nanov2.rl.task import Group, Task
 
 Metrics = Mapping[str, Mapping]  # name → {"value", "n", "low", "high"}
 Measure = Callable[[Model, int], Metrics]  # of the whole model, after so many steps
+Exam = Callable[[Model, int], tuple[Metrics, list[dict]]]  # the same, with samples
 MICRO_TOKENS = 1024  # of a supervised micro-batch: small ones stay in the processor's cache
 
 
@@ -93,9 +94,10 @@ def train_supervised(
 
 
 def train_grpo(
-    trainee: Trainee, task: Task, items: list, config: GRPOConfig, measure: Measure, keep_best: str = ""
+    trainee: Trainee, task: Task, items: list, config: GRPOConfig, measure: Exam, keep_best: str = ""
 ) -> tuple[list[dict], list[str]]:
-    """GRPO over `items`. Returns the validation curve and notes on what happened.
+    """GRPO over `items`. Returns the validation curve and notes on what happened. `measure` gives figures of
+    validation items and samples of them, of which some are kept by step.
 
     `keep_best` names a validation metric (the expert's, never the judge's): the weights that did best on
     it are kept beside the newest; they are put back at the end where the newest are more than 0.02 below
@@ -108,7 +110,7 @@ def train_grpo(
     stream, best = make_stream(config, items, trainee.seed, phase.saved), Best(phase, keep_best)
     log, clock = Log(trainee.folder, trainee.name, ranks, phase.start, config.steps), Clock()
     if not phase.curve:
-        phase.measure(measure, 0)
+        _examine(phase, measure, log, 0)
     for step in phase.steps(lowest=0.1):
         _tell(task, step)
         seed, exact = derive_seed(trainee.seed, "rollout", step), model.engine is None
@@ -124,7 +126,7 @@ def train_grpo(
         clock.lap("train")
         measured = phase.measures(step) or step + 1 == config.steps
         if measured:
-            log.metrics(step + 1, phase.measure(measure, step + 1))
+            log.metrics(step + 1, _examine(phase, measure, log, step + 1))
             log.text(step + 1, "group", "\n".join(texts()[:1]))
             clock.lap("eval")
         figures = _figures(stats.over_ranks(ranks), clock.take())
@@ -138,6 +140,20 @@ def train_grpo(
     log.close()
     phase.stop.finish(trainee.name)
     return phase.curve, best.notes
+
+
+def _examine(phase: Phase, measure: Exam, log: Log, step: int) -> Metrics:
+    """The figures after `step` steps, which join the curve; samples are kept by step."""
+    shown: list[dict] = []
+
+    def figures(model: Model, at: int) -> Metrics:
+        metrics, samples = measure(model, at)
+        shown.extend(samples)
+        return metrics
+
+    found = phase.measure(figures, step)
+    log.samples(step, shown)
+    return found
 
 
 def _tell(task: Task, step: int) -> None:

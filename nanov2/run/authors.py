@@ -53,7 +53,7 @@ class Cast:
     language: Language
     domain: Domain | None = None
     ranks: Ranks = dataclasses.field(default_factory=Ranks)
-    trust: str = ""  # how often the verifier is right, where that was measured
+    one_critique: str = ""  # how often full marks of a single critique are wrong, where that was measured
 
     def covers(self, problem: str, proof: str, critique: str) -> bool:
         """Whether a critique has a finding about each step, where the domain can tell steps and findings."""
@@ -106,7 +106,14 @@ def run_cast(args: argparse.Namespace, overrides: list[str]) -> Cast:
     else:
         meta = verifier = _limited(prover, run.config.verifier.max_tokens)
     return Cast(
-        run.config, prover, verifier, meta, prover.language, run.domain, run.ranks, _trust(run, args.lap)
+        run.config,
+        prover,
+        verifier,
+        meta,
+        prover.language,
+        run.domain,
+        run.ranks,
+        _one_critique(run, args.lap),
     )
 
 
@@ -132,8 +139,9 @@ def newest_lap(run: Run, phase: str) -> int:
     return max(laps, default=1)
 
 
-def _trust(run: Run, lap: int) -> str:
-    """What is known of the verifier's full marks: how often they were wrong on held-out proofs."""
+def _one_critique(run: Run, lap: int) -> str:
+    """What is known of the verifier's full marks: how often those of one critique were wrong on held-out
+    proofs."""
     path = run.folder("selfverify", lap or newest_lap(run, "selfverify")) / "eval.json"
     try:
         figures = read_json(path)["after"]

@@ -5,7 +5,8 @@ runs/NAME/base/ coldstart/ …         a folder per phase of lap 1
 runs/NAME/lap2/verifier2/ …          later laps
 …/settings.json                      written first: what the phase is made with
 …/phase.json                         written last: the phase is done; checksums of its files
-…/metrics.jsonl, groups.jsonl, eval.json, samples.jsonl, model.safetensors, records; snapshots/ meanwhile
+…/metrics.jsonl, groups.jsonl, samples_by_step.jsonl, eval.json, samples.jsonl, model.safetensors, records;
+   snapshots/ meanwhile
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from nanov2.rl.logs import hyperparameters, read_rows
 from nanov2.run import seal
 from nanov2.run.config import Config
 from nanov2.run.left import Spent, steps_seconds
+from nanov2.run.meter import Meter
 from nanov2.run.phases import flywheel, title
 from nanov2.run.start import check_start
 
@@ -56,7 +58,7 @@ class Run:
         self.domain = open_domain(config)
         self.problems = self.domain.problems()
         self._checked: set[Path] = set()
-        self._memory = Memory()
+        self._memory, self._meter = Memory(), Meter()
 
     def _facts(self, settings: dict) -> dict:
         packages = ("torch", "numpy", "safetensors", "tokenizers", "tqdm", "tensorboard")
@@ -115,6 +117,7 @@ class Run:
 
     def begin(self, phase: str, lap: int) -> None:
         """Write down what a phase is made with, before anything else of it is written."""
+        self._meter.start()
         self._on_main(lambda: seal.begin(self.folder(phase, lap), phase, lap, self.config))
 
     def hard_problems(self, name: str, lap: int) -> list[ProblemRecord]:
@@ -239,14 +242,18 @@ class Run:
     def finish(self, phase: str, lap: int, seconds: float, **facts) -> None:
         """Write phase.json: from here on the phase is done.
 
-        Its seconds are those of this process or, where it was stopped in between, at least of all its steps.
+        Its seconds are those of this process or, where it was stopped in between, at least of all its steps;
+        tokens and memory are this process's, memory the main rank's.
         """
+        self._meter.stop()
+        tokens = self.ranks.sum({"tokens": float(self._meter.tokens)})["tokens"]
+        took = {"sampled_tokens": int(tokens)} | self._meter.memory()
         seconds = max(seconds, steps_seconds(read_rows(self.folder(phase, lap) / "metrics.jsonl")))
         done = {"phase": phase, "lap": lap, "title": title(phase, lap), "seconds": round(seconds, 1)}
         self.ranks.barrier()
         if self.ranks.main:
             files = {"files": seal.checksums(self.folder(phase, lap))}
-            self.write(phase, lap, "phase.json", done | {"peak_memory_mb": _peak_memory()} | facts | files)
+            self.write(phase, lap, "phase.json", done | took | facts | files)
             shutil.rmtree(self.folder(phase, lap) / "snapshots", ignore_errors=True)
             self._tell_tensorboard(phase, lap)
         self.ranks.barrier()
@@ -257,15 +264,6 @@ class Run:
             settings = dataclasses.asdict(self.config.phase(phase, lap))
             figures = read_json(path)["after"]
             hyperparameters(path.parent, {"seed": self.config.seed} | settings, figures)
-
-
-def _peak_memory() -> int:
-    """The most memory that this process had, in MiB; 0 where the system does not tell."""
-    try:
-        import resource  # not on every system
-    except ImportError:
-        return 0
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _commit() -> str:

@@ -24,6 +24,7 @@ from nanov2.model.decoder import Model
 from nanov2.model.lora import add_adapters
 from nanov2.model.rollout import Sampling
 from nanov2.records import ProblemRecord, ProofRecord, TrajectoryRecord, group, in_turn, read_json
+from nanov2.rl.logs import progress
 from nanov2.rl.trainer import Trainee, train_grpo
 from nanov2.run.engines import close_engines, rollout_engine, served_author
 from nanov2.run.folder import Run
@@ -94,7 +95,9 @@ def write_trajectories(
     how = Sampling(run.config.eval.temperature, limit, run.config.selfverify.batch_rows)
 
     def make() -> list[TrajectoryRecord]:
-        return ev.trajectory_records(items, ev.sample_trajectories(model, task, items, how, seed, run.ranks))
+        with progress(f"proofs ({path.stem})", len(run.ranks.mine(items)), run.ranks.main):
+            found = ev.sample_trajectories(model, task, items, how, seed, run.ranks)
+        return ev.trajectory_records(items, found)
 
     return run.once(path, TrajectoryRecord, make)
 
@@ -277,7 +280,7 @@ def endpoint_author(run: Run, temperature: float, seed: int) -> Endpoint:
 class Exams:
     """What a GRPO phase is measured by."""
 
-    validation: Callable[[Model, int], ev.Metrics]  # now and then, after so many steps
+    validation: Callable[[Model, int], ev.Measured]  # now and then, after so many steps
     held_out: Callable[[Model], ev.Measured]  # before and after
     beside: dict[str, ev.Metrics]  # other models' figures, to compare with
     keep_best: str = ""  # the figure of `validation` that chooses the weights; "": the last are kept

@@ -97,7 +97,7 @@ def train(kind, folder, ranks, **changes):
         else:
             task = Multi(prompts, verifier_judge(judge, prompts, max_tokens=4), max_turns=3)
             items = [ProblemRecord(p.text) for p in some_problems(17)]
-        train_grpo(trainee, task, items, config, nothing)
+        train_grpo(trainee, task, items, config, lambda *_: ({}, []))
     rows = []
     if ranks.main:
         rows = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]

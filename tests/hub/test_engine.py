@@ -325,7 +325,7 @@ def test_training_samples_with_the_weights_of_each_step_and_importance_weights_a
     def measure(model, step):
         asked = [prompts.ids(prompts.prove(items[0].problem))]
         seen.append((step, sample(model, tokenizer, asked, 1, HOW, 1)[0].version))
-        return {}
+        return {}, []
 
     task = LengthTask(prompts)
     folder = tmp_path / "phase"

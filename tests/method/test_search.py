@@ -2,17 +2,27 @@
 
 import dataclasses
 import json
+import runpy
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from conftest import small_model, some_problems
+from scripts import ROOT
 
+from nanov2.domains.domain import open_domain
 from nanov2.domains.language import V_END, V_START, Language
+from nanov2.domains.order.world import ENDS, STRONG, parse_problem
 from nanov2.errors import InputError
 from nanov2.hub.author import Answer
 from nanov2.hub.local import OwnAuthor
 from nanov2.method.config import SearchConfig
 from nanov2.method.search import Candidate, Search, Weighed, append_state, refine
+from nanov2.method.trust import of_passes
 from nanov2.model.rollout import Sampling
+from nanov2.records import ProblemRecord
+from nanov2.run.authors import Cast
+from nanov2.run.config import load_config
 
 CONFIG = SearchConfig(pool=6, keep=2, children=2, rounds=2, n=4)
 
@@ -163,3 +173,43 @@ def test_a_critics_evaluation_stands_in_place_of_the_authors_own():
     (went_on,) = refine(author, Language(), ["P"], [0], rounds=3, critic=critic)
     assert [d.score for d in stopped] == [1] and [d.score for d in went_on] == [0.5] * 3
     assert went_on[0].critique == doubt and author.asked.count("verify") == 0
+
+
+class Lenient(Scripted):
+    """Proves each problem in one step, its goal, and finds that step given."""
+
+    def __init__(self):
+        super().__init__()
+
+    def answers(self, questions, n=1, first=0):
+        return [[Answer(self.answer(q[0]["task"], parse_problem(q[0]["problem"])), 7)] * n for q in questions]
+
+    def answer(self, task, problem):
+        step = f"{problem.goal.left} {problem.goal.relation} {problem.goal.right}"
+        given = f"- ${step}$: given as ${problem.goal.relation}$, so this step is justified."
+        critique = "\n".join([V_START, given, ENDS[True], STRONG[True], V_END + " \\boxed{1}"])
+        return (
+            critique
+            if task == "verify"
+            else f"## Solution\nIndeed, ${step}$.\n## Self Evaluation\n{critique}"
+        )
+
+
+def test_a_search_counts_how_many_of_its_passes_are_right_where_the_truth_is_known(capsys):
+    search_all = runpy.run_path(str(ROOT / "sample.py"), run_name="script")["search_all"]
+    settings = ["--search.pool=1", "--search.n=2", "--search.rounds=0"]
+    config, author = load_config("configs/smoke.toml", settings), Lenient()
+    given = "Suppose that real numbers satisfy $c < t$ and $c = f$. Show that $c < t$."
+    false = "Suppose that real numbers satisfy $c < t$ and $c = f$. Show that $f = t$."
+    items, args = [ProblemRecord(given), ProblemRecord(false)], SimpleNamespace(output="")
+    cast = Cast(config, author, author, author, Language(), open_domain(config), one_critique="9 of 10")
+    rows = search_all(cast, items, args, Counter())
+    assert [(r["passes"], r["true_score"]) for r in rows] == [(True, 1.0), (True, 0.0)]
+    assert {r["trust"] for r in rows} == {of_passes([True, False])} and "of 10" not in rows[0]["trust"]
+    assert "1 of the 2 proofs that this search passed are right in truth (50.0%" in capsys.readouterr().out
+
+
+def test_where_no_truth_is_known_a_pass_is_said_not_to_be_measured():
+    assert of_passes([], "9 of 10") == "not measured for a search; of a single critique: 9 of 10"
+    assert of_passes([]) == "not measured for these models"
+    assert of_passes([True] * 10).endswith("(100.0%; 95% interval 72.2% to 100.0%)")

@@ -314,6 +314,31 @@ def test_a_prompts_completions_are_shown_by_training_step(tmp_path):
     assert "proof of step 40 &lt;b&gt;" in page
 
 
+def test_samples_of_validation_items_are_shown_by_training_step(tmp_path):
+    write_phase(tmp_path, "generator", samples=[{"problem": PROBLEM, "proof": "the last", "truth": 1.0}])
+    rows = [
+        {"step": i, "problem": PROBLEM, "proof": f"proof of step {i} <b>", "truth": 0.5} for i in range(41)
+    ]
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    (tmp_path / "generator" / "samples_by_step.jsonl").write_text(lines + '{"step": 41, "pr')
+    html, data = (path.read_text() for path in build_report(tmp_path))
+    assert html.count('data-step="') == 1 + 8 and 'data-step=""' in html  # the last has no step
+    assert 'data-step="0"' in html and 'data-step="40"' in html and "proof of step 40 &lt;b&gt;" in html
+    assert "proof of step" not in data
+
+
+def test_the_costs_say_whose_memory_it_is_and_what_a_phase_without_steps_sampled(tmp_path):
+    for name, facts in (
+        ("coldstart", {"peak_memory_mb": 700, "memory_of": "phase", "sampled_tokens": 12_345}),
+        ("verifier", {"peak_memory_mb": 800}),  # of an older version
+    ):
+        write_phase(tmp_path, name)
+        (tmp_path / name / "phase.json").write_text(json.dumps({"title": name, "seconds": 3.0} | facts))
+    (tmp_path / "coldstart" / "metrics.jsonl").unlink()
+    costs = build_report(tmp_path)[0].read_text().split('id="costs"')[1].split("</details>")[0]
+    assert ">700 MB<" in costs and ">800 MB of the process so far<" in costs and ">12.3 k<" in costs
+
+
 @pytest.mark.parametrize(
     "ys", [[0, 0.000531], [-0.23, 0.41], [0, 3e-7], [5, 5], [-1e-9, 0], [1e8, 2e9], [0, 0]]
 )

@@ -5,10 +5,13 @@ import sys
 import types
 
 import pytest
+from conftest import some_problems
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.errors import InputError
+from nanov2.model.rollout import Sampling
+from nanov2.model.sampler import sample
 from nanov2.rl import logs
 
 FIGURE = {"value": 0.5, "n": 4, "low": 0.2, "high": 0.8}
@@ -96,3 +99,39 @@ def test_groups_of_steps_that_are_done_again_are_written_once(tmp_path, told):
     log.text(4, "group", "another")
     log.close()
     assert [r["text"] for r in logs.read_rows(tmp_path / logs.GROUPS)] == ["another"]
+
+
+def test_the_first_validation_items_are_kept_by_step_and_those_of_steps_done_again_once(tmp_path, told):
+    def write(start, *steps):
+        log = logs.Log(tmp_path, "verifier", Ranks(), start, 9)
+        for step in steps:
+            log.samples(step, [{"problem": f"{i}", "proof": f"of step {step}"} for i in range(20)])
+        log.close()
+
+    write(0, 0, 2, 4)
+    write(3, 4)  # from the checkpoint after step 3
+    rows = logs.read_rows(tmp_path / logs.BY_STEP)
+    assert [row["step"] for row in rows] == [0] * 3 + [2] * 3 + [4] * 3
+    assert [row["problem"] for row in rows] == ["0", "1", "2"] * 3
+    write(0, 0)  # from the beginning
+    assert [row["step"] for row in logs.read_rows(tmp_path / logs.BY_STEP)] == [0] * 3
+
+
+def test_in_a_log_what_takes_seconds_is_silent_and_what_takes_long_has_ten_lines(capsys, monkeypatch):
+    with logs.progress("proofs", 5000) as told:
+        told.reach(5000)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(logs.Progress, "SECONDS", 0.0)
+    with logs.progress("proofs", 5000) as told:
+        told.reach(5000)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10 and lines[-1] == "  proofs: 5000 of 5000, 00:00 left"
+
+
+def test_each_sampled_answer_counts_once(model, tokenizer, prompts):
+    asked = [prompts.ids(prompts.prove(problem.text)) for problem in some_problems(5)]
+    with logs.progress("proofs", 10) as told:
+        sample(model, tokenizer, asked, 2, Sampling(max_tokens=4, batch_rows=4), 0)
+    assert told.done == 10
+    sample(model, tokenizer, asked, 2, Sampling(max_tokens=4), 0)
+    assert told.done == 10  # nobody counts any more

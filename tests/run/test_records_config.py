@@ -28,9 +28,11 @@ from nanov2.method.consensus import (
 )
 from nanov2.method.experts import ExactExpert, FileExpert, PersonExpert
 from nanov2.method.figures import interval
+from nanov2.method.judges import Judgement
 from nanov2.method.labels import Labelled
 from nanov2.method.rewards import NAN, R_Z, R_format, R_gated, R_generator, R_score, R_verifier
 from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_atomically, write_jsonl
+from nanov2.rl.logs import Progress
 from nanov2.rl.trainer import counted_tokens
 from nanov2.run.config import load_config
 
@@ -328,13 +330,20 @@ def test_calibration_finds_what_reaches_the_precision_and_its_cost():
     assert limit(critiques[-1]) is None and limit(critiques[0]) == 0.0
 
 
-def test_critiques_of_many_proofs_tell_how_far_they_are(monkeypatch):
-    told = []
-    monkeypatch.setattr(labelling, "tqdm", lambda chunks, *_, disable, **__: told.append(disable) or chunks)
-    nothing = SimpleNamespace(ask=lambda questions: [])
+def test_critiques_of_many_proofs_tell_how_far_they_are(monkeypatch, capsys):
+    monkeypatch.setattr(Progress, "SECONDS", 0.0)
+    pairs = [("problem", f"proof {i}") for i in range(100)]
+    critic = SimpleNamespace(verify=lambda x, y: y, meta=lambda x, y, c: c, claims_issue=lambda text: True)
+    says = Judgement(0.0, ("a gap", "a gap"), (0.0, 0.0))
+    looks = Judgement(0.0, (None,), (0.0,))  # no issue is confirmed: no label settles
+    verifier = SimpleNamespace(samples=2, language=critic, ask=lambda asked: [says] * len(asked))
+    meta = SimpleNamespace(samples=1, language=critic, ask=lambda asked: [looks] * len(asked))
     for bar in (True, False):
-        assert labelling.assess_adaptively([], lambda *_: (nothing, nothing), 4, 2, bool, bar) == []
-    assert told == [None, True]  # None: where somebody looks on
+        found = labelling.assess_adaptively(pairs, lambda *_: (verifier, meta), 4, 2, lambda c: False, bar)
+        assert [len(critiques) for critiques in found] == [4] * 100
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) <= 10 and bool(lines) == bar
+        assert all("critiques and looks at them" in line and "left" in line for line in lines)
 
 
 def test_doubt_puts_the_most_divided_first():

@@ -1,3 +1,3 @@
-from nanov2_order.taskset import OrderTaskset
+from nanov2_order.taskset import WorldTaskset
 
-__all__ = ["OrderTaskset"]
+__all__ = ["WorldTaskset"]
