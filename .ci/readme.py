@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 JUDGE = "python -m nanov2 judge runs/proofworld"
 SHORTER = {
-    "--config=configs/proofworld.toml": "--config=configs/smoke.toml --dir=runs/proofworld",
+    "--config=configs/proofworld.toml": "--config=configs/smoke.toml --laps=1 --dir=runs/proofworld",
     "pytest -n 2": "pytest --collect-only -q",
     JUDGE: f"timeout -s INT 20 {JUDGE} < /dev/null || test $? = 124 ",  # 124: it was still serving
 }
