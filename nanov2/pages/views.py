@@ -146,10 +146,10 @@ WITHIN = (  # step, phase, first figure, last figure, difference item by item: o
     ("3 draft → final proof", "selfverify", "draft_true_score", "final_true_score", "revision_gain"),
     ("4 one critique → label", "autolabel", "single_critique_agreement", "label_agreement", ""),
 )
-LATER = (  # phase, figure, and what is compared
-    ("verifier2", "score_accuracy", "verifier v{old} → v{new}"),
-    ("generator", "true_score", "generator of lap {before} → lap {lap}"),
-    ("selfverify", "final_true_score", "self-verification of lap {before} → lap {lap}"),
+LATER = (  # phase, figure, what is compared, and whether with the lap before: its verifier had other proofs
+    ("verifier2", "score_accuracy", "verifier v{new}, start → end", False),
+    ("generator", "true_score", "generator of lap {before} → lap {lap}", True),
+    ("selfverify", "final_true_score", "self-verification of lap {before} → lap {lap}", True),
 )
 
 
@@ -190,15 +190,18 @@ def headline(phases: list[Phase]) -> list[Headline]:
 
     steps_of(1)
     for lap in sorted({p.lap for p in phases if p.lap > 1}):
-        for phase, figure, compared in LATER:
+        for phase, figure, compared, with_last in LATER:
             p, q = by_key.get((phase, lap)), by_key.get((phase, lap - 1))
             name = p and in_set(p.after, HARD, figure)
             if name and q:
-                at_each = temperatures(p.after, q.after)
+                before = q.after if with_last else p.before
                 add(
-                    compared.format(before=lap - 1, lap=lap, old=lap, new=lap + 1),
+                    compared.format(before=lap - 1, lap=lap, new=lap + 1),
                     name,
-                    [change(at(q.after, name, t), at(p.after, name, t), 1, t) for t in at_each],
+                    [
+                        change(at(before, name, t), at(p.after, name, t), 1, t)
+                        for t in temperatures(p.after, before)
+                    ],
                 )
     return [r for r in rows if r.changes]
 
