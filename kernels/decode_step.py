@@ -125,7 +125,8 @@ def _compiled(compiler: str) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanov2"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_uid != os.getuid():  # somebody else's code is not loaded
+        mine = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+        if not mine:  # somebody else's code is not loaded
             raise PermissionError(folder)
     except (OSError, RuntimeError):
         folder = Path(tempfile.mkdtemp(prefix="nanov2-"))
