@@ -1,6 +1,6 @@
 """Copies every shell block of the README into bash and runs it, in a copy of the project.
 
-    python .ci/readme.py          # about ten minutes on two cores; installs into the present environment
+    python .ci/readme.py          # about six minutes on two cores; installs into the present environment
     python .ci/readme.py --list   # what would be run
 
 Blocks run as they stand but for what SHORTER names: what takes hours is done on the smoke settings, into the

@@ -58,7 +58,8 @@ def compare(options, precision: str) -> dict:
     if precision == "bf16":  # what is served is rounded; the own sampler computes with the same weights
         for p in model.parameters():
             p.data = p.data.bfloat16().float()
-    language, domain = open_domain(config).language(tokenizer), open_domain(config)
+    domain = open_domain(config)
+    language = domain.language(tokenizer)
     problems = domain.problems()["train"][: options.prompts]
     prompts = [language.ids(language.prove(p.problem)) for p in problems]
     rollout = RolloutConfig(
@@ -143,6 +144,8 @@ def _beside_the_trainer(model, rollouts: list) -> dict:
 
 def lap(options) -> dict:
     """A lap by train.py, whose server is killed once, in 1B."""
+    from nanov2.rl.logs import read_rows
+
     folder = options.out / "run"
     command = [
         *(sys.executable, str(ROOT / "train.py"), "--phase=flywheel"),
@@ -158,10 +161,9 @@ def lap(options) -> dict:
 
     def kill() -> None:
         """The server, once 1B has made a step."""
-        metrics = folder / "verifier" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.read_text().strip()):
+        while not read_rows(folder / "verifier" / "metrics.jsonl"):
             time.sleep(0.5)
-        for pid in _descendants_serving(os.getpid(), str(folder)):
+        for pid in _serving(os.getpid()):
             os.kill(pid, signal.SIGKILL)
         killed.append(time.monotonic())
 
@@ -171,7 +173,7 @@ def lap(options) -> dict:
         status = subprocess.run(
             command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": str(ROOT)}
         ).returncode
-    rows = [json.loads(r) for f in sorted(folder.glob("*/metrics.jsonl")) for r in f.read_text().splitlines()]
+    rows = [row for path in sorted(folder.glob("*/metrics.jsonl")) for row in read_rows(path)]
     weights = [r["importance_weight"] for r in rows if "importance_weight" in r]
     return {
         "status": status,
@@ -182,7 +184,7 @@ def lap(options) -> dict:
     }
 
 
-def _descendants_serving(root: int, folder: str) -> list[int]:
+def _serving(root: int) -> list[int]:
     """Processes below `root` that are the server: all below a keeper (nanov2/hub/keeper.py)."""
     children: dict[int, list[int]] = {}
     words: dict[int, str] = {}

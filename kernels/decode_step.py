@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -104,12 +105,16 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled source, or None where that cannot be had."""
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    if os.environ.get("NANOV2_COMPILE") == "0" or compiler is None:
+    if os.environ.get("NANOV2_COMPILE") == "0":
         return None
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     try:
-        compiled = ctypes.CDLL(str(_compiled(compiler)))
+        compiled = ctypes.CDLL(str(_compiled(compiler))) if compiler else None
     except (OSError, subprocess.SubprocessError):
+        compiled = None
+    if compiled is None:
+        if os.environ.get("RANK", "0") == "0":
+            print("small models decode in PyTorch: a C++ compiler makes that faster", file=sys.stderr)
         return None
     for call in (compiled.step, compiled.prefill):
         call.argtypes, call.restype = [ctypes.POINTER(Decoder)], None

@@ -22,8 +22,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from nanov2.kernels import decode_step
-
 T = TypeVar("T")
 
 
@@ -89,8 +87,6 @@ class Ranks:
             self.precision = "bf16" if all(self.gather([fast_bf16(self.device)])) else "fp32"
             if self.main:
                 print(f"precision: {self.precision}", file=sys.stderr, flush=True)
-        if self.main and self.device.type == "cpu" and decode_step.library() is None:
-            print("small models decode in PyTorch: a C++ compiler makes that faster", file=sys.stderr)
 
     @cached_property
     def writers(self) -> dist.ProcessGroup:

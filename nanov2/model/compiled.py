@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nanov2.kernels import decode_step
 from nanov2.model.cache import BLOCK, Cache
-from nanov2.model.layers import Linear
+from nanov2.model.layers import Linear, version
 
 if TYPE_CHECKING:
     from nanov2.model.decoder import Model
@@ -42,10 +42,10 @@ def can_compile(model: Model) -> bool:
         return False
     if any(isinstance(m, Linear) and m.adapter is not None for m in model.modules()):
         return False
-    here = (
-        type(p) is nn.Parameter and p.dtype == torch.float32 and not p.is_cuda for p in model.parameters()
-    )
-    return all(here) and decode_step.library() is not None  # no shards, no halves
+    for p in model.parameters():  # no shards, no halves
+        if type(p) is not nn.Parameter or p.dtype != torch.float32 or p.device.type != "cpu":
+            return False
+    return decode_step.library() is not None
 
 
 class CompiledCache(Cache):
@@ -57,7 +57,7 @@ class CompiledCache(Cache):
 
     def __init__(self, model: Model, rows: int, prompts: int, prompt_len: int, like: Tensor):
         super().__init__(model.config, rows, prompts, -(-prompt_len // BLOCK) * BLOCK, like)
-        self.weights, self.half = _weights(model), model.layers[0].mlp.gate_proj.in_bf16
+        self.model, self.weights = model, _weights(model)
 
     def arrange(self) -> None:
         self.longest = int(self.lengths.max())
@@ -85,9 +85,10 @@ class CompiledCache(Cache):
 
     def _decoder(self, **of_call: Tensor) -> decode_step.Decoder:
         """What a call reads and writes; the tensors must outlive it."""
-        c, w, (cosines, sines) = self.config, self.weights, self.turns
+        c, m, (cosines, sines) = self.config, self.model, self.turns
         tensors = of_call | {
-            "embeddings": w.embeddings, "convolved": w.convolved, "norm": w.norm,
+            "embeddings": m.embed_tokens.weight, "norm": m.norm.weight,
+            "convolved": m.embed_conv if c.embed_conv else m.norm.weight,  # which is not read
             "prompt_kv": self.prompt_kv, "own_kv": self.own_kv, "prompt_lengths": self.prompt_lengths,
             "group": self.group, "lengths": self.lengths, "recent": self.recent,
             "cosines": cosines, "sines": sines,
@@ -95,7 +96,8 @@ class CompiledCache(Cache):
         return decode_step.Decoder(
             **{name: tensor.data_ptr() for name, tensor in tensors.items()},
             layers=c.n_layers, dim=c.dim, heads=c.n_heads, kv_heads=c.n_kv_heads, head_dim=c.head_dim,
-            hidden=c.ffn_dim, convolution=c.embed_conv, half=self.half, epsilon=c.norm_eps, layer=w.pointers,
+            hidden=c.ffn_dim, convolution=c.embed_conv, half=m.in_bf16, epsilon=c.norm_eps,
+            layer=ctypes.addressof(self.weights.layers),
             prompts=len(self.prompt_lengths), prompt_room=self.prompt_kv.shape[4],
             rows=len(self.lengths), own_room=self.own_kv.shape[4],
         )  # fmt: skip
@@ -117,42 +119,37 @@ class CompiledCache(Cache):
                 count=len(rows),
                 limit=uniforms.shape[1],
                 temperature=temperature,
-            )  # fmt: skip
+            )
         )
         return tokens, logprobs
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """A model's weights as the compiled step reads them; `kept` owns what the pointers of layers point to."""
+    """A model's matrices in panels; `layers` point into `kept`."""
 
-    version: tuple  # where the model's weights were, and their versions
-    embeddings: Tensor
-    convolved: Tensor
-    norm: Tensor
-    output: Tensor  # in panels
-    pointers: int
-    kept: tuple
+    version: tuple  # of what they were made of
+    output: Tensor
+    layers: ctypes.Array
+    kept: list[dict[str, Tensor]]
 
 
+# Not an attribute of the model, as copies in bf16 are: pointers cannot be copied with it.
 _of: WeakKeyDictionary[Model, _Weights] = WeakKeyDictionary()
 
 
 def _weights(model: Model) -> _Weights:
     """Made anew where the weights have changed: once an optimiser step, not once a call."""
-    version = (
-        model.layers[0].mlp.gate_proj.in_bf16,
-        *((p.data_ptr(), p._version) for p in model.parameters()),
-    )
+    now = (model.in_bf16, *map(version, model.parameters()))
     before = _of.get(model)
-    if before is None or before.version != version:
-        _of[model] = _pack(model, version)
+    if before is None or before.version != now:
+        _of[model] = _pack(model, now)
     return _of[model]
 
 
 @torch.no_grad()
-def _pack(model: Model, version: tuple) -> _Weights:
-    half, kept, layers = version[0], [], (decode_step.Layer * len(model.layers))()
+def _pack(model: Model, now: tuple) -> _Weights:
+    half, kept, layers = model.in_bf16, [], (decode_step.Layer * len(model.layers))()
     for block, layer in zip(model.layers, layers, strict=True):
         a, mlp = block.self_attn, block.mlp
         matrices = {
@@ -166,13 +163,4 @@ def _pack(model: Model, version: tuple) -> _Weights:
         for name, tensor in parts.items():
             setattr(layer, name, tensor.data_ptr())
         kept.append(parts)
-    convolved = model.embed_conv if model.config.embed_conv else model.norm.weight  # which is not read
-    return _Weights(
-        version=version,
-        embeddings=model.embed_tokens.weight,
-        convolved=convolved,
-        norm=model.norm.weight,
-        output=decode_step.panels(model.output_weight, False),
-        pointers=ctypes.addressof(layers),
-        kept=(kept, layers),
-    )
+    return _Weights(now, decode_step.panels(model.output_weight, False), layers, kept)

@@ -57,9 +57,14 @@ class Linear(nn.Linear):
 Half = tuple[tuple[int, int], Tensor]  # (where the weights were and their version), their copy in bf16
 
 
+def version(weight: Tensor) -> tuple[int, int]:
+    """Where the weights are, and how often they have changed: a copy is good until this differs."""
+    return weight.data_ptr(), weight._version
+
+
 def in_half(weight: Tensor, before: Half | None) -> Half:
     """The copy of the weights: the one before, where they have not changed since."""
-    key = (weight.data_ptr(), weight._version)
+    key = version(weight)
     return before if before and before[0] == key else (key, weight.detach().bfloat16())
 
 

@@ -144,16 +144,13 @@ def train_grpo(
 
 def _examine(phase: Phase, measure: Exam, log: Log, step: int) -> Metrics:
     """The figures after `step` steps, which join the curve; samples are kept by step."""
-    shown: list[dict] = []
 
-    def figures(model: Model, at: int) -> Metrics:
-        metrics, samples = measure(model, at)
-        shown.extend(samples)
+    def figures(model: Model, step: int) -> Metrics:
+        metrics, samples = measure(model, step)
+        log.samples(step, samples)
         return metrics
 
-    found = phase.measure(figures, step)
-    log.samples(step, shown)
-    return found
+    return phase.measure(figures, step)
 
 
 def _tell(task: Task, step: int) -> None:
