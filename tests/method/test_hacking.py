@@ -8,7 +8,6 @@ import pytest
 from scripts import ROOT
 
 from nanov2.domains.order.world import examine, parse_problem, parse_proof
-from nanov2.records import parse_json, read_lines
 from nanov2.rl.logs import read_rows
 from nanov2.run.config import load_config
 
@@ -127,13 +126,16 @@ def test_the_notebook_leaves_out_what_is_not_made_yet_with_a_sentence(tmp_path, 
     assert runpy.run_path(str(NOTEBOOK))["RUNS"] == {}
 
 
-def test_the_proof_that_the_page_shows_is_in_the_shipped_samples_and_wrong():
-    samples = [
-        parse_json(line, "samples") for line in read_lines(ROOT / "weights" / "selfverify" / "samples.jsonl")
-    ]
-    sample = next((s for s in samples if s["turns"][0][1] == "Indeed, $a = q = g$."), None)
-    assert sample, "the shipped weights are others than those of the page: show one of their samples there"
-    problem, steps = parse_problem(sample["problem"]), parse_proof(sample["turns"][0][1])
-    assert sample["reward"] == 1 and sample["turn_truth"][0] == 0 == examine(problem, steps).score
-    assert "$q = g$: given as $=$" in sample["judge_critique"]
-    assert "Indeed, a = q = g." in (ROOT / "docs" / "hacking.md").read_text(encoding="utf-8")
+def test_the_proof_that_the_page_shows_is_wrong_for_the_fault_that_the_page_names():
+    facts = (
+        r"Suppose that positive integers satisfy $t = g$, $a = n$, $c \mid o$, $n = a$, $g = n$, "
+        r"$u \mid_{\ne} p$, $a = q$, $n = g$, $g = t$, $s \mid f$ and $q = a$. Show that $a = g$."
+    )
+    symbols = r"Write $\mid$ for divides and $\mid_{\ne}$ for divides properly. "
+    plain = facts.replace("$", "").replace(r"\mid_{\ne}", "∣≠").replace(r"\mid", "∣")
+    page = (ROOT / "docs" / "hacking.md").read_text(encoding="utf-8")
+    page = " ".join(page.replace("\n> ", " ").replace("*", "").split())
+    assert plain in page and "Indeed, a = q = g." in page and "q = g: not given" in page
+    truth = examine(parse_problem(symbols + facts), parse_proof("Indeed, $a = q = g$."))
+    assert truth.score == 0 and truth.ends and truth.strong
+    assert [(f.step.left, f.step.right) for f in truth.claims] == [("q", "g")]
