@@ -156,7 +156,7 @@ class Snapshots:
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and AdamW's state by the parameters' names, the same whole or sharded; shares their memory."""
+    """Weights and the optimiser's state by the parameters' names, whole or sharded; shares their memory."""
     tensors = {}
     _make_moments(optimizer)
     for name, p in model.named_parameters():
@@ -168,10 +168,14 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def _make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """AdamW's state before its first step, which it makes itself only then."""
+    """The optimiser's state before its first step, which it makes itself only then."""
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if not optimizer.state.get(p):
+            if optimizer.state.get(p):
+                continue
+            if "betas" not in group:  # Muon's
+                optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p.detach())}
+            else:
                 zeros = {key: torch.zeros_like(p.detach()) for key in ("exp_avg", "exp_avg_sq")}
                 device = p.device if group["fused"] else "cpu"
                 optimizer.state[p] = {"step": torch.zeros((), device=device)} | zeros

@@ -21,6 +21,8 @@ from nanov2.settings import (
 
 MOST_ROWS = 1 << 22  # completions of a step, over all ranks
 Batch = Annotated[int, Within(1, 65_536)]
+Optimizer = Literal["adamw", "muon"]
+MUON = "AdamW, or Muon for the matrices of the blocks, which models from scratch learn faster with"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class BaseConfig:
     lr: LearningRate = setting(2e-3, "peak learning rate")
     warmup: Count = setting(50, "steps of linear warm-up")
     decay: Rate = setting(0.4, "last share of the steps, in which the learning rate falls linearly to 5%")
-    weight_decay: Weight = setting(0.01, "AdamW's")
+    weight_decay: Weight = setting(0.01, "of the optimiser, apart from the gradients")
+    optimizer: Optimizer = setting("adamw", MUON)
     max_grad_norm: Above0 = setting(1.0, "gradients are scaled down to this norm")
     skip_norm: Above0 = setting(1000.0, "a step whose gradient norm is above it, or not finite, is skipped")
     max_skipped: Positive = setting(5, "abort after this many skipped steps in a row, with the batch saved")
@@ -56,7 +59,8 @@ class GRPOConfig:
     lr: LearningRate = setting(3e-4, "peak learning rate")
     warmup: Count = setting(5, "steps of linear warm-up")
     decay: Rate = setting(0.3, "last share of the steps, in which the learning rate falls linearly to 10%")
-    weight_decay: Weight = setting(0.0, "AdamW's")
+    weight_decay: Weight = setting(0.0, "of the optimiser, apart from the gradients")
+    optimizer: Optimizer = setting("adamw", MUON)
     max_grad_norm: Above0 = setting(1.0, "gradients are scaled down to this norm")
     skip_norm: Above0 = setting(1000.0, "a step whose gradient norm is above it, or not finite, is skipped")
     max_skipped: Positive = setting(5, "abort after this many skipped steps in a row, with the batch saved")

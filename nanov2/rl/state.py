@@ -41,7 +41,7 @@ class Phase:
         self.trained = place(model, ranks)
         self.frozen = {name: place(m, ranks) for name, m in frozen.items()}
         self.model, self.given, self.engine = self.trained.model, model, model.engine
-        self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay)
+        self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay, config.optimizer)
         if self.engine is not None:
             self.engine.changed()
             self.optimizer.register_step_post_hook(lambda *_: self.engine.changed())

@@ -13,7 +13,7 @@ from nanov2.domains.domain import Domain, FindingTruth, Solved
 from nanov2.errors import InputError
 from nanov2.method.config import JudgedConfig, ProverConfig
 from nanov2.method.experts import GRADED, MarksExpert
-from nanov2.run.config import Config, trained_sections
+from nanov2.run.config import Config, sections, trained_sections
 from nanov2.run.costs import Costs, Hardware, shape_of
 
 
@@ -27,6 +27,7 @@ def check_start(config: Config, domain: Domain, ranks: Ranks) -> None:
     check_lora(config)
     _check_off_policy(config, ranks)
     _check_credit(config, domain)
+    _check_optimizer(config)
     _check_memory(config, ranks)
     if config.autolabel.problems > len(domain.problems().get("train_hard", [])):
         for lap in (1, config.laps):  # are there as many different ones?
@@ -113,6 +114,15 @@ def _check_off_policy(config: Config, ranks: Ranks) -> None:
                 f"{name}.off_policy_delta: in fp32, with one optimiser step a rollout, every completion is "
                 "on policy: set epochs or minibatches above 1, or off_policy_delta = 0"
             )
+
+
+def _check_optimizer(config: Config) -> None:
+    """Muon makes whole matrices orthogonal."""
+    for name in sections():
+        kind = getattr(getattr(config, name), "optimizer", "")
+        if kind == "muon" and (config.parallel.shard != "none" or config.lora.rank):
+            held = "lora.rank" if config.lora.rank else "parallel.shard"
+            raise InputError(f'{name}.optimizer = "muon" is for whole matrices, not with {held}: set "adamw"')
 
 
 def _check_credit(config: Config, domain: Domain) -> None:

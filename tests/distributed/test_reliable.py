@@ -25,15 +25,19 @@ from nanov2.rl.optimizer import make_optimizer
 from nanov2.rl.state import Phase
 
 
-@pytest.fixture
-def state(tokenizer):
+def optimized(tokenizer, kind, seed=0):
     """A model, and an optimiser with moments."""
-    model = small_model(tokenizer)
-    optimizer = make_optimizer(model, 1e-3, 0.0)
+    model = small_model(tokenizer, seed)
+    optimizer = make_optimizer(model, 1e-3, 0.0, kind)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
     return model, optimizer
+
+
+@pytest.fixture
+def state(tokenizer):
+    return optimized(tokenizer, "adamw")
 
 
 @pytest.fixture
@@ -45,18 +49,21 @@ def step_of(path):
     return int(path.name.split("-")[1])
 
 
-def test_a_snapshot_is_read_back_bitwise(state, snapshots, tokenizer):
-    model, optimizer = state
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_snapshot_is_read_back_bitwise(snapshots, tokenizer, kind):
+    model, optimizer = optimized(tokenizer, kind)
     random = torch.get_rng_state()
     snapshots.save("step", model, optimizer, {"step": 7, "notes": ["é < ∞"]})
     torch.rand(3)
     other = small_model(tokenizer, seed=9)
-    fresh = make_optimizer(other, 1e-3, 0.0)
+    fresh = make_optimizer(other, 1e-3, 0.0, kind)
     extra = snapshots.load(snapshots.newest("step"), other, fresh)
     assert extra == {"step": 7, "notes": ["é < ∞"]}
     for a, b in zip(model.parameters(), other.parameters()):
         assert torch.equal(a, b)
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        muon = kind == "muon" and "proj" in next(n for n, p in model.named_parameters() if p is a)
+        assert set(optimizer.state[a]) == ({"momentum_buffer"} if muon else {"step", "exp_avg", "exp_avg_sq"})
+        for key in optimizer.state[a]:
             x, y = optimizer.state[a][key], fresh.state[b][key]
             assert torch.equal(x, y) and x.shape == y.shape and x.dtype == y.dtype
     assert torch.equal(torch.get_rng_state(), random)
@@ -196,7 +203,7 @@ def test_a_phase_killed_after_its_last_step_is_measured_by_the_judge_of_that_ste
     assert [judge.step for judge in judges] == [STEPS - 1, STEPS - 1]
 
 
-@pytest.mark.parametrize("kind", ["supervised", "single", "multi"])
+@pytest.mark.parametrize("kind", ["supervised", "muon", "single", "multi"])
 def test_C14_every_item_is_used_once_over_a_stop(tmp_path, kind):
     """2N steps are N, a stop and N more, bitwise, with the same figures at every step."""
     whole, rows = train(kind, tmp_path / "whole", Ranks())

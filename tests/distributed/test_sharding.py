@@ -86,8 +86,9 @@ def train(kind, folder, ranks, **changes):
             experts=ExpertsConfig(4, 2, 16, balance_rate=0.01),
         )
     trainee = Trainee(folder, kind, model, tokenizer, ranks)
-    if kind in ("supervised", "experts"):
+    if kind in ("supervised", "muon", "experts"):
         settings = dict(steps=STEPS, batch=5, warmup=1, lr=3e-4, eval_every=100, save_every=10) | changes
+        settings |= {"optimizer": "muon"} if kind == "muon" else {}
         train_supervised(trainee, example, BaseConfig(**settings), nothing)
     else:
         config = dataclasses.replace(GRPO, **changes)
