@@ -46,6 +46,14 @@ def test_question_measures_arms_critics_and_labels_and_goes_on(run, tmp_path, mo
     assert "jobs left" not in told.err and "`gate-v2`: gate of 4 looks" in told.out
 
 
+def test_reading_tells_what_a_model_takes_for_given_by_kind_of_pair(finished, monkeypatch, capsys):
+    assert benchmark(monkeypatch, "reading.py", finished / "base", "--problems=40") == 0
+    head, _, row = capsys.readouterr().out.strip().splitlines()
+    assert "both terms in place" in head
+    shares = [cell.split() for cell in row.split("|")[2:5]]
+    assert all(0 <= float(share) <= 1 and int(n) > 5 for share, _, n in shares)
+
+
 def test_every_generator_is_put_before_every_judge(finished, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     run.symlink_to(finished)
