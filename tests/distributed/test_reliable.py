@@ -11,7 +11,8 @@ import torch
 from conftest import small_model
 from safetensors.torch import load_file
 from scripts import flywheel
-from test_safety import BASE, wait_for_steps
+from test_safety import SHORT, wait_for_steps
+from test_safety import STEPS as SIGNALLED
 from test_sharding import STEPS, train
 
 from nanov2.distributed import checkpoints as snapshots_module
@@ -235,15 +236,15 @@ def test_a_signal_outside_of_a_training_loop_ends_a_run_in_one_line(tmp_path):
 def test_C14_under_torchrun_a_signal_stops_all_ranks_after_the_same_step(tmp_path):
     """torchrun passes the signal on; its ranks agree on the step, save, and go on to the same figures."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert flywheel(whole, *BASE, "--parallel.shard=full", ranks=2)[0] == 0
-    process = flywheel(stopped, *BASE, "--parallel.shard=full", ranks=2, wait=False)
+    assert flywheel(whole, *SHORT, "--parallel.shard=full", ranks=2)[0] == 0
+    process = flywheel(stopped, *SHORT, "--parallel.shard=full", ranks=2, wait=False)
     wait_for_steps(stopped, 20)
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert "the same command goes on" in err
     (saved,) = stopped.glob("base/snapshots/step-*")
     done = len((stopped / "base" / "metrics.jsonl").read_text().splitlines())
-    assert step_of(saved) == done < 240 and len(list(saved.glob("*.safetensors"))) == 2
-    assert flywheel(stopped, *BASE, "--parallel.shard=full", ranks=2)[0] == 0
+    assert step_of(saved) == done < SIGNALLED and len(list(saved.glob("*.safetensors"))) == 2
+    assert flywheel(stopped, *SHORT, "--parallel.shard=full", ranks=2)[0] == 0
     a, b = (load_file(f / "base" / "model.safetensors") for f in (whole, stopped))
     assert all((a[name] == b[name]).all() for name in a)
