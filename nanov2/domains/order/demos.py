@@ -229,18 +229,26 @@ def weak_meta(
 
 def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
     """A chain of which about a third of the steps are given, a third state another relation, and a third are
-    not given: nothing but reading the facts tells which."""
+    not given: nothing but reading the facts tells which.
+
+    Most steps that are not given join a term on the left of some fact to one on the right of another. Where
+    these are rare a model learns to ask of each term alone whether a fact has it on that side, and passes them.
+    """
     terms = sorted({t for fact in problem.facts for t in (fact.left, fact.right)})
+    lefts, rights = ({pair[side] for pair in problem.table} for side in (0, 1))
     here = problem.goal.left if rng.random() < 0.5 else rng.choice(terms)
     steps, seen = [], {here}
     for _ in range(rng.randint(2, 5)):
         onward = [(b, r) for (a, b), r in problem.table.items() if a == here and b not in seen]
         backward = [a for a, b in problem.table if b == here and a not in seen]
         elsewhere = [t for t in terms if t not in seen]
+        alike = [t for t in elsewhere if here in lefts and t in rights and (here, t) not in problem.table]
         relation = rng.choice(problem.family.relations)
-        if onward and rng.random() < 0.9:
+        if onward and rng.random() < 0.8:
             there, given = rng.choice(onward)
             relation = given if rng.random() < 0.3 else relation
+        elif alike and rng.random() < 0.8:
+            there = rng.choice(alike)
         elif backward and rng.random() < 0.4:
             there = rng.choice(backward)
         elif elsewhere:
@@ -256,10 +264,10 @@ def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
 def make_practice(rng: random.Random, problem: Problem, noise: Noise) -> Demonstration:
     """A scrambled proof, its critique, and the meta-critique of that.
 
-    The proof is read, not learnt; so is every other critique, which is by somebody who looks up carelessly:
-    a meta-critic who saw sound look-ups alone would copy them.
+    The proof is read, not learnt; so are some critiques, by somebody who looks up carelessly: a meta-critic
+    who saw sound look-ups alone would copy them.
     """
-    steps, careless = scrambled_proof(rng, problem), rng.random() < 0.5
+    steps, careless = scrambled_proof(rng, problem), rng.random() < 0.3
     critique = weak_critique(rng, problem, steps, replace(noise, lookup=CARELESS) if careless else noise)
     meta = weak_meta(rng, problem, steps, critique, noise)
     turns = (
