@@ -224,7 +224,7 @@ class Model(nn.Module):
         if p.ndim == 1:
             return nn.init.ones_(p)
         if name == "embed_conv":
-            # Strong from the start: `a < b` is told from `c < b` by it. At 0.3 a model asks of each term alone
+            # Strong from the start: it tells `a < b` from `c < b`. At 0.3 a model asks of each term alone
             # whether a fact has it, for thousands of steps.
             return nn.init.normal_(p, std=0.6, generator=generator)
         std = p.shape[-1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5

@@ -231,8 +231,8 @@ def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
     """A chain of which about a third of the steps are given, a third state another relation, and a third are
     not given: nothing but reading the facts tells which.
 
-    Most steps that are not given join a term on the left of some fact to one on the right of another. Where
-    these are rare a model learns to ask of each term alone whether a fact has it on that side, and passes them.
+    About half of the steps that are not given join a term on the left of some fact to one on the right of
+    another: a model that asks of each term alone whether a fact has it on that side passes them.
     """
     terms = sorted({t for fact in problem.facts for t in (fact.left, fact.right)})
     lefts, rights = ({pair[side] for pair in problem.table} for side in (0, 1))
