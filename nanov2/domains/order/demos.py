@@ -228,7 +228,7 @@ def weak_meta(
 
 
 def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
-    """A chain of which about a third of the steps are given, a third state another relation, and a third are
+    """A chain of which about a quarter of the steps are given, a quarter state another relation, and half are
     not given: nothing but reading the facts tells which.
 
     About half of the steps that are not given join a term on the left of some fact to one on the right of
