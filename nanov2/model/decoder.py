@@ -49,6 +49,10 @@ class ModelConfig:
     embed_conv: Annotated[int, Within(0, 64)] = setting(
         3, "how many preceding tokens are mixed into each embedding; 0 = plain Llama"
     )
+    embed_spread: Annotated[float, Within(0, 100)] = setting(
+        0.6,
+        "standard deviation of their weights at the start; low: it takes long to tell `a < b` from `c < b`",
+    )
     head_size: Annotated[int, Within(0, 1 << 16)] = setting(
         0, "width of a head; 0 = dim / n_heads (Qwen3 has others)"
     )
@@ -223,10 +227,8 @@ class Model(nn.Module):
             return nn.init.zeros_(p)
         if p.ndim == 1:
             return nn.init.ones_(p)
-        if name == "embed_conv":
-            # Strong from the start: it tells `a < b` from `c < b`. At 0.3 a model asks of each term alone
-            # whether a fact has it, for thousands of steps.
-            return nn.init.normal_(p, std=0.6, generator=generator)
+        if name == "embed_conv":  # strong from the start: looking a fact up rests on it
+            return nn.init.normal_(p, std=self.config.embed_spread, generator=generator)
         std = p.shape[-1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5
         if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
             std /= math.sqrt(2 * self.config.n_layers)
