@@ -168,14 +168,10 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def _make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """The optimiser's state before its first step, which it makes itself only then."""
+    """AdamW's state before its first step, which it makes itself only then."""
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if optimizer.state.get(p):
-                continue
-            if "betas" not in group:  # Muon's
-                optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p.detach())}
-            else:
+            if not optimizer.state.get(p):
                 zeros = {key: torch.zeros_like(p.detach()) for key in ("exp_avg", "exp_avg_sq")}
                 device = p.device if group["fused"] else "cpu"
                 optimizer.state[p] = {"step": torch.zeros((), device=device)} | zeros

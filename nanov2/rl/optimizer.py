@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import increment_version
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from nanov2.distributed.ranks import Ranks
 from nanov2.distributed.safety import usable
@@ -25,12 +25,14 @@ def make_optimizer(
     """AdamW, all in one kernel; or Muon for the matrices of the blocks, and AdamW for the rest."""
     if kind == "muon":
         return Muon(model, lr, weight_decay)
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learnt, lr, BETAS, weight_decay=weight_decay, fused=True)
-    if isinstance(model, FSDPModule):
-        return optimizer
-    # The fused kernel does not say that it has changed the weights, and copies in bf16 must know.
-    optimizer.register_step_post_hook(lambda *_: increment_version(learnt))
+    return _adamw([p for p in model.parameters() if p.requires_grad], lr, weight_decay)
+
+
+def _adamw(params: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    optimizer = torch.optim.AdamW(params, lr, BETAS, weight_decay=weight_decay, fused=True)
+    if not any(isinstance(p, DTensor) for p in params):
+        # The fused kernel does not say that it has changed the weights, and copies in bf16 must know.
+        optimizer.register_step_post_hook(lambda *_: increment_version(params))
     return optimizer
 
 
@@ -46,9 +48,10 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, model: Model, lr: float, weight_decay: float):
         self.dtype = torch.bfloat16 if model.in_bf16 else torch.float32
         matrices = [p for p in model.layers.parameters() if p.ndim == 2]
-        others = [p for p in model.parameters() if all(p is not m for m in matrices)]
-        self._adamw = torch.optim.AdamW(others, lr, BETAS, weight_decay=weight_decay, fused=True)
+        chosen = set(matrices)
+        self._adamw = _adamw([p for p in model.parameters() if p not in chosen], lr, weight_decay)
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+        self.state.update({p: {"momentum_buffer": torch.zeros_like(p.detach())} for p in matrices})
         self.param_groups += self._adamw.param_groups
         self._adamw.state = self.state  # one state and one list of groups: what a checkpoint keeps
 
@@ -61,8 +64,6 @@ class Muon(torch.optim.Optimizer):
         for shape, params in shapes.items():
             nesterov = []
             for p in params:
-                if not self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
                 nesterov.append(p.grad.lerp(momentum, MOMENTUM))
             size = 0.2 * max(shape) ** 0.5  # root mean square 0.2, about that of AdamW's updates
@@ -70,7 +71,6 @@ class Muon(torch.optim.Optimizer):
             for p, update in zip(params, updates, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
         self._adamw.step()
-        increment_version(self._adamw.param_groups[0]["params"])
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
