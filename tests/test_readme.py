@@ -63,7 +63,7 @@ def checkout(finished, tmp_path_factory):
     """A folder as a user's checkout after a run: the project's files, a finished run, a chat model."""
     folder = tmp_path_factory.mktemp("checkout")
     for path in ROOT.iterdir():
-        if path.name not in ("runs", ".git") and not path.name.startswith("."):
+        if path.name not in ("runs", "models", ".git") and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     shutil.copytree(finished, folder / "runs" / "proofworld")
     for name in ("before", "after", "hacking"):
