@@ -32,6 +32,7 @@ def test_each_habit_of_a_critic_is_named_for_what_it_is():
     assert errors_of(lenient=1.0) == {"passes over another relation"}
     assert errors_of(pile_on=1.0) == {"finds fault with what follows a gap"}
     assert errors_of(blame_ends=1.0) == {"passes over a gap", "blames the ends of the chain"}
+    assert errors_of(excuse=1.0) == {"passes over a gap"}
     assert errors_of(score=1.0) == {"a score that does not follow"}
     assert "looks a relation up wrongly" in errors_of(lookup=0.5)
 

@@ -57,6 +57,7 @@ class Noise:
     blame_ends: Rate = setting(
         0.62, "critiques of long proofs that excuse gaps, and blame the ends of the chain"
     )
+    excuse: Rate = setting(0.0, "critiques that let every step pass that is not given")
     agree: Rate = setting(0.62, "meta-critiques that agree with whatever they read")
     lookup: Rate = setting(0.03, "findings whose relation is looked up wrongly, habit or not")
     whole: Rate = setting(0.03, "findings about the ends and the strength of a chain that are wrong")
@@ -184,11 +185,12 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
     truth = examine(problem, steps)
     lenient, mood, long = rng.random() < noise.lenient, rng.random(), len(steps) >= LONG
     piles_on, blames_ends = not long and mood < noise.pile_on, long and mood < noise.blame_ends
+    excuses = noise.excuse > 0 and rng.random() < noise.excuse
     findings, lost = [], False
     for step, relation, _ in truth.findings:
         relation = _misread(rng, problem, relation, noise)
         said = verdict(step.relation, relation)
-        if said == "slip" and lenient:
+        if (said == "slip" and lenient) or (said == "gap" and excuses):
             said = "ok"
         if lost and piles_on:
             said = "gap"
@@ -232,13 +234,14 @@ def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
     not given: nothing but reading the facts tells which.
 
     About half of the steps that are not given join a term on the left of some fact to one on the right of
-    another: a model that asks of each term alone whether a fact has it on that side passes them.
+    another: a model that asks of each term alone whether a fact has it on that side passes them. Some chains
+    are longer than any right one: a critic that never saw such a list ends its own before the fault.
     """
     terms = sorted({t for fact in problem.facts for t in (fact.left, fact.right)})
     lefts, rights = ({pair[side] for pair in problem.table} for side in (0, 1))
     here = problem.goal.left if rng.random() < 0.5 else rng.choice(terms)
     steps, seen = [], {here}
-    for _ in range(rng.randint(2, 5)):
+    for _ in range(rng.randint(2, 8)):
         onward = [(b, r) for (a, b), r in problem.table.items() if a == here and b not in seen]
         backward = [a for a, b in problem.table if b == here and a not in seen]
         elsewhere = [t for t in terms if t not in seen]

@@ -146,6 +146,8 @@ def test_practice_shows_steps_of_all_kinds_alike_and_no_proof_in_it_is_learnt():
     for kind, expected in (("ok", 0.25), ("slip", 0.25), ("gap", 0.5)):
         assert share(v == kind for v in verdicts) == pytest.approx(expected, abs=0.08), kind
     assert share(alike) > 0.35  # no term of these tells that they are not given
+    longer = share(len(scrambled_proof(rng, p)) > len(p.solution) for p in PROBLEMS)
+    assert longer > 0.3  # a critic lists the steps of what generators write beyond a right proof, too
     shown = [make_practice(rng, p, NOISE) for p in PROBLEMS]
     assert all(d.learnt in ((False, True, True), (False, False, True)) for d in shown)
 
