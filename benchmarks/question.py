@@ -88,7 +88,7 @@ def settings_of(
 STOPS, VARIANCE = "--generator.judge_error=0.05", "--generator.draw=variance"
 MISSES = "--meta.misses=true"
 AWARE, NO_GATE = "--aware.on=true", "--verifier2.meta_gate=false"
-# The generous base of configs/hacking.toml, and its world. The held-out sets stay as large as the other
+# The base of configs/hacking.toml, and its world. The held-out sets stay as large as the other
 # arms' are, so that figures are as sure.
 WEAK = settings_of("hacking.toml", ("model", "world", "noise", "base"), but=("held_out", "validation"))
 WEAK += settings_of("hacking.toml", ("generator",), only=("lr",))
@@ -103,11 +103,11 @@ ARMS = {  # those that are worth most come first
     "mean-v1": judged("mean", "verifier", "v1"),
     "mean-base": judged("mean", "base", "the base"),
     "min-base": judged("min", "base", "the base"),
-    "weak": Arm("a generous base", "base", WEAK),
-    "mean-weak": judged("mean", "base", "a generous base", *WEAK, takes="weak"),
-    "min-weak": judged("min", "base", "a generous base", *WEAK, takes="weak"),
-    "weak-1A": Arm("1A by the generous base", "coldstart", WEAK + FIRST, takes="weak"),
-    "weak-v1": Arm("1B from the generous base", "verifier", WEAK + FIRST, takes="weak-1A"),
+    "weak": Arm("a weak base", "base", WEAK),
+    "mean-weak": judged("mean", "base", "a weak base", *WEAK, takes="weak"),
+    "min-weak": judged("min", "base", "a weak base", *WEAK, takes="weak"),
+    "weak-1A": Arm("1A by the weak base", "coldstart", WEAK + FIRST, takes="weak"),
+    "weak-v1": Arm("1B from the weak base", "verifier", WEAK + FIRST, takes="weak-1A"),
     "trained-weak": judged(
         "mean", "verifier", "its v1, at equal tokens", *WEAK, *FIRST, "--generator.steps=30", takes="weak-v1"
     ),

@@ -67,7 +67,7 @@ V2, DEBATE, USERS, RUBRICS, OURS = "2511.22570", "a debate", "users", "2605.1247
 CLAIMS = (
     *(
         claim
-        for judge, who in (("base", "the base"), ("weak", "a generous base"))
+        for judge, who in (("base", "the base"), ("weak", "a weak base"))
         for claim in (
             Claim(f"Most perfect rewards by {who} are wrong", MAXPROOF, FALSE, f"mean-{judge}", than=0.5),
             Claim("Rewards rise", MAXPROOF, REWARD, f"mean-{judge}", f"mean-{judge} start"),
