@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
@@ -43,8 +41,8 @@ class Muon(torch.optim.Optimizer):
 
     An update has the size of AdamW's, so that one learning rate serves both (Liu et al. 2025, arXiv
     2502.16982). torch.optim.Muon is the same, one matrix after the other and in bf16 alone, which some
-    processors multiply slowly: here all matrices of a shape at once, in the model's precision, each rank a
-    share of them. Whole matrices only: no shards, no adapters.
+    processors multiply slowly: here all matrices of a shape at once, in the model's precision. Whole
+    matrices only: no shards, no adapters.
     """
 
     def __init__(self, model: Model, lr: float, weight_decay: float):
@@ -69,23 +67,10 @@ class Muon(torch.optim.Optimizer):
                 momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
                 nesterov.append(p.grad.lerp(momentum, MOMENTUM))
             size = 0.2 * max(shape) ** 0.5  # root mean square 0.2, about that of AdamW's updates
-            updates = orthogonal_by_ranks(torch.stack(nesterov).to(self.dtype)).float()
+            updates = orthogonal(torch.stack(nesterov).to(self.dtype)).float()
             for p, update in zip(params, updates, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
         self._adamw.step()
-
-
-def orthogonal_by_ranks(matrices: Tensor) -> Tensor:
-    """`orthogonal` of matrices that every rank has: each does its share, and gets the others'."""
-    size = dist.get_world_size() if dist.is_initialized() else 1
-    if size == 1:
-        return orthogonal(matrices)
-    share = -(-len(matrices) // size)
-    padded = F.pad(matrices, (0, 0, 0, 0, 0, share * size - len(matrices)))
-    mine = orthogonal(padded.chunk(size)[dist.get_rank()]).contiguous()
-    found = [torch.empty_like(mine) for _ in range(size)]
-    dist.all_gather(found, mine)
-    return torch.cat(found)[: len(matrices)]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from nanov2.model.experts import ExpertsConfig
 from nanov2.model.packing import micro_batches
 from nanov2.records import ProblemRecord, ProofRecord
 from nanov2.rl.config import BaseConfig, GRPOConfig
-from nanov2.rl.optimizer import make_optimizer, orthogonal, orthogonal_by_ranks
+from nanov2.rl.optimizer import make_optimizer
 from nanov2.rl.trainer import MICRO_TOKENS, Trainee, supervised_loss, train_grpo, train_supervised
 
 STEPS = 20
@@ -152,18 +152,6 @@ def test_two_ranks_in_shards_train_as_one_process_does(tmp_path):
         print(f"{kind}: weights differ by at most {difference:.1e}")
         assert difference <= near
         assert all(torch.equal(weights[name], other[kind][0][name]) for name in weights)
-
-
-def _orthogonal(ranks, path):
-    """Muon's updates of stacks of one, three and four matrices, as all ranks have them."""
-    stacks = [torch.randn(n, 8, 12, generator=torch.Generator().manual_seed(n)) for n in (1, 3, 4)]
-    stacks.append(stacks[1].bfloat16())
-    return [(orthogonal_by_ranks(stack), orthogonal(stack)) for stack in stacks]
-
-
-def test_ranks_share_muons_matrices_and_all_have_the_same_bits(tmp_path):
-    for found in on_ranks(_orthogonal, tmp_path):
-        assert all(torch.equal(by_ranks, alone) for by_ranks, alone in found)
 
 
 def _bytes(ranks, path):
