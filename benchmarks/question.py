@@ -88,8 +88,8 @@ def settings_of(
 STOPS, VARIANCE = "--generator.judge_error=0.05", "--generator.draw=variance"
 MISSES = "--meta.misses=true"
 AWARE, NO_GATE = "--aware.on=true", "--verifier2.meta_gate=false"
-# The base of configs/hacking.toml, and its world. The held-out sets stay as large as the other
-# arms' are, so that figures are as sure.
+# The base of configs/hacking.toml, and its world. The held-out sets stay as large as the other arms' are, so
+# that figures are as sure.
 WEAK = settings_of("hacking.toml", ("model", "world", "noise", "base"), but=("held_out", "validation"))
 WEAK += settings_of("hacking.toml", ("generator",), only=("lr",))
 WEAK += settings_of("hacking.toml", ("eval",), only=("pass_at",))

@@ -185,7 +185,7 @@ def weak_critique(rng: random.Random, problem: Problem, steps: Sequence[Step], n
     truth = examine(problem, steps)
     lenient, mood, long = rng.random() < noise.lenient, rng.random(), len(steps) >= LONG
     piles_on, blames_ends = not long and mood < noise.pile_on, long and mood < noise.blame_ends
-    excuses = noise.excuse > 0 and rng.random() < noise.excuse
+    excuses = noise.excuse > 0 and rng.random() < noise.excuse  # at 0 nothing is drawn: others' draws stay
     findings, lost = [], False
     for step, relation, _ in truth.findings:
         relation = _misread(rng, problem, relation, noise)
