@@ -53,6 +53,9 @@ class ModelConfig:
         0.6,
         "standard deviation of their weights at the start; low: it takes long to tell `a < b` from `c < b`",
     )
+    mimetic: bool = setting(
+        False, "the first head of the first block starts as a look-up: a token attends to those like it"
+    )
     head_size: Annotated[int, Within(0, 1 << 16)] = setting(
         0, "width of a head; 0 = dim / n_heads (Qwen3 has others)"
     )
@@ -72,6 +75,8 @@ class ModelConfig:
                 f"model: dim {self.dim} must be a multiple of n_heads {self.n_heads}, "
                 f"and n_heads of n_kv_heads {self.n_kv_heads}"
             )
+        if self.mimetic and self.latent:
+            raise ValueError("model: mimetic is for plain attention: leave it out, or latent")
         if self.head_dim % 2 and not self.latent:
             raise ValueError(f"model: a head is {self.head_dim} wide; rotary positions need an even width")
         kinds: dict[str, type] = {
@@ -112,6 +117,9 @@ class ModelConfig:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+LOOK_UP = ("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.k_proj.weight")  # of a mimetic model
 
 
 class Attention(nn.Module):
@@ -232,7 +240,13 @@ class Model(nn.Module):
         std = p.shape[-1] ** -0.5 if name != "embed_tokens.weight" else self.config.dim**-0.5
         if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
             std /= math.sqrt(2 * self.config.n_layers)
-        return nn.init.normal_(p, std=std, generator=generator)
+        nn.init.normal_(p, std=std, generator=generator)
+        if self.config.mimetic and name in LOOK_UP:
+            # The same for both, so that q·k of two tokens is largest where their states are alike: part of the
+            # mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828).
+            alike = torch.Generator(p.device).manual_seed(generator.initial_seed() + 1)
+            nn.init.normal_(p.detach()[: self.config.head_dim], std=std, generator=alike)
+        return p
 
     def embed(self, ids: Tensor, history) -> Tensor:
         """Embeddings [B, L, D]; with `embed_conv`, plus per-channel multiples of those of preceding tokens.
