@@ -54,10 +54,8 @@ def reading(folder: Path, problems: int) -> dict[str, tuple[int, int]]:
             hidden = model(collate([Pack(question, [Completion(answer, [True] * len(answer))])]).layout)
             likeliest = (hidden @ model.output_weight.T).argmax(1).tolist()
         places = [i for i, token in enumerate(answer) if token in says]
-        lefts, rights = ({fact[side] for fact in problem.table} for side in (0, 1))
         for i, (step, relation, _) in zip(places, truth.findings, strict=True):
-            in_place = step.left in lefts and step.right in rights
-            kind = KINDS[0 if relation else 1 + in_place]
+            kind = KINDS[0 if relation else 1 + problem.in_place(step.left, step.right)]
             asked[kind] += 1
             right[kind] += likeliest[len(question) + i - 1] == answer[i]
     return {kind: (asked[kind], right[kind]) for kind in KINDS}

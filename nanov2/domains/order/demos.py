@@ -238,14 +238,13 @@ def scrambled_proof(rng: random.Random, problem: Problem) -> tuple[Step, ...]:
     are longer than any right one: a critic that never saw such a list ends its own before the fault.
     """
     terms = sorted({t for fact in problem.facts for t in (fact.left, fact.right)})
-    lefts, rights = ({pair[side] for pair in problem.table} for side in (0, 1))
     here = problem.goal.left if rng.random() < 0.5 else rng.choice(terms)
     steps, seen = [], {here}
     for _ in range(rng.randint(2, 8)):
         onward = [(b, r) for (a, b), r in problem.table.items() if a == here and b not in seen]
         backward = [a for a, b in problem.table if b == here and a not in seen]
         elsewhere = [t for t in terms if t not in seen]
-        alike = [t for t in elsewhere if here in lefts and t in rights and (here, t) not in problem.table]
+        alike = [t for t in elsewhere if problem.in_place(here, t) and (here, t) not in problem.table]
         relation = rng.choice(problem.family.relations)
         if onward and rng.random() < 0.8:
             there, given = rng.choice(onward)

@@ -129,6 +129,15 @@ class Problem:
         """The relation that the facts give for the pair; None: they do not give it."""
         return self.table.get((left, right))
 
+    def in_place(self, left: str, right: str) -> bool:
+        """Whether each of the two is on its side of some fact, if not together."""
+        lefts, rights = self._sides
+        return left in lefts and right in rights
+
+    @cached_property
+    def _sides(self) -> tuple[set[str], set[str]]:
+        return {left for left, _ in self.table}, {right for _, right in self.table}
+
     @cached_property
     def text(self) -> str:
         *facts, last = (f"${' '.join(fact)}$" for fact in self.facts)
