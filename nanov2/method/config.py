@@ -155,7 +155,9 @@ class ProverConfig(JudgedConfig):
 class LapGeneratorConfig(ProverConfig):
     """The generator of laps 2, 3, …"""
 
-    init: Literal["base", "verifier", "previous", "consolidated"] = setting("base", "where the weights start")
+    init: Literal["base", "verifier", "generator", "previous", "consolidated"] = setting(
+        "base", "where the weights start (generator: the last lap's of phase 2; previous: of phase 3)"
+    )
     self_scores: Count = setting(
         1, "proofs of each group that the generator scores itself, for the alarm `self_gap`; 0: none"
     )

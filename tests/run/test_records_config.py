@@ -35,6 +35,7 @@ from nanov2.records import CritiqueRecord, ProofRecord, read_jsonl, write_atomic
 from nanov2.rl.logs import Progress
 from nanov2.rl.trainer import counted_tokens
 from nanov2.run.config import load_config
+from nanov2.run.phase import initial_weights
 
 CONFIGS = ("configs/proofworld.toml", "configs/smoke.toml")
 
@@ -220,8 +221,25 @@ def test_a_person_fills_in_a_file_and_nothing_written_is_lost(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS)
 def test_shipped_configurations_load(path):
     config = load_config(path)
-    assert config.selfverify.init == "base" and config.lap_selfverify.init == "generator"
+    assert config.selfverify.init == "base" and config.lap_selfverify.init != "base"
     assert config.laps == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "phase", "lap", "start"),
+    [
+        ("generator.init=base", "generator", 1, ("base", 1)),
+        ("lap_generator.init=generator", "generator", 3, ("generator", 2)),
+        ("lap_generator.init=previous", "generator", 3, ("selfverify", 2)),
+        ("lap_selfverify.init=generator", "selfverify", 3, ("generator", 3)),
+        ("lap_selfverify.init=previous", "selfverify", 3, ("selfverify", 2)),
+        ("lap_verifier2.init=previous", "verifier2", 3, ("verifier2", 2)),
+        ("lap_verifier2.init=consolidated", "verifier2", 3, ("consolidate", 3)),
+    ],
+)
+def test_where_a_phase_starts(monkeypatch, setting, phase, lap, start):
+    monkeypatch.setattr("nanov2.run.phase.starting_point", lambda run, *source: source)
+    assert initial_weights(SimpleNamespace(config=load_config(None, [f"--{setting}"])), phase, lap) == start
 
 
 def test_sections_inherit_and_overrides_win():
