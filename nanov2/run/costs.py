@@ -171,9 +171,11 @@ class Costs:
             return self.whole() + 4 * self.lora
         return 4 * self.params / self.over + self.copies()
 
-    def state(self) -> float:
-        """Of the model in training with gradients and AdamW's two moments, in fp32."""
-        return self.weights() + 12 * self.trained / self.over
+    def state(self, optimizer: str = "adamw") -> float:
+        """Of the model in training with gradients and the optimiser's moments, in fp32: AdamW's two, of which
+        Muon, which trains whole models alone, keeps one for the blocks' matrices."""
+        spared = 4 * (self.params - self.root) if optimizer == "muon" else 0
+        return self.weights() + 12 * self.trained / self.over - spared
 
     def servers(self, judge: bool) -> int:
         """Rollout engines that a run starts on its own machine: for what is trained, and for a `judge`."""

@@ -204,8 +204,8 @@ def _judges(g: GRPOConfig, name: str) -> list[str]:
 
 
 def held_bytes(work: Work, x: Costs) -> float:
-    """Weights, gradients and AdamW's moments over the shards, and each frozen model."""
-    return x.state() + x.whole() * work.frozen
+    """Weights, gradients and moments over the shards, and each frozen model."""
+    return x.state(work.settings.optimizer) + x.whole() * work.frozen
 
 
 def sampling_bytes(work: Work, x: Costs) -> float:

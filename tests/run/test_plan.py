@@ -146,7 +146,9 @@ LORA = ["--lora.rank=4", "--parallel.precision=bf16"]
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], LORA, LORA[:1], LORA[1:]], ids=["plain", "lora bf16", "lora", "bf16"]
+    "overrides",
+    [[], LORA, LORA[:1], LORA[1:], ["--grpo.optimizer=muon"]],
+    ids=["plain", "lora bf16", "lora", "bf16", "muon"],
 )
 def test_bytes_held_are_those_of_model_gradients_and_moments(overrides):
     config = load_config(None, overrides)
@@ -156,7 +158,7 @@ def test_bytes_held_are_those_of_model_gradients_and_moments(overrides):
         add_adapters(model, config.lora, 0, x.unit == 2)
     model.set_precision(config.parallel.precision)
     batch = collate(make_packs([1] * 9, [Completion([2] * 9, [True] * 9) for _ in range(2)], 99))
-    optimizer = make_optimizer(model, 1e-3, 0.0)
+    optimizer = make_optimizer(model, 1e-3, 0.0, config.generator.optimizer)
     model(batch.layout).sum().backward()
     learnt = [p for p in model.parameters() if p.requires_grad]
     for p in learnt:
@@ -166,7 +168,7 @@ def test_bytes_held_are_those_of_model_gradients_and_moments(overrides):
     copies = [m._copy[1] for m in model.modules() if isinstance(m, Linear) and m._copy]
     tensors = [*model.parameters(), *(p.grad for p in learnt), *moments, *copies]
     held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-    assert x.state() == pytest.approx(held, rel=0.02)
+    assert x.state(config.generator.optimizer) == pytest.approx(held, rel=0.02)
     assert x.trained == sum(p.numel() for p in learnt)
 
 
