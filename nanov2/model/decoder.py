@@ -242,8 +242,8 @@ class Model(nn.Module):
             std /= math.sqrt(2 * self.config.n_layers)
         nn.init.normal_(p, std=std, generator=generator)
         if self.config.mimetic and name in LOOK_UP:
-            # The same for both, so that q·k of two tokens is largest where their states are alike: part of the
-            # mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828).
+            # The same for both, so that q·k of two tokens is largest where their states are alike: part of
+            # the mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828).
             alike = torch.Generator(p.device).manual_seed(generator.initial_seed() + 1)
             nn.init.normal_(p.detach()[: self.config.head_dim], std=std, generator=alike)
         return p
