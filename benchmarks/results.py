@@ -180,7 +180,7 @@ def gains(rows: list[dict]) -> str:
 
     def mean(pair: dict) -> str:
         both = ([v for v in pair[when] if v is not None] for when in ("before", "after"))
-        return " → ".join(f"{statistics.mean(values):.3f}" for values in both)
+        return " → ".join(f"{statistics.fmean(values):.3f}" for values in both)
 
     lines = [
         [row["step"], row["figure"], mean(row["T=1"]), mean(row["T=0"])] for row in rows if row["readme"]

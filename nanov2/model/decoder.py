@@ -119,9 +119,6 @@ class ModelConfig:
         return asdict(self)
 
 
-LOOK_UP = ("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.k_proj.weight")  # of a mimetic model
-
-
 class Attention(nn.Module):
     in_bf16 = False
 
@@ -164,6 +161,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+LOOK_UP = ("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.k_proj.weight")  # of a mimetic model
 
 
 class Model(nn.Module):

@@ -202,7 +202,7 @@ def initial_weights(run: Run, phase: str, lap: int) -> tuple[Model, ChatTokenize
         "base": ("base", 1),
         "consolidated": ("consolidate", lap),
         "verifier": ("verifier2", lap),
-        "generator": ("generator", lap - (phase == "generator")),
+        "generator": ("generator", lap - 1 if phase == "generator" else lap),
         "previous": ("verifier2" if phase == "verifier2" else "selfverify", lap - 1),
     }
     return starting_point(run, *sources[config.init])

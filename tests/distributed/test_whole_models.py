@@ -110,10 +110,12 @@ def test_one_process_holds_it_and_is_seen_to(tmp_path):
     assert all(share >= 1 for share in run_phases(tmp_path / "run", Ranks())[0].values())
 
 
-@pytest.mark.parametrize("kind", ["drawn", "of a folder", "of a folder, with experts"])
+@pytest.mark.parametrize("kind", ["drawn", "drawn, mimetic", "of a folder", "of a folder, with experts"])
 def test_a_source_gives_the_weights_of_one_process(kind, tokenizer, tmp_path):
-    if kind == "drawn":
-        config = load_config(None, ["--model.n_layers=2", "--model.dim=32"])
+    drawn = kind.startswith("drawn")
+    if drawn:
+        mimetic = f"--model.mimetic={'true' if 'mimetic' in kind else 'false'}"
+        config = load_config(None, ["--model.n_layers=2", "--model.dim=32", mimetic])
         sharded = dataclasses.replace(config, parallel=ParallelConfig(shard="full"))
         whole, lazy = fresh_model(config, tokenizer), fresh_model(sharded, tokenizer)
     else:
@@ -126,7 +128,7 @@ def test_a_source_gives_the_weights_of_one_process(kind, tokenizer, tmp_path):
         given = {name: give() for name, give in lazy.source.items()}
         assert [*given] == [name for name, _ in whole.named_parameters()]
         assert all(torch.equal(p, given[name]) for name, p in whole.named_parameters())
-    if kind != "drawn":  # which must be asked for in their order
+    if not drawn:  # which must be asked for in their order
         assert fingerprint(lazy, lazy.source) == fingerprint(whole)
     assert all(p.dtype == torch.float32 for p in fill(lazy, Ranks()).parameters())
     assert fingerprint(lazy) == fingerprint(whole)
